@@ -1,0 +1,88 @@
+// Eight floats in one AVX2 register. Included by simd.h under the AVX2 target, which GCC applies to
+// members but not to friends defined in the class.
+#pragma once
+
+namespace wsfast::simd::avx2 {
+
+// Row m: the lane numbers of the set bits of m, in order (for compress).
+struct CompressTable {
+  alignas(32) int lane[256][8];
+  constexpr CompressTable() : lane() {
+    for (int m = 0; m < 256; ++m) {
+      int n = 0;
+      for (int i = 0; i < 8; ++i) {
+        if (m >> i & 1) lane[m][n++] = i;
+      }
+    }
+  }
+};
+inline constexpr CompressTable kCompress{};
+
+struct Vec {
+  static constexpr int lanes = 8;
+  using Mask = __m256;
+  __m256 v;
+
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const half_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static Vec load(const bfloat16_t* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  template <class T>
+  void store(T* p) const {
+    alignas(32) float lane[lanes];
+    _mm256_store_ps(lane, v);
+    for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
+  }
+  // p aligned to the vector: past the caches, for outputs nobody reads soon.
+  void stream(float* p) const { _mm256_stream_ps(p, v); }
+  template <class T>
+  void stream(T* p) const { store(p); }
+
+  Vec operator+(const Vec& b) const { return {_mm256_add_ps(v, b.v)}; }
+  Vec operator-(const Vec& b) const { return {_mm256_sub_ps(v, b.v)}; }
+  Vec operator*(const Vec& b) const { return {_mm256_mul_ps(v, b.v)}; }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+  }
+  static Vec min(const Vec& a, const Vec& b) { return {_mm256_min_ps(a.v, b.v)}; }
+  static Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static Mask greater(const Vec& a, const Vec& b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ); }
+  static Mask at_least(const Vec& a, const Vec& b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ); }
+  static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+  static int count(Mask m) {
+    return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m)));
+  }
+  static Vec keep(Mask m, const Vec& a) { return {_mm256_and_ps(m, a.v)}; }
+  static int compress(float* p, Mask m, const Vec& a) {
+    const int bits = _mm256_movemask_ps(m);
+    const __m256i order =
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(kCompress.lane[bits]));
+    _mm256_storeu_ps(p, _mm256_permutevar8x32_ps(a.v, order));
+    return __builtin_popcount(static_cast<unsigned>(bits));
+  }
+  static float sum(const Vec& a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  static float lowest(const Vec& a) {
+    __m128 s = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_min_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_min_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  static float highest(const Vec& a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+};
+
+inline void stream_fence() { _mm_sfence(); }
+
+}  // namespace wsfast::simd::avx2

@@ -1,0 +1,60 @@
+// Sixteen floats in one AVX-512 register. Included by simd.h under the AVX-512 target.
+#pragma once
+
+namespace wsfast::simd::avx512 {
+
+struct Vec {
+  static constexpr int lanes = 16;
+  using Mask = __mmask16;
+  __m512 v;
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const half_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Vec load(const bfloat16_t* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  template <class T>
+  void store(T* p) const {
+    alignas(64) float lane[lanes];
+    _mm512_store_ps(lane, v);
+    for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
+  }
+  // p aligned to the vector: past the caches, for outputs nobody reads soon.
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  template <class T>
+  void stream(T* p) const { store(p); }
+
+  Vec operator+(const Vec& b) const { return {_mm512_add_ps(v, b.v)}; }
+  Vec operator-(const Vec& b) const { return {_mm512_sub_ps(v, b.v)}; }
+  Vec operator*(const Vec& b) const { return {_mm512_mul_ps(v, b.v)}; }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+  }
+  static Vec min(const Vec& a, const Vec& b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static Vec max(const Vec& a, const Vec& b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Mask greater(const Vec& a, const Vec& b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+  }
+  static Mask at_least(const Vec& a, const Vec& b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+  }
+  static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+  static int count(Mask m) { return __builtin_popcount(m); }
+  static Vec keep(Mask m, const Vec& a) { return {_mm512_maskz_mov_ps(m, a.v)}; }
+  static int compress(float* p, Mask m, const Vec& a) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, a.v));
+    return __builtin_popcount(m);
+  }
+  static float sum(const Vec& a) { return _mm512_reduce_add_ps(a.v); }
+  static float lowest(const Vec& a) { return _mm512_reduce_min_ps(a.v); }
+  static float highest(const Vec& a) { return _mm512_reduce_max_ps(a.v); }
+};
+
+inline void stream_fence() { _mm_sfence(); }
+
+}  // namespace wsfast::simd::avx512

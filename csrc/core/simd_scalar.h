@@ -1,0 +1,88 @@
+// The portable vector type: four floats the compiler may keep in one SSE2 or NEON register.
+#pragma once
+
+#include "device.h"
+
+namespace wsfast::simd::scalar {
+
+struct Vec {
+  static constexpr int lanes = 4;
+  using Mask = unsigned;  // one bit per lane
+  float v[lanes];
+
+  template <class T>
+  static Vec load(const T* p) {
+    Vec r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = to_acc(p[i]);
+    return r;
+  }
+  static Vec set1(float x) { return {{x, x, x, x}}; }
+  template <class T>
+  void store(T* p) const {
+    for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(v[i]);
+  }
+  template <class T>
+  void stream(T* p) const { store(p); }
+
+  friend Vec operator+(Vec a, const Vec& b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  friend Vec operator-(Vec a, const Vec& b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  friend Vec operator*(Vec a, const Vec& b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) { return a * b + c; }
+  static Vec min(Vec a, const Vec& b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+  }
+  static Vec max(Vec a, const Vec& b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+  }
+  static Mask greater(const Vec& a, const Vec& b) {
+    Mask m = 0;
+    for (int i = 0; i < lanes; ++i) m |= unsigned(a.v[i] > b.v[i]) << i;
+    return m;
+  }
+  static Mask at_least(const Vec& a, const Vec& b) {
+    Mask m = 0;
+    for (int i = 0; i < lanes; ++i) m |= unsigned(a.v[i] >= b.v[i]) << i;
+    return m;
+  }
+  static Mask both(Mask a, Mask b) { return a & b; }
+  static int count(Mask m) { return __builtin_popcount(m); }
+  static Vec keep(Mask m, Vec a) {
+    for (int i = 0; i < lanes; ++i) a.v[i] = (m >> i & 1u) ? a.v[i] : 0.0f;
+    return a;
+  }
+  // Writes the masked lanes to p in order, and may write `lanes` values in all.
+  static int compress(float* p, Mask m, const Vec& a) {
+    int n = 0;
+    for (int i = 0; i < lanes; ++i) {
+      p[n] = a.v[i];
+      n += m >> i & 1u;
+    }
+    return n;
+  }
+  static float sum(const Vec& a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+  static float lowest(const Vec& a) {
+    float r = a.v[0];
+    for (int i = 1; i < lanes; ++i) r = a.v[i] < r ? a.v[i] : r;
+    return r;
+  }
+  static float highest(const Vec& a) {
+    float r = a.v[0];
+    for (int i = 1; i < lanes; ++i) r = a.v[i] > r ? a.v[i] : r;
+    return r;
+  }
+};
+
+inline void stream_fence() {}
+
+}  // namespace wsfast::simd::scalar

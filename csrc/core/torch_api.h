@@ -1,0 +1,109 @@
+// The only door to torch: every other file sees wsfast::Tensor and the helpers below.
+//
+// Built on the LibTorch Stable ABI (TORCH_TARGET_VERSION in setup.py), so one binary serves every
+// torch from 2.11 on. Autograd, autocast and fake kernels live in Python (torch.library).
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "device.h"
+
+#define WS_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
+
+namespace wsfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Last line of defence behind the Python checks; messages start with "wsfast::<op>:".
+inline void check_rank(const char* op, const char* name, const Tensor& tensor, int64_t rank) {
+  WS_CHECK(tensor.dim() == rank, "wsfast::", op, ": ", name, " must have ", rank,
+           " dimensions, got ", tensor.dim());
+}
+
+inline void check_same_kind(const char* op, const Tensor& first, const Tensor& second) {
+  WS_CHECK(first.scalar_type() == second.scalar_type(), "wsfast::", op,
+           ": tensors must share one dtype");
+  WS_CHECK(first.get_device_index() == second.get_device_index(), "wsfast::", op,
+           ": tensors must live on one device");
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         ScalarType dtype) {
+  const std::vector<int64_t> shape(sizes);
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = tensor.size(static_cast<int64_t>(d));
+  return sizes;
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
+
+// float32 for the half types, the tensor's own dtype otherwise.
+inline ScalarType accumulate_dtype(ScalarType dtype) {
+  const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  return half ? ScalarType::Float : dtype;
+}
+
+// Element pointers as the torch-free kernel types (same bits as torch's Half and BFloat16).
+template <class T>
+const T* read_ptr(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+template <class T>
+T* write_ptr(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Calls body.operator()<T>() with the kernel type of a floating dtype.
+template <class Body>
+void dispatch_floating(ScalarType dtype, const char* op, Body&& body) {
+  switch (dtype) {
+    case ScalarType::Float: return body.template operator()<float>();
+    case ScalarType::Double: return body.template operator()<double>();
+    case ScalarType::Half: return body.template operator()<half_t>();
+    case ScalarType::BFloat16: return body.template operator()<bfloat16_t>();
+    default: WS_CHECK(false, "wsfast::", op, ": unsupported dtype");
+  }
+}
+
+// body(begin, end) over torch's own thread pool; nested calls run on the calling thread.
+template <class Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  if (end > begin) torch::stable::parallel_for(begin, end, grain, body);
+}
+
+inline int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+#ifdef __CUDACC__
+using DeviceGuard = torch::stable::accelerator::DeviceGuard;
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch() { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
+#endif
+
+}  // namespace wsfast

@@ -1,0 +1,230 @@
+// CUDA launchers of the truncation room.
+#include <algorithm>
+
+#include "../../core/torch_api.h"
+#include "truncation_kernels.cuh"
+
+namespace wsfast::truncation {
+namespace {
+
+constexpr int64_t kLongRow = int64_t{1} << 17;  // longer rows are counted by many blocks
+constexpr int64_t kStaticShared = kBins * 4 + 1024;
+
+struct Launch {
+  int64_t samples, channels, pixels;
+  bool per_sample;
+  double percentile;
+  cudaStream_t stream;
+
+  int64_t maps() const { return samples * channels; }
+  int64_t rows() const { return per_sample ? samples : maps(); }
+  int64_t row_length() const { return per_sample ? channels * pixels : pixels; }
+  int64_t maps_per_row() const { return per_sample ? channels : 1; }
+};
+
+Launch launch_of(const char* op, const Tensor& grads, double percentile, bool per_sample) {
+  check_rank(op, "grads", grads, 4);
+  return {grads.size(0), grads.size(1), grads.size(2) * grads.size(3), per_sample, percentile,
+          current_stream(grads)};
+}
+
+Tensor new_row_tensor(const Tensor& like, const Launch& launch, ScalarType dtype) {
+  if (launch.per_sample) return new_tensor(like, {launch.samples}, dtype);
+  return new_tensor(like, {launch.samples, launch.channels}, dtype);
+}
+
+dim3 grid_for(int64_t elements) {
+  constexpr int64_t most_blocks = int64_t{1} << 20;
+  return dim3(static_cast<unsigned>(
+      std::min(most_blocks, (elements + kThreads - 1) / kThreads)));
+}
+
+int64_t shared_limit(const Tensor& tensor) {
+  int bytes = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                        tensor.get_device_index()));
+  return bytes;
+}
+
+template <class T>
+void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
+                       acc_t<T>* weights) {
+  const int64_t n = launch.row_length();
+  const int64_t cache_bytes = n * static_cast<int64_t>(sizeof(T));
+  const dim3 grid(static_cast<unsigned>(launch.rows()));
+  if (cache_bytes + kStaticShared <= shared_limit(grads)) {
+    const auto kernel = select_row_kernel<T, true>;
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(cache_bytes)));
+    WS_LAUNCH(kernel, grid, dim3(kThreads), cache_bytes, launch.stream, read_ptr<T>(grads), n,
+              launch.percentile, thresholds, truncated, weights);
+  } else {
+    const auto kernel = select_row_kernel<T, false>;
+    WS_LAUNCH(kernel, grid, dim3(kThreads), 0, launch.stream, read_ptr<T>(grads), n,
+              launch.percentile, thresholds, truncated, weights);
+  }
+}
+
+template <class T>
+void select_long_rows(const Tensor& grads, const Launch& launch, T* thresholds) {
+  using State = Selection<typename RowKey<T>::Key>;
+  const int64_t rows = launch.rows(), n = launch.row_length();
+  const int64_t tiles = (n + kTileLength - 1) / kTileLength;
+  const Tensor histograms =
+      torch::stable::new_zeros(grads, std::vector<int64_t>{rows, kBins}, ScalarType::Long);
+  const Tensor states = torch::stable::new_zeros(
+      grads, std::vector<int64_t>{rows, static_cast<int64_t>(sizeof(State))}, ScalarType::Byte);
+  auto* counts = write_ptr<unsigned long long>(histograms);
+  auto* selections = write_ptr<State>(states);
+  for (int level = 0; level < RowKey<T>::levels; ++level) {
+    WS_LAUNCH(count_digits_kernel<T>, dim3(static_cast<unsigned>(rows * tiles)), dim3(kThreads), 0,
+              launch.stream, read_ptr<T>(grads), n, tiles, level, selections, counts);
+    WS_LAUNCH(pick_digit_kernel<T>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0,
+              launch.stream, counts, level, launch.percentile, selections, thresholds);
+  }
+}
+
+// Thresholds of every row and, where asked by non-null pointers, the truncated gradients and the
+// mean kept gradient of every map.
+template <class T>
+void select_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
+                 acc_t<T>* weights) {
+  if (launch.maps() == 0 || launch.pixels == 0) return;
+  const int64_t n = launch.row_length();
+  const bool long_rows = n > kLongRow;
+  const bool weigh_apart = weights != nullptr && (long_rows || launch.per_sample);
+  if (long_rows) {
+    select_long_rows(grads, launch, thresholds);
+    if (truncated != nullptr) {
+      const int64_t total = launch.rows() * n;
+      WS_LAUNCH(keep_kernel<T>, grid_for(total), dim3(kThreads), 0, launch.stream,
+                read_ptr<T>(grads), total, n, thresholds, truncated);
+    }
+  } else {
+    select_short_rows(grads, launch, thresholds, truncated, weigh_apart ? nullptr : weights);
+  }
+  if (weigh_apart) {
+    WS_LAUNCH(map_weight_kernel<T>, dim3(static_cast<unsigned>(launch.maps())), dim3(kThreads), 0,
+              launch.stream, read_ptr<T>(grads), launch.pixels, launch.maps_per_row(), thresholds,
+              weights);
+  }
+  check_launch();
+}
+
+Tensor positive_percentile_cuda(const Tensor& grads, double percentile, bool per_sample) {
+  const torch::stable::accelerator::DeviceGuard guard(grads.get_device_index());
+  const Tensor g = as_contiguous(grads);
+  const Launch launch = launch_of("positive_percentile", g, percentile, per_sample);
+  const Tensor thresholds = new_row_tensor(g, launch, g.scalar_type());
+  Tensor out = new_row_tensor(g, launch, g.scalar_type());
+  if (launch.rows() == 0) return out;
+  if (launch.row_length() == 0) {
+    torch::stable::fill_(out, infinity<double>());
+    return out;
+  }
+  dispatch_floating(g.scalar_type(), "positive_percentile", [&]<class T>() {
+    select_rows<T>(g, launch, write_ptr<T>(thresholds), nullptr, nullptr);
+    WS_LAUNCH(interpolate_kernel<T>, dim3(static_cast<unsigned>(launch.rows())), dim3(kThreads), 0,
+              launch.stream, read_ptr<T>(g), launch.row_length(), percentile,
+              read_ptr<T>(thresholds), write_ptr<T>(out));
+    check_launch();
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> truncate_gradients_cuda(const Tensor& grads, double percentile,
+                                                   bool per_sample) {
+  const torch::stable::accelerator::DeviceGuard guard(grads.get_device_index());
+  const Tensor g = as_contiguous(grads);
+  const Launch launch = launch_of("truncate_gradients", g, percentile, per_sample);
+  Tensor out = new_tensor(g, sizes_of(g), g.scalar_type());
+  Tensor thresholds = new_row_tensor(g, launch, g.scalar_type());
+  if (launch.row_length() == 0) torch::stable::fill_(thresholds, infinity<double>());
+  dispatch_floating(g.scalar_type(), "truncate_gradients", [&]<class T>() {
+    select_rows<T>(g, launch, write_ptr<T>(thresholds), write_ptr<T>(out), nullptr);
+  });
+  return {out, thresholds};
+}
+
+struct CamTensors {
+  Tensor activations, grads, cams, thresholds;
+};
+
+CamTensors prepare_cam(const char* op, const Tensor& activations, const Tensor& grads,
+                       const Launch& launch, bool accumulate_output) {
+  check_same_kind(op, activations, grads);
+  WS_CHECK(sizes_of(activations) == sizes_of(grads), "wsfast::", op,
+           ": activations and grads must have one shape");
+  const ScalarType dtype = grads.scalar_type();
+  Tensor thresholds = new_row_tensor(grads, launch, dtype);
+  if (launch.row_length() == 0) torch::stable::fill_(thresholds, infinity<double>());
+  return {as_contiguous(activations), as_contiguous(grads),
+          new_tensor(grads, {launch.samples, grads.size(2), grads.size(3)},
+                     accumulate_output ? accumulate_dtype(dtype) : dtype),
+          thresholds};
+}
+
+// Calls body.operator()<T, Out>() for the input dtype and the output it asks for.
+template <class Body>
+void dispatch_cam(const char* op, ScalarType dtype, bool accumulate_output, const Body& body) {
+  dispatch_floating(dtype, op, [&]<class T>() {
+    if (accumulate_output) {
+      body.template operator()<T, acc_t<T>>();
+    } else {
+      body.template operator()<T, T>();
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> truncated_gradcam_cuda(const Tensor& activations,
+                                                          const Tensor& grads, double percentile,
+                                                          bool per_sample,
+                                                          bool accumulate_output) {
+  const torch::stable::accelerator::DeviceGuard guard(grads.get_device_index());
+  const Launch launch = launch_of("truncated_gradcam", grads, percentile, per_sample);
+  const CamTensors t =
+      prepare_cam("truncated_gradcam", activations, grads, launch, accumulate_output);
+  Tensor weights = new_tensor(grads, {launch.samples, launch.channels},
+                              accumulate_dtype(grads.scalar_type()));
+  dispatch_cam("truncated_gradcam", grads.scalar_type(), accumulate_output, [&]<class T, class Out>() {
+    select_rows<T>(t.grads, launch, write_ptr<T>(t.thresholds), nullptr,
+                   write_ptr<acc_t<T>>(weights));
+    if (launch.samples * launch.pixels == 0) return;
+    const auto kernel = weighted_cam_kernel<T, Out>;
+    WS_LAUNCH(kernel, grid_for(launch.samples * launch.pixels), dim3(kThreads), 0, launch.stream,
+              read_ptr<T>(t.activations), read_ptr<acc_t<T>>(weights), launch.samples,
+              launch.channels, launch.pixels, write_ptr<Out>(t.cams));
+    check_launch();
+  });
+  return {t.cams, weights, t.thresholds};
+}
+
+std::tuple<Tensor, Tensor> truncated_layercam_cuda(const Tensor& activations, const Tensor& grads,
+                                                   double percentile, bool per_sample,
+                                                   bool accumulate_output) {
+  const torch::stable::accelerator::DeviceGuard guard(grads.get_device_index());
+  const Launch launch = launch_of("truncated_layercam", grads, percentile, per_sample);
+  const CamTensors t =
+      prepare_cam("truncated_layercam", activations, grads, launch, accumulate_output);
+  dispatch_cam("truncated_layercam", grads.scalar_type(), accumulate_output, [&]<class T, class Out>() {
+    select_rows<T>(t.grads, launch, write_ptr<T>(t.thresholds), nullptr, nullptr);
+    if (launch.samples * launch.pixels == 0) return;
+    const auto kernel = kept_product_cam_kernel<T, Out>;
+    WS_LAUNCH(kernel, grid_for(launch.samples * launch.pixels), dim3(kThreads), 0, launch.stream,
+              read_ptr<T>(t.activations), read_ptr<T>(t.grads), read_ptr<T>(t.thresholds),
+              launch.maps_per_row(), launch.samples, launch.channels, launch.pixels,
+              write_ptr<Out>(t.cams));
+    check_launch();
+  });
+  return {t.cams, t.thresholds};
+}
+
+}  // namespace
+}  // namespace wsfast::truncation
+
+STABLE_TORCH_LIBRARY_IMPL(wsfast, CUDA, m) {
+  m.impl("positive_percentile", TORCH_BOX(&wsfast::truncation::positive_percentile_cuda));
+  m.impl("truncate_gradients", TORCH_BOX(&wsfast::truncation::truncate_gradients_cuda));
+  m.impl("truncated_gradcam", TORCH_BOX(&wsfast::truncation::truncated_gradcam_cuda));
+  m.impl("truncated_layercam", TORCH_BOX(&wsfast::truncation::truncated_layercam_cuda));
+}

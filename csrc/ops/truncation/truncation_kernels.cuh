@@ -1,0 +1,308 @@
+// CUDA kernels of the truncation room: exact radix selection of each row's threshold, then the
+// masked copy, the map means or the channel sums. Integer counting and fixed reduction trees only,
+// so results do not depend on scheduling. No torch: the emulator runs this file on the CPU.
+#pragma once
+
+#include "truncation_math.h"
+
+namespace wsfast::truncation {
+
+inline constexpr int kThreads = 512;       // every kernel here
+inline constexpr int kBins = 2048;         // 11-bit digits
+inline constexpr int kBinsPerThread = kBins / kThreads;
+inline constexpr int64_t kTileLength = 16384;  // elements one block counts of a long row
+
+// Positive floats order like their bits, so selection walks the bits from the top, digit by digit.
+// The sign bit of a positive key is 0, which leaves 31 or 63 bits.
+template <class A>
+struct KeyOf;
+
+template <>
+struct KeyOf<float> {
+  using Key = uint32_t;
+  static constexpr int levels = 3;
+  WS_HD static int shift(int level) { return level == 0 ? 20 : level == 1 ? 9 : 0; }
+  WS_HD static int width(int level) { return level == 2 ? 9 : 11; }
+};
+
+template <>
+struct KeyOf<double> {
+  using Key = unsigned long long;
+  static constexpr int levels = 6;
+  WS_HD static int shift(int level) { return level == 5 ? 0 : 52 - 11 * level; }
+  WS_HD static int width(int level) { return level == 5 ? 8 : 11; }
+};
+
+template <class T>
+using RowKey = KeyOf<acc_t<T>>;
+
+template <class To, class From>
+WS_HD To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// How far the selection of one row has come: the key's leading digits, and the rank and number of
+// the positives that share them.
+template <class Key>
+struct Selection {
+  Key prefix;
+  long long rank;
+  long long positives;
+};
+
+// The digit of x at `level`, or -1 where x is not positive or has another prefix.
+template <class T>
+WS_DEVICE int digit_of(T value, typename RowKey<T>::Key prefix, int level) {
+  using K = RowKey<T>;
+  const acc_t<T> x = to_acc(value);
+  if (!(x > acc_t<T>(0))) return -1;
+  const typename K::Key key = same_bits<typename K::Key>(x);
+  const int low = K::shift(level), top = low + K::width(level);
+  if ((key >> top) != (prefix >> top)) return -1;
+  return static_cast<int>((key >> low) & ((typename K::Key(1) << K::width(level)) - 1));
+}
+
+// Sum of the values of earlier threads of the block. `scratch` holds one value per warp.
+WS_DEVICE inline long long block_exclusive_sum(long long value, long long* scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  long long inclusive = value;
+  for (int step = 1; step < 32; step *= 2) {
+    const long long below = warp_shfl_up(inclusive, step);
+    if (lane >= step) inclusive += below;
+  }
+  __syncthreads();
+  if (lane == 31) scratch[warp] = inclusive;
+  __syncthreads();
+  long long earlier = 0;
+  for (int w = 0; w < warp; ++w) earlier += scratch[w];
+  return earlier + inclusive - value;
+}
+
+// Finds the bin that holds the wanted rank and appends its digit to the prefix. At level 0 the
+// histogram's total is the number of positives, which fixes the rank.
+template <class K, class Count>
+WS_DEVICE void pick_digit(const Count* histogram, int level, double percentile,
+                          Selection<typename K::Key>* selection, long long* scratch) {
+  const int first = threadIdx.x * kBinsPerThread;
+  long long mine = 0;
+  for (int b = 0; b < kBinsPerThread; ++b) mine += histogram[first + b];
+  long long below = block_exclusive_sum(mine, scratch);
+  if (level == 0 && threadIdx.x == kThreads - 1) {
+    const long long positives = below + mine;
+    selection->positives = positives;
+    selection->rank = positives > 0 ? percentile_rank(percentile, positives).upper : 0;
+  }
+  __syncthreads();
+  const long long rank = selection->rank;
+  __syncthreads();
+  if (selection->positives == 0 || rank < below || rank >= below + mine) return;
+  for (int b = 0; b < kBinsPerThread; ++b) {
+    const long long count = histogram[first + b];
+    if (rank < below + count) {
+      using Key = typename K::Key;
+      selection->prefix |= static_cast<Key>(first + b) << K::shift(level);
+      selection->rank = rank - below;
+      return;
+    }
+    below += count;
+  }
+}
+
+template <class A, class Key>
+WS_DEVICE A selected_value(const Selection<Key>& selection) {
+  return selection.positives == 0 ? infinity<A>() : same_bits<A>(selection.prefix);
+}
+
+// One block selects one row's threshold; the row is kept in shared memory where it fits (Cached).
+// Then, as asked by non-null pointers, it writes the truncated row and the mean of the kept values.
+template <class T, bool Cached>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    select_row_kernel(const T* grads, int64_t n, double percentile, T* thresholds, T* truncated,
+                      acc_t<T>* weights) {
+  using K = RowKey<T>;
+  WS_DYNAMIC_SHARED(T, cache);
+  __shared__ uint32_t histogram[kBins];
+  __shared__ long long scratch[kThreads / 32];
+  __shared__ Selection<typename K::Key> selection;
+  const T* row = grads + static_cast<int64_t>(blockIdx.x) * n;
+  if (Cached) {
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) cache[i] = row[i];
+  }
+  if (threadIdx.x == 0) selection = {0, 0, 0};
+  const T* values = Cached ? cache : row;
+  for (int level = 0; level < K::levels; ++level) {
+    for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
+    __syncthreads();
+    const typename K::Key prefix = selection.prefix;
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+      const int digit = digit_of(values[i], prefix, level);
+      if (digit >= 0) atomic_add(&histogram[digit], uint32_t(1));
+    }
+    __syncthreads();
+    pick_digit<K>(histogram, level, percentile, &selection, scratch);
+    __syncthreads();
+  }
+  const acc_t<T> threshold = selected_value<acc_t<T>>(selection);
+  if (threadIdx.x == 0) thresholds[blockIdx.x] = from_acc<T>(threshold);
+  if (truncated != nullptr) {
+    T* out = truncated + static_cast<int64_t>(blockIdx.x) * n;
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+      out[i] = to_acc(values[i]) >= threshold ? values[i] : from_acc<T>(0);
+    }
+  }
+  if (weights != nullptr) {
+    __shared__ acc_t<T> sums[kThreads / 32];
+    acc_t<T> sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+      const acc_t<T> g = to_acc(values[i]);
+      sum += g >= threshold ? g : acc_t<T>(0);
+    }
+    sum = block_sum(sum, sums);
+    if (threadIdx.x == 0) weights[blockIdx.x] = sum / static_cast<acc_t<T>>(n);
+  }
+}
+
+// Long rows: many blocks count one digit of one row into its global histogram.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    count_digits_kernel(const T* grads, int64_t n, int64_t tiles, int level,
+                        const Selection<typename RowKey<T>::Key>* selections,
+                        unsigned long long* histograms) {
+  __shared__ uint32_t histogram[kBins];
+  const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
+  __syncthreads();
+  const typename RowKey<T>::Key prefix = selections[row].prefix;
+  const int64_t begin = tile * kTileLength;
+  const int64_t end = begin + kTileLength < n ? begin + kTileLength : n;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    const int digit = digit_of(grads[row * n + i], prefix, level);
+    if (digit >= 0) atomic_add(&histogram[digit], uint32_t(1));
+  }
+  __syncthreads();
+  for (int b = threadIdx.x; b < kBins; b += kThreads) {
+    if (histogram[b] != 0) {
+      atomic_add(&histograms[row * kBins + b], static_cast<unsigned long long>(histogram[b]));
+    }
+  }
+}
+
+// One block per row turns the row's histogram into the next digit and clears it for the next level.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    pick_digit_kernel(unsigned long long* histograms, int level, double percentile,
+                      Selection<typename RowKey<T>::Key>* selections, T* thresholds) {
+  using K = RowKey<T>;
+  __shared__ long long scratch[kThreads / 32];
+  unsigned long long* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
+  pick_digit<K>(histogram, level, percentile, &selections[blockIdx.x], scratch);
+  __syncthreads();
+  for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
+  if (level == K::levels - 1 && threadIdx.x == 0) {
+    thresholds[blockIdx.x] = from_acc<T>(selected_value<acc_t<T>>(selections[blockIdx.x]));
+  }
+}
+
+// truncated = grads where grads >= the row's threshold, else 0
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    keep_kernel(const T* grads, int64_t total, int64_t n, const T* thresholds, T* truncated) {
+  for (int64_t i = global_thread_id(); i < total; i += global_thread_count()) {
+    truncated[i] = to_acc(grads[i]) >= to_acc(thresholds[i / n]) ? grads[i] : from_acc<T>(0);
+  }
+}
+
+// One block per map: the mean of its kept gradients (LTGrad-CAM eq. 9). `maps_per_row` maps share
+// a threshold.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    map_weight_kernel(const T* grads, int64_t pixels, int64_t maps_per_row, const T* thresholds,
+                      acc_t<T>* weights) {
+  __shared__ acc_t<T> sums[kThreads / 32];
+  const int64_t map = blockIdx.x;
+  const acc_t<T> threshold = to_acc(thresholds[map / maps_per_row]);
+  acc_t<T> sum = 0;
+  for (int64_t i = threadIdx.x; i < pixels; i += kThreads) {
+    const acc_t<T> g = to_acc(grads[map * pixels + i]);
+    sum += g >= threshold ? g : acc_t<T>(0);
+  }
+  sum = block_sum(sum, sums);
+  if (threadIdx.x == 0) weights[map] = sum / static_cast<acc_t<T>>(pixels);
+}
+
+// One block per row: the interpolated percentile from the kept order statistic and the one below.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    interpolate_kernel(const T* grads, int64_t n, double percentile, const T* thresholds, T* out) {
+  using A = acc_t<T>;
+  __shared__ long long counts[kThreads / 32];
+  __shared__ A values[kThreads / 32];
+  const T* row = grads + static_cast<int64_t>(blockIdx.x) * n;
+  const A upper = to_acc(thresholds[blockIdx.x]);
+  long long positives = 0, smaller = 0;
+  A largest = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+    const A x = to_acc(row[i]);
+    const bool positive = x > A(0), under = positive && x < upper;
+    positives += positive;
+    smaller += under;
+    largest = under && x > largest ? x : largest;
+  }
+  positives = block_sum(positives, counts);
+  smaller = block_sum(smaller, counts);
+  largest = block_max(largest, values);
+  if (threadIdx.x == 0) {
+    A result = infinity<A>();
+    if (positives > 0) {
+      const Rank rank = percentile_rank(percentile, positives);
+      result = interpolate(rank.lower >= smaller ? upper : largest, upper, rank.fraction);
+    }
+    out[blockIdx.x] = from_acc<T>(result);
+  }
+}
+
+template <class A>
+WS_DEVICE A relu_keeping_nan(A x) {
+  return x < A(0) ? A(0) : x;
+}
+
+// relu(sum_k w_k A_k): one thread per pixel, channels in order.
+template <class T, class Out>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    weighted_cam_kernel(const T* activations, const acc_t<T>* weights, int64_t samples,
+                        int64_t channels, int64_t pixels, Out* cams) {
+  for (int64_t i = global_thread_id(); i < samples * pixels; i += global_thread_count()) {
+    const int64_t sample = i / pixels, pixel = i % pixels;
+    acc_t<T> sum = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t map = sample * channels + c;
+      const acc_t<T> weight = weights[map];
+      if (weight != acc_t<T>(0)) sum += weight * to_acc(activations[map * pixels + pixel]);
+    }
+    cams[i] = from_acc<Out>(relu_keeping_nan(sum));
+  }
+}
+
+// relu(sum_k T(g_k) A_k): one thread per pixel, channels in order.
+template <class T, class Out>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    kept_product_cam_kernel(const T* activations, const T* grads, const T* thresholds,
+                            int64_t maps_per_row, int64_t samples, int64_t channels,
+                            int64_t pixels, Out* cams) {
+  for (int64_t i = global_thread_id(); i < samples * pixels; i += global_thread_count()) {
+    const int64_t sample = i / pixels, pixel = i % pixels;
+    acc_t<T> sum = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t map = sample * channels + c;
+      const acc_t<T> g = to_acc(grads[map * pixels + pixel]);
+      const bool kept = g >= to_acc(thresholds[map / maps_per_row]);
+      sum += (kept ? g : acc_t<T>(0)) * to_acc(activations[map * pixels + pixel]);
+    }
+    cams[i] = from_acc<Out>(relu_keeping_nan(sum));
+  }
+}
+
+}  // namespace wsfast::truncation

@@ -1,0 +1,159 @@
+"""Native build of wsfast: `_C` (CPU, always) and `_C_cuda` (when nvcc fits the torch in use).
+
+Metadata lives in pyproject.toml. Environment:
+  WSFAST_CUDA=auto|1|0   build CUDA kernels if possible | or fail | never   (default auto)
+  WSFAST_NATIVE=0        build nothing; every op runs its PyTorch reference
+  WSFAST_DEBUG=1         -O0 -g and assertions
+  TORCH_CUDA_ARCH_LIST   GPU architectures (default "8.0;9.0+PTX", no GPU needed to build)
+  MAX_JOBS               parallel compile jobs (default: by cores and memory)
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    sys.exit(
+        "wsfast builds against torch, and torch cannot be imported here: install torch>=2.11 "
+        "first, or drop --no-build-isolation."
+    )
+
+ROOT = Path(__file__).parent
+TARGET_TORCH = "0x020b000000000000"  # stable ABI of torch 2.11: one binary for every later torch
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+DEBUG = os.environ.get("WSFAST_DEBUG", "0") == "1"
+
+
+def box(message: str) -> None:
+    """Print a message that survives a long build log."""
+    rule = "=" * 88
+    print(f"{rule}\nwsfast: {message}\n{rule}", file=sys.stderr)
+
+
+def nvcc_major() -> int | None:
+    """Major version of the nvcc that torch's build helper would call, None without one."""
+    if CUDA_HOME is None:
+        return None
+    try:
+        text = subprocess.check_output([f"{CUDA_HOME}/bin/nvcc", "--version"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+)\.", text)
+    return int(found.group(1)) if found else None
+
+
+def cuda_obstacle() -> str | None:
+    """Why CUDA kernels cannot be built here, None if they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build"
+    major = nvcc_major()
+    if major is None:
+        return "nvcc was not found"
+    if major != int(torch.version.cuda.split(".")[0]):
+        return f"nvcc is CUDA {major}, torch {torch.__version__} is CUDA {torch.version.cuda}"
+    return None
+
+
+def want_cuda() -> bool:
+    """Resolve WSFAST_CUDA (FORCE_CUDA=1 counts as 1)."""
+    mode = os.environ.get("WSFAST_CUDA", "1" if os.environ.get("FORCE_CUDA") == "1" else "auto")
+    if mode not in ("auto", "0", "1"):
+        sys.exit(f"wsfast: WSFAST_CUDA must be auto, 1 or 0, got {mode}")
+    if mode == "0":
+        return False
+    obstacle = cuda_obstacle()
+    if obstacle and mode == "1":
+        sys.exit(f"wsfast: WSFAST_CUDA=1, but {obstacle}.")
+    if obstacle:
+        box(f"building CPU kernels only: {obstacle}.")
+    return obstacle is None
+
+
+def default_jobs() -> int:
+    """One compile job per core and per 2 GB of memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // (2 << 30)))
+
+
+def sources(pattern: str) -> list[str]:
+    """Source files of every room that match, relative to the root."""
+    return [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(pattern))]
+
+
+def cxx_flags() -> list[str]:
+    """Host compiler flags; SIMD is chosen at run time, so no -march here."""
+    level = ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
+    return [*level, "-std=c++20", "-Wno-psabi", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
+
+
+def nvcc_flags() -> list[str]:
+    """Device compiler flags; no --use_fast_math, results follow the reference."""
+    level = ["-O0", "-G"] if DEBUG else ["-O3", "-lineinfo", "-DNDEBUG"]
+    return [
+        *level, "-std=c++20", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}",
+        "--threads", "2", "-Xfatbin", "-compress-all", "-Xcompiler", "-fvisibility=hidden",
+    ]  # fmt: skip
+
+
+def cpu_extension() -> CppExtension:
+    """The library with every schema and the CPU kernels."""
+    return CppExtension(
+        "wsfast._C",
+        [*sources("csrc/core/*.cpp"), *sources("csrc/ops/*/*_cpu.cpp")],
+        depends=sources("csrc/**/*.h"),
+        py_limited_api=True,
+        extra_compile_args={"cxx": cxx_flags()},
+    )
+
+
+def cuda_extension() -> CUDAExtension:
+    """The library with the CUDA kernels; static cudart, so only the driver is needed."""
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    extension = CUDAExtension(
+        "wsfast._C_cuda",
+        [*sources("csrc/core/*.cu"), *sources("csrc/ops/*/*_cuda.cu")],
+        depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh")],
+        py_limited_api=True,
+        extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
+    )
+    dynamic = {"cudart", "c10_cuda"}
+    extension.libraries = [name for name in extension.libraries if name not in dynamic]
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    return extension
+
+
+def extensions() -> list[CppExtension]:
+    """What this build makes."""
+    if os.environ.get("WSFAST_NATIVE", "1") == "0":
+        box("WSFAST_NATIVE=0: no native kernels, every op runs its PyTorch reference.")
+        return []
+    os.environ.setdefault("MAX_JOBS", str(default_jobs()))
+    return [cpu_extension(), cuda_extension()] if want_cuda() else [cpu_extension()]
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for one platform and every Python: the libraries do not use Python's C API."""
+
+    def finalize_options(self) -> None:  # noqa: D102
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self) -> tuple[str, str, str]:  # noqa: D102
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={
+        "build_ext": BuildExtension.with_options(no_python_abi_suffix=True),
+        "bdist_wheel": PlatformWheel,
+    },
+)

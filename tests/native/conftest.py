@@ -1,0 +1,1 @@
+from .emulator import emulator  # noqa: F401

@@ -1,0 +1,79 @@
+"""Argument checks with one message format, usable from eager, scripted and compiled code.
+
+Every message reads ``wsfast.<function>: <argument> must be <expected>, got <actual>``.
+Values, shapes and device mixes raise ``ValueError``; types and dtypes raise ``TypeError``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def value_error(where: str, argument: str, expected: str, actual: str) -> None:
+    """Raise the ``ValueError`` of the common message format."""
+    raise ValueError(f"wsfast.{where}: {argument} must be {expected}, got {actual}")
+
+
+def type_error(where: str, argument: str, expected: str, actual: str) -> None:
+    """Raise the ``TypeError`` of the common message format."""
+    raise TypeError(f"wsfast.{where}: {argument} must be {expected}, got {actual}")
+
+
+@torch.jit.unused
+def _tensor_or_type_error(where: str, argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        type_error(where, argument, "a torch.Tensor", type(value).__name__)
+
+
+@torch.jit.unused
+def _number_or_type_error(where: str, argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        type_error(where, argument, "a number", type(value).__name__)
+
+
+def check_tensor(where: str, argument: str, value: Tensor) -> None:
+    """Raise TypeError unless ``value`` is a tensor (scripted code knows already)."""
+    if not torch.jit.is_scripting():
+        _tensor_or_type_error(where, argument, value)
+
+
+def check_floating(where: str, argument: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is float32, float64, float16 or bfloat16."""
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        type_error(
+            where, argument, "float32, float64, float16 or bfloat16", f"{tensor.dtype}"
+        )
+
+
+def check_rank(where: str, argument: str, tensor: Tensor, rank: int) -> None:
+    """Raise ValueError unless ``tensor`` has ``rank`` dimensions."""
+    if tensor.dim() != rank:
+        value_error(where, argument, f"a tensor of {rank} dimensions", f"shape {list(tensor.shape)}")
+
+
+def check_same_device(
+    where: str, first_name: str, first: Tensor, second_name: str, second: Tensor
+) -> None:
+    """Raise ValueError unless both tensors live on one device."""
+    if first.device != second.device:
+        value_error(
+            where,
+            second_name,
+            f"on the device of {first_name} ({first.device})",
+            f"{second.device}",
+        )
+
+
+def check_range(where: str, argument: str, value: float, low: float, high: float) -> None:
+    """Raise unless ``value`` is a number with ``low <= value <= high`` (NaN is outside)."""
+    if not torch.jit.is_scripting():
+        _number_or_type_error(where, argument, value)
+    if not (value >= low and value <= high):
+        value_error(where, argument, f"between {low} and {high}", f"{value}")
+
+
+def check_choice(where: str, argument: str, value: str, choices: list[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        value_error(where, argument, "one of " + ", ".join(choices), f"{value}")
