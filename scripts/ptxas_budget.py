@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = ROOT / "scripts" / "ptxas_budget.json"
-ARCHITECTURES = ["80", "90"]
+ARCHITECTURES = ("80", "90")  # as setup.py builds
 NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-DUSE_CUDA", "--expt-relaxed-constexpr"]
 
 Usage = dict[str, int]  # registers, spill_bytes, stack_bytes, shared_bytes
@@ -38,16 +38,15 @@ class BuildError(Exception):
     """The kernels could not be compiled; the message says why."""
 
 
-def tool(*names: str) -> str:
-    """Path of the first of these programs that is installed, beside nvcc or on PATH."""
+def tool(name: str) -> str:
+    """Path of a program, from the CUDA toolkit in CUDA_HOME or from PATH."""
     folders = [os.environ["PATH"]]
     if "CUDA_HOME" in os.environ:
         folders.insert(0, os.path.join(os.environ["CUDA_HOME"], "bin"))
-    for name in names:
-        found = shutil.which(name, path=os.pathsep.join(folders))
-        if found:
-            return found
-    raise BuildError(f"{' or '.join(names)} was not found (set CUDA_HOME or PATH)")
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    if found is None:
+        raise BuildError(f"{name} was not found (set CUDA_HOME or PATH)")
+    return found
 
 
 def nvcc_version() -> str:
@@ -77,14 +76,14 @@ def include_flags() -> list[str]:
     return [flag for path in include_paths("cuda") for flag in ("-isystem", path)]
 
 
-def compile_source(source: Path, architectures: list[str], includes: list[str]) -> str:
+def compile_source(source: Path, includes: list[str]) -> str:
     """What ptxas says about one file's kernels."""
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     command = [tool("nvcc"), "--fatbin", *NVCC_FLAGS, *includes, *targets, "-Xptxas", "-v",
                str(source), "-o", os.devnull]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise BuildError(f"nvcc cannot compile {source.relative_to(ROOT)}\n{done.stderr}")
+        raise BuildError(f"nvcc cannot compile {source}\n{done.stderr}")
     return done.stdout + done.stderr
 
 
@@ -112,17 +111,17 @@ def parse(text: str) -> dict[tuple[str, str], Usage]:
 def demangle(names: list[str]) -> dict[str, str]:
     """Readable kernel names, without parameter lists and wsfast's own namespace."""
     text = subprocess.run(
-        [tool("cu++filt", "c++filt"), "-p"], input="\n".join(names), capture_output=True, text=True
+        [tool("c++filt"), "-p"], input="\n".join(names), capture_output=True, text=True
     ).stdout
     readable = [name.strip().replace("wsfast::", "") for name in text.splitlines()]
     return dict(zip(names, readable, strict=True))
 
 
-def measure(files: list[Path], architectures: list[str], jobs: int) -> Kernels:
+def measure(files: list[Path], jobs: int) -> Kernels:
     """Compile all files and collect their kernels' usage."""
     includes = include_flags()
     with ThreadPoolExecutor(jobs) as pool:
-        texts = pool.map(lambda file: compile_source(file, architectures, includes), files)
+        texts = pool.map(lambda file: compile_source(file, includes), files)
         usages = {key: usage for text in texts for key, usage in parse(text).items()}
     names = demangle(sorted({name for name, _ in usages}))
     kernels: Kernels = {}
@@ -170,10 +169,6 @@ def parse_arguments() -> argparse.Namespace:
         "--update", action="store_true", help="write the measured numbers as the new budget"
     )
     parser.add_argument(
-        "--arch", nargs="+", default=ARCHITECTURES, metavar="NN",
-        help=f"compute capabilities to compile for (default: {' '.join(ARCHITECTURES)})",
-    )  # fmt: skip
-    parser.add_argument(
         "--slack", type=int, default=0, metavar="N",
         help="registers allowed above the budget, for another nvcc than the budget's (default: 0)",
     )  # fmt: skip
@@ -203,7 +198,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         files = sources(arguments.rooms)
-        kernels = measure(files, arguments.arch, arguments.jobs)
+        kernels = measure(files, arguments.jobs)
         nvcc = nvcc_version()
     except BuildError as error:
         print(f"ptxas_budget: {error}", file=sys.stderr)

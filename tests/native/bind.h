@@ -21,8 +21,13 @@ template <class T>
 using wire_t =
     std::conditional_t<std::is_same_v<T, half_t> || std::is_same_v<T, bfloat16_t>, uint16_t, T>;
 
+// A contiguous array of exactly this element type: pybind11 converts nothing, so that bits of a half
+// type are never taken for numbers.
 template <class T>
-using Array = py::array_t<wire_t<T>, py::array::c_style>;
+class Array : public py::array_t<wire_t<T>, py::array::c_style> {
+ public:
+  using py::array_t<wire_t<T>, py::array::c_style>::array_t;
+};
 
 // Memory of exactly `count` elements on the heap, so that ASan sees any access outside. New memory
 // holds garbage (NaN, -1): what a kernel forgets to write shows.

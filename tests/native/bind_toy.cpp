@@ -134,11 +134,8 @@ Array<T> narrow(const Array<float>& x) {
 }
 
 }  // namespace
-}  // namespace wsfast::bind
 
-void bind_toy(pybind11::module_& m) {
-  using namespace wsfast;
-  using namespace wsfast::bind;
+void bind_toy(py::module_& m) {
   m.def("toy_summary", &summary<float>);
   m.def("toy_summary", &summary<double>);
   m.def("toy_summary", &summary<int64_t>);
@@ -165,3 +162,5 @@ void bind_toy(pybind11::module_& m) {
   m.def("toy_narrow_half", &narrow<half_t>);
   m.def("toy_narrow_bfloat16", &narrow<bfloat16_t>);
 }
+
+}  // namespace wsfast::bind

@@ -137,7 +137,7 @@ def compile_object(command: list[str], source: Path, toolchain: str, cache: Path
     return target
 
 
-def discard_old(cache: Path, keep: int = 200) -> None:
+def discard_old(cache: Path, keep: int = 60) -> None:
     """Drop all but the most recently used objects and modules."""
     files = [path for path in cache.iterdir() if path.suffix in (".o", ".so")]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:

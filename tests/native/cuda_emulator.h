@@ -4,7 +4,8 @@
 // UBSan: wrong indices, tails, uninitialised shared memory, overflow, barriers and warp functions
 // that part of the threads miss, results that depend on the order of threads or blocks. What it
 // cannot find: memory-order bugs, and races that no order of whole steps between two
-// synchronisation points shows.
+// synchronisation points shows. Static __shared__ memory keeps the last block's values: only another
+// order of the blocks shows that a kernel reads it too early.
 #pragma once
 
 #include <cstdint>

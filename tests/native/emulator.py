@@ -25,6 +25,7 @@ import torch
 from .build import Unavailable, build_module, compiler, runtime_library
 
 ORDERS = ("forward", "reverse", "random")
+DEFAULT_ORDER = os.environ.get("WSFAST_EMULATOR_ORDER", "forward")
 SUFFIX = {torch.float16: "_half", torch.bfloat16: "_bfloat16"}
 
 
@@ -79,7 +80,7 @@ class Emulator:
         try:
             yield
         finally:
-            self._request("set_order", ("forward", 0))
+            self._request("set_order", (DEFAULT_ORDER, 0))
 
     def stop(self) -> None:
         """End the worker."""

@@ -185,6 +185,20 @@ def test_random_order_depends_on_the_seed(emulator):
     assert len(last) > 1
 
 
+def test_a_kernel_that_takes_too_long_is_an_error(emulator, monkeypatch):
+    emulator.call("toy_block_race", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(emulator, "_timeout", 0.01)
+        with pytest.raises(TimeoutError, match="toy_divergent"):
+            emulator.call("toy_divergent", SPIN, 1024)
+    assert emulator.call("toy_block_race", 1) == 0
+
+
+def test_bits_are_not_taken_for_numbers(emulator):
+    with pytest.raises(TypeError, match="incompatible"):
+        emulator.call("toy_transpose", to_bits(torch.ones(2, 2, dtype=torch.float16)), 8)
+
+
 def test_bad_arguments_are_errors(emulator):
     with pytest.raises(ValueError, match="order must be"), emulator.order("sideways"):
         pass

@@ -1,4 +1,5 @@
 // Schemas and CPU kernels of the truncation room.
+#include "../../core/memory.h"
 #include "../../core/torch_api.h"
 #include "truncation_rows.h"
 
@@ -59,7 +60,9 @@ void percentile_rows(const T* grads, const Shape& shape, double percentile, T* o
 template <class Passes, class T>
 void truncate_rows(const T* grads, const Shape& shape, double percentile, T* out, T* thresholds) {
   const int64_t n = shape.row_length();
-  const bool stream = shape.rows() * n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+  const int64_t bytes = shape.rows() * n * static_cast<int64_t>(sizeof(T));
+  const bool stream = bytes >= kStreamBytes;
+  if (stream) prefer_huge_pages(out, bytes);
   for_rows<acc_t<T>>(0, shape.rows(), n, [&](int64_t r, Workspace<acc_t<T>>& work, bool split) {
     const T* row = grads + r * n;
     const acc_t<T> threshold = row_threshold<Passes>(row, n, percentile, work, split);

@@ -17,7 +17,8 @@ from ..._check import (
     type_error,
     value_error,
 )
-from . import reference, registration
+from ..._scripting import scripted_as
+from . import reference, registration  # noqa: F401
 
 __all__ = ["positive_percentile", "truncate_gradients", "truncated_gradcam", "truncated_layercam"]
 
@@ -49,6 +50,50 @@ def _check_activations(where: str, activations: Tensor, grads: Tensor) -> None:
         )
 
 
+def _positive_percentile(grads: Tensor, percentile: float, scope: str = "map") -> Tensor:
+    _check_gradients("positive_percentile", grads, percentile, scope)
+    return torch.ops.wsfast.positive_percentile(grads, float(percentile), scope == "sample")
+
+
+def _truncate_gradients(grads: Tensor, percentile: float, scope: str = "map") -> Tensor:
+    _check_gradients("truncate_gradients", grads, percentile, scope)
+    truncated, _ = torch.ops.wsfast.truncate_gradients(
+        grads, float(percentile), scope == "sample"
+    )
+    return truncated
+
+
+def _truncated_gradcam(
+    activations: Tensor,
+    grads: Tensor,
+    percentile: float,
+    scope: str = "map",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    _check_gradients("truncated_gradcam", grads, percentile, scope)
+    _check_activations("truncated_gradcam", activations, grads)
+    cams, _, _ = torch.ops.wsfast.truncated_gradcam(
+        activations, grads, float(percentile), scope == "sample", dtype is not None
+    )
+    return cams if dtype is None else cams.to(dtype)
+
+
+def _truncated_layercam(
+    activations: Tensor,
+    grads: Tensor,
+    percentile: float,
+    scope: str = "map",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    _check_gradients("truncated_layercam", grads, percentile, scope)
+    _check_activations("truncated_layercam", activations, grads)
+    cams, _ = torch.ops.wsfast.truncated_layercam(
+        activations, grads, float(percentile), scope == "sample", dtype is not None
+    )
+    return cams if dtype is None else cams.to(dtype)
+
+
+@scripted_as(_positive_percentile)
 def positive_percentile(grads: Tensor, percentile: float, *, scope: str = "map") -> Tensor:
     r"""The q-th percentile of the positive gradients of each feature map.
 
@@ -80,10 +125,10 @@ def positive_percentile(grads: Tensor, percentile: float, *, scope: str = "map")
         >>> positive_percentile(grads, 75)
         tensor([[3.]])
     """
-    _check_gradients("positive_percentile", grads, percentile, scope)
-    return torch.ops.wsfast.positive_percentile(grads, float(percentile), scope == "sample")
+    return _positive_percentile(grads, percentile, scope)
 
 
+@scripted_as(_truncate_gradients)
 def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") -> Tensor:
     r"""Keep the gradients at or above the q-th percentile of their map's positive ones.
 
@@ -118,13 +163,10 @@ def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") 
         tensor([[[[0., 0.],
                   [2., 3.]]]])
     """
-    _check_gradients("truncate_gradients", grads, percentile, scope)
-    truncated, _ = torch.ops.wsfast.truncate_gradients(
-        grads, float(percentile), scope == "sample"
-    )
-    return truncated
+    return _truncate_gradients(grads, percentile, scope)
 
 
+@scripted_as(_truncated_gradcam)
 def truncated_gradcam(
     activations: Tensor,
     grads: Tensor,
@@ -171,14 +213,10 @@ def truncated_gradcam(
         tensor([[[1.2500, 2.5000],
                  [3.7500, 5.0000]]])
     """
-    _check_gradients("truncated_gradcam", grads, percentile, scope)
-    _check_activations("truncated_gradcam", activations, grads)
-    cams, _, _ = torch.ops.wsfast.truncated_gradcam(
-        activations, grads, float(percentile), scope == "sample", dtype is not None
-    )
-    return cams if dtype is None else cams.to(dtype)
+    return _truncated_gradcam(activations, grads, percentile, scope, dtype)
 
 
+@scripted_as(_truncated_layercam)
 def truncated_layercam(
     activations: Tensor,
     grads: Tensor,
@@ -222,9 +260,4 @@ def truncated_layercam(
         tensor([[[ 0.,  0.],
                  [ 6., 12.]]])
     """
-    _check_gradients("truncated_layercam", grads, percentile, scope)
-    _check_activations("truncated_layercam", activations, grads)
-    cams, _ = torch.ops.wsfast.truncated_layercam(
-        activations, grads, float(percentile), scope == "sample", dtype is not None
-    )
-    return cams if dtype is None else cams.to(dtype)
+    return _truncated_layercam(activations, grads, percentile, scope, dtype)

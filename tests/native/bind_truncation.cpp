@@ -1,0 +1,78 @@
+// The truncation kernels, launched as truncation_cuda.cu launches them.
+#include "../../csrc/ops/truncation/truncation_kernels.cuh"
+#include "bind.h"
+
+namespace wsfast::bind {
+namespace {
+
+namespace tr = wsfast::truncation;
+
+unsigned to_unsigned(int64_t value) { return static_cast<unsigned>(value); }
+
+template <class T>
+void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t n,
+                 double percentile, T* thresholds, T* truncated) {
+  const dim3 block(tr::kThreads), grid(to_unsigned(rows));
+  acc_t<T>* const no_weights = nullptr;
+  if (path == "cached") {
+    const auto kernel = tr::select_row_kernel<T, true>;
+    WS_LAUNCH(kernel, grid, block, n * sizeof(T), nullptr, grads, n, percentile, thresholds,
+              truncated, no_weights);
+  } else if (path == "uncached") {
+    const auto kernel = tr::select_row_kernel<T, false>;
+    WS_LAUNCH(kernel, grid, block, 0, nullptr, grads, n, percentile, thresholds, truncated,
+              no_weights);
+  } else {
+    using State = tr::Selection<typename tr::RowKey<T>::Key>;
+    const int64_t tiles = ceil_div(n, tr::kTileLength);
+    DeviceArray<unsigned long long> histograms(rows * tr::kBins);
+    DeviceArray<State> states(rows);
+    histograms.zero();
+    states.zero();
+    for (int level = 0; level < tr::RowKey<T>::levels; ++level) {
+      WS_LAUNCH(tr::count_digits_kernel<T>, dim3(to_unsigned(rows * tiles)), block, 0, nullptr,
+                grads, n, tiles, level, states.data(), histograms.data());
+      WS_LAUNCH(tr::pick_digit_kernel<T>, grid, block, 0, nullptr, histograms.data(), level,
+                percentile, states.data(), thresholds);
+    }
+    WS_LAUNCH(tr::keep_kernel<T>, dim3(2), block, 0, nullptr, grads, rows * n, n, thresholds,
+              truncated);
+  }
+}
+
+template <class T>
+py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double percentile,
+                     bool per_sample, const std::string& path) {
+  const int64_t samples = grads.shape(0), channels = grads.shape(1);
+  const int64_t pixels = grads.shape(2) * grads.shape(3);
+  const int64_t rows = per_sample ? samples : samples * channels;
+  const int64_t n = per_sample ? channels * pixels : pixels;
+  const int64_t maps_per_row = per_sample ? channels : 1;
+  const dim3 block(tr::kThreads);
+  DeviceArray<T> a(activations), g(grads), thresholds(rows), deltas(rows), truncated(g.count());
+  DeviceArray<acc_t<T>> weights(samples * channels);
+  DeviceArray<T> gradcams(samples * pixels), layercams(samples * pixels);
+  select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), truncated.data());
+  WS_LAUNCH(tr::interpolate_kernel<T>, dim3(to_unsigned(rows)), block, 0, nullptr, g.data(), n,
+            percentile, thresholds.data(), deltas.data());
+  WS_LAUNCH(tr::map_weight_kernel<T>, dim3(to_unsigned(samples * channels)), block, 0, nullptr,
+            g.data(), pixels, maps_per_row, thresholds.data(), weights.data());
+  const auto weighted = tr::weighted_cam_kernel<T, T>;
+  WS_LAUNCH(weighted, dim3(1), block, 0, nullptr, a.data(), weights.data(), samples, channels,
+            pixels, gradcams.data());
+  const auto product = tr::kept_product_cam_kernel<T, T>;
+  WS_LAUNCH(product, dim3(1), block, 0, nullptr, a.data(), g.data(), thresholds.data(),
+            maps_per_row, samples, channels, pixels, layercams.data());
+  const std::vector<py::ssize_t> map_shape = {grads.shape(0), grads.shape(2), grads.shape(3)};
+  return py::make_tuple(truncated.numpy({grads.shape(0), grads.shape(1), grads.shape(2),
+                                         grads.shape(3)}),
+                        deltas.numpy(), gradcams.numpy(map_shape), layercams.numpy(map_shape));
+}
+
+}  // namespace
+
+void bind_truncation(py::module_& m) {
+  def_floating(m, "truncation", []<class Tag>(Tag) { return &truncation<typename Tag::type>; });
+}
+
+}  // namespace wsfast::bind

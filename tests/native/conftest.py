@@ -1,1 +1,0 @@
-from .emulator import emulator  # noqa: F401

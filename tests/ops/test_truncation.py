@@ -1,0 +1,354 @@
+"""Room `truncation`: kernels against a float64 sort-based oracle, the reference and the equations."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import wsfast
+from tests.native.emulator import from_bits, to_bits
+from wsfast.ops.truncation import reference
+from wsfast.testing import FLOATING_DTYPES, tolerance
+
+SCOPES = ("map", "sample")
+PERCENTILES = (0.0, 1.0, 37.5, 50.0, 90.0, 100.0)
+SHAPES = ((2, 3, 5, 7), (2, 4, 64, 64), (1, 2, 300, 401), (3, 1, 1, 1), (0, 3, 4, 4), (2, 0, 3, 3))
+CAM_OPS = ("truncated_gradcam", "truncated_layercam")
+
+
+def oracle_truncate(row: np.ndarray, percentile: float) -> np.ndarray:
+    """Sort the positives in float64 and keep from rank ceil(q/100 (m-1)) on (LTGrad-CAM eq. 9)."""
+    positives = np.sort(row[row > 0].astype(np.float64))
+    if positives.size == 0:
+        return np.zeros_like(row)
+    limit = positives[math.ceil(percentile * (positives.size - 1) / 100)]
+    return np.where(row >= limit, row, 0)
+
+
+def oracle_percentile(row: np.ndarray, percentile: float) -> float:
+    positives = row[row > 0].astype(np.float64)
+    return float(np.percentile(positives, percentile)) if positives.size else math.inf
+
+
+def rows_of(tensor: torch.Tensor, scope: str) -> np.ndarray:
+    rows = tensor.flatten(2).flatten(0, 1) if scope == "map" else tensor.flatten(1)
+    return rows.double().cpu().numpy()
+
+
+def special_gradients() -> dict[str, torch.Tensor]:
+    g = torch.randn(2, 3, 24, 23)
+    few = torch.randint(-2, 4, g.shape).float()
+    tiny = torch.rand(g.shape) * 1e-42 - 3e-43
+    infinite = g.clone()
+    infinite[:, :, 0] = math.inf
+    infinite[:, :, 1] = -math.inf
+    mostly_zero = torch.where(torch.rand(g.shape) < 0.02, g, 0)
+    return {
+        "random": g,
+        "tied": few,
+        "constant": torch.full_like(g, 0.25),
+        "all_negative": -g.abs() - 1,
+        "zero": torch.zeros_like(g),
+        "denormal": tiny,
+        "infinite": infinite,
+        "mostly_zero": mostly_zero,
+    }
+
+
+def test_known_values() -> None:
+    grads = torch.tensor([[[[-1.0, 1.0], [2.0, 3.0]]]])
+    activations = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    assert wsfast.positive_percentile(grads, 50).item() == 2
+    assert wsfast.positive_percentile(grads, 75).item() == 2.5
+    assert wsfast.truncate_gradients(grads, 75).flatten().tolist() == [0, 0, 0, 3]
+    cam = wsfast.truncated_gradcam(activations, grads, 75)  # w = 3/4
+    assert cam.flatten().tolist() == [0.75, 1.5, 2.25, 3.0]
+    cam = wsfast.truncated_layercam(activations, grads, 50)
+    assert cam.flatten().tolist() == [0, 0, 6, 12]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("kind", special_gradients())
+def test_equals_sorting_oracle(device: torch.device, kind: str, scope: str) -> None:
+    for dtype in FLOATING_DTYPES:
+        grads = special_gradients()[kind].to(device, dtype)
+        for percentile in PERCENTILES:
+            out = wsfast.truncate_gradients(grads, percentile, scope=scope)
+            expected = [oracle_truncate(row, percentile) for row in rows_of(grads, scope)]
+            np.testing.assert_array_equal(rows_of(out, scope), np.stack(expected))
+            found = wsfast.positive_percentile(grads, percentile, scope=scope)
+            found = found.flatten().double().cpu()
+            delta = np.array([oracle_percentile(r, percentile) for r in rows_of(grads, scope)])
+            if kind != "infinite":  # numpy interpolates inf - inf to NaN
+                torch.testing.assert_close(found, torch.from_numpy(delta), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_matches_reference(
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    grads = torch.randn(shape, device=device).to(dtype)
+    activations = torch.randn(shape, device=device).to(dtype)
+    for scope in SCOPES:
+        for q in PERCENTILES:
+            out = wsfast.truncate_gradients(grads, q, scope=scope)
+            assert torch.equal(out, reference.truncate_gradients(grads, q, scope=scope))
+            torch.testing.assert_close(
+                wsfast.positive_percentile(grads, q, scope=scope),
+                reference.positive_percentile(grads, q, scope=scope),
+            )
+            for name in CAM_OPS:
+                ours = getattr(wsfast, name)(activations, grads, q, scope=scope)
+                theirs = getattr(reference, name)(activations, grads, q, scope=scope)
+                torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+                assert ours.dtype == dtype
+                assert ours.shape == (shape[0], *shape[2:])
+
+
+@pytest.mark.parametrize("name", CAM_OPS)
+def test_dtype_keeps_the_accumulator(device: torch.device, name: str) -> None:
+    grads = torch.randn(2, 9, 11, 12, device=device).half()
+    activations = torch.randn(2, 9, 11, 12, device=device).half()
+    exact = getattr(reference, name)(activations.double(), grads.double(), 50)
+    out = getattr(wsfast, name)(activations, grads, 50, dtype=torch.float32)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def strided_variants(x: torch.Tensor) -> list[torch.Tensor]:
+    wide = torch.randn(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)
+    wide[..., ::2] = x
+    return [
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        wide[..., ::2],
+        torch.nn.functional.pad(x, (3, 0))[..., 3:],
+    ]
+
+
+def test_any_strides() -> None:
+    x = torch.randn(2, 5, 8, 9)
+    for strided in strided_variants(x):
+        assert torch.equal(
+            wsfast.truncate_gradients(strided, 50), wsfast.truncate_gradients(x, 50)
+        )
+        for name in CAM_OPS:
+            op = getattr(wsfast, name)
+            assert torch.equal(op(strided, strided, 50), op(x, x, 50))
+    expanded = torch.randn(2, 1, 8, 9).expand(2, 5, 8, 9)
+    assert torch.equal(
+        wsfast.truncate_gradients(expanded, 50), reference.truncate_gradients(expanded, 50)
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 3000), st.floats(0, 100), st.integers(0, 2**31 - 1), st.sampled_from([3, 40, 0])
+)
+def test_kept_set_properties(n: int, percentile: float, seed: int, levels: int) -> None:
+    row = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    if levels:
+        row = np.round(row * levels) / np.float32(levels)
+    grads = torch.from_numpy(row).reshape(1, 1, 1, n)
+    out = wsfast.truncate_gradients(grads, percentile)[0, 0, 0]
+    np.testing.assert_array_equal(out.numpy(), oracle_truncate(row, percentile))
+    again = wsfast.truncate_gradients(2 * grads, percentile)[0, 0, 0]
+    assert torch.equal(again, 2 * out)  # positive scaling keeps the same set
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_zero_percentile_is_relu(device: torch.device, scope: str) -> None:
+    grads = torch.randn(2, 3, 65, 67, device=device)
+    assert torch.equal(wsfast.truncate_gradients(grads, 0, scope=scope), grads.relu())
+
+
+def test_nan_is_never_kept(device: torch.device) -> None:
+    grads = torch.randn(1, 2, 50, 60, device=device)
+    clean = grads.clone()
+    clean[0, 0, ::3] = -1
+    grads[0, 0, ::3] = math.nan
+    assert torch.equal(wsfast.truncate_gradients(grads, 50), wsfast.truncate_gradients(clean, 50))
+
+
+def test_long_rows() -> None:
+    """Beyond 2^24 elements in one row, where torch.quantile gives up; split across threads."""
+    grads = torch.randn(1, 5, 1900, 1800)
+    out = wsfast.truncate_gradients(grads, 70, scope="sample").flatten()
+    positives = grads[grads > 0]
+    rank = math.ceil(70 * (positives.numel() - 1) / 100)
+    limit = positives.kthvalue(rank + 1).values
+    assert torch.equal(out, torch.where(grads >= limit, grads, 0).flatten())
+
+
+@pytest.mark.parametrize("name", CAM_OPS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_backward_matches_reference(device: torch.device, name: str, scope: str) -> None:
+    for dtype in FLOATING_DTYPES:
+        results = []
+        for ops in (wsfast, reference):
+            torch.manual_seed(3)
+            a = torch.randn(2, 4, 9, 8, device=device).to(dtype).requires_grad_()
+            g = torch.randn(2, 4, 9, 8, device=device).to(dtype).requires_grad_()
+            cams = getattr(ops, name)(a, g, 40, scope=scope)
+            upstream = torch.randn(cams.shape, device=device).to(dtype)
+            results.append(torch.autograd.grad(cams, (a, g), upstream))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+
+
+def test_gradcheck(device: torch.device) -> None:
+    a = torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    g = torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    for scope in SCOPES:
+        truncate = lambda x, s=scope: wsfast.truncate_gradients(x, 40, scope=s)  # noqa: E731
+        assert torch.autograd.gradcheck(truncate, (g,))
+        assert torch.autograd.gradgradcheck(truncate, (g,))
+        for name in CAM_OPS:
+            op = lambda x, y, n=name, s=scope: getattr(wsfast, n)(x, y, 40, scope=s)  # noqa: E731
+            assert torch.autograd.gradcheck(op, (a, g))
+            assert torch.autograd.gradgradcheck(op, (a, g))
+
+
+def test_percentile_is_not_differentiable(device: torch.device) -> None:
+    grads = torch.randn(1, 2, 3, 4, device=device, requires_grad=True)
+    assert not wsfast.positive_percentile(grads, 50).requires_grad
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(device: torch.device, requires_grad: bool) -> None:
+    ops = torch.ops.wsfast
+    for dtype in (torch.float32, torch.float16):
+        a = torch.randn(2, 3, 6, 5, device=device).to(dtype).requires_grad_(requires_grad)
+        g = torch.randn(2, 3, 6, 5, device=device).to(dtype).requires_grad_(requires_grad)
+        for per_sample in (False, True):
+            opcheck(ops.positive_percentile.default, (g.detach(), 50.0, per_sample))
+            opcheck(ops.truncate_gradients.default, (g, 50.0, per_sample))
+            for name in CAM_OPS:
+                for full in (False, True):
+                    opcheck(getattr(ops, name).default, (a, g, 50.0, per_sample, full))
+
+
+def every_op(a: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        wsfast.positive_percentile(g, 50.0),
+        wsfast.truncate_gradients(g, 50.0, scope="sample"),
+        wsfast.truncated_gradcam(a, g, 50.0),
+        wsfast.truncated_layercam(a, g, 50.0),
+    ]
+
+
+def test_compile_fullgraph(device: torch.device) -> None:
+    compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
+    for n in (2, 3):
+        a = torch.randn(n, 3, 6, 5, device=device, requires_grad=True)
+        g = torch.randn(n, 3, 6, 5, device=device, requires_grad=True)
+        expected, found = every_op(a, g), compiled(a, g)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        for grad, same in zip(
+            torch.autograd.grad(sum(x.sum() for x in found[1:]), (a, g)),
+            torch.autograd.grad(sum(x.sum() for x in expected[1:]), (a, g)),
+            strict=True,
+        ):
+            torch.testing.assert_close(grad, same)
+
+
+class EveryOp(torch.nn.Module):
+    def forward(self, a: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+        return every_op(a, g)
+
+
+def test_export(device: torch.device) -> None:
+    a, g = torch.randn(2, 3, 6, 5, device=device), torch.randn(2, 3, 6, 5, device=device)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        EveryOp().eval(), (a, g), dynamic_shapes={"a": {0: batch}, "g": {0: batch}}
+    )
+    a, g = torch.randn(5, 3, 6, 5, device=device), torch.randn(5, 3, 6, 5, device=device)
+    for ours, theirs in zip(program.module()(a, g), every_op(a, g), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_script_and_trace(device: torch.device) -> None:
+    a, g = torch.randn(2, 3, 6, 5, device=device), torch.randn(2, 3, 6, 5, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(every_op)
+        traced = torch.jit.trace(every_op, (a, g))
+    for found in (scripted(a, g), traced(a, g)):
+        for ours, theirs in zip(found, every_op(a, g), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CAM_OPS)
+def test_autocast(device: torch.device, name: str) -> None:
+    a = torch.randn(2, 8, 6, 5, device=device).bfloat16().requires_grad_()
+    g = torch.randn(2, 8, 6, 5, device=device).bfloat16()
+    with torch.autocast(device.type, torch.bfloat16):
+        cams = getattr(wsfast, name)(a, g, 50)
+    assert cams.dtype == torch.float32
+    torch.testing.assert_close(cams, getattr(reference, name)(a.float(), g.float(), 50))
+    cams.sum().backward()
+    assert a.grad is not None
+    assert a.grad.dtype == torch.bfloat16
+
+
+def test_deterministic() -> None:
+    a, g = torch.randn(3, 20, 130, 129), torch.randn(3, 20, 130, 129)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append([*every_op(a, g), wsfast.truncated_gradcam(a, g, 30, scope="sample")])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+GOOD = torch.randn(2, 3, 4, 5)
+ERRORS = [
+    (lambda: wsfast.truncate_gradients(GOOD[0], 50), ValueError, "grads must be a tensor of 4"),
+    (lambda: wsfast.truncate_gradients(GOOD, 101), ValueError, "percentile must be between"),
+    (lambda: wsfast.truncate_gradients(GOOD, -1), ValueError, "percentile must be between"),
+    (lambda: wsfast.truncate_gradients(GOOD, math.nan), ValueError, "percentile must be between"),
+    (lambda: wsfast.truncate_gradients(GOOD, "50"), TypeError, "percentile must be a number"),
+    (lambda: wsfast.truncate_gradients(GOOD.int(), 50), TypeError, "grads must be float32"),
+    (lambda: wsfast.truncate_gradients([1.0], 50), TypeError, "grads must be a torch.Tensor"),
+    (lambda: wsfast.truncate_gradients(GOOD, 50, scope="batch"), ValueError, "scope must be one"),
+    (lambda: wsfast.truncate_gradients(GOOD[..., :0], 50), ValueError, "grads must be a tensor wi"),
+    (lambda: wsfast.positive_percentile(GOOD[0, 0], 50), ValueError, "grads must be a tensor of 4"),
+    (lambda: wsfast.truncated_gradcam(GOOD[:1], GOOD, 50), ValueError, "grads must be of the acti"),
+    (lambda: wsfast.truncated_gradcam(GOOD.half(), GOOD, 50), TypeError, "grads must be of the a"),
+    (lambda: wsfast.truncated_layercam(GOOD.to("meta"), GOOD, 50), ValueError, "grads must be on"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case: int) -> None:
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
+        call()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("path", ["cached", "uncached", "long"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bool) -> None:
+    a, g = torch.randn(2, 3, 9, 13).to(dtype), torch.randn(2, 3, 9, 13).to(dtype)
+    g[0, 1] = -1
+    g[1, 2] = g[1, 2].round()
+    scope = "sample" if per_sample else "map"
+    found = emulator.call("truncation", to_bits(a), to_bits(g), 40.0, per_sample, path, dtype=dtype)
+    truncated, delta, gradcam, layercam = (from_bits(x, dtype) for x in found)
+    assert torch.equal(truncated, reference.truncate_gradients(g, 40, scope=scope))
+    expected = reference.positive_percentile(g, 40, scope=scope)
+    torch.testing.assert_close(delta, expected.flatten(), **tolerance(dtype))
+    for ours, name in ((gradcam, CAM_OPS[0]), (layercam, CAM_OPS[1])):
+        expected = getattr(reference, name)(a, g, 40, scope=scope)
+        torch.testing.assert_close(ours, expected, **tolerance(dtype))
