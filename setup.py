@@ -114,8 +114,15 @@ def cpu_extension() -> CppExtension:
     )
 
 
+def static_cudart_folder() -> str | None:
+    """Where libcudart_static.a lies: with nvcc, in the usual places, or in pip's CUDA packages."""
+    homes = [Path(CUDA_HOME), Path("/usr/local/cuda"), *Path(torch.__path__[0]).parent.glob("nvidia/cu*")]
+    folders = [home / name for home in homes for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    return next((str(f) for f in folders if (f / "libcudart_static.a").exists()), None)
+
+
 def cuda_extension() -> CUDAExtension:
-    """The library with the CUDA kernels; static cudart, so only the driver is needed."""
+    """The library with the CUDA kernels; static cudart where there is one: only a driver needed."""
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     extension = CUDAExtension(
         "wsfast._C_cuda",
@@ -124,9 +131,13 @@ def cuda_extension() -> CUDAExtension:
         py_limited_api=True,
         extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
     )
-    dynamic = {"cudart", "c10_cuda"}
-    extension.libraries = [name for name in extension.libraries if name not in dynamic]
-    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    extension.libraries = [name for name in extension.libraries if name not in ("cudart", "c10_cuda")]
+    folder = static_cudart_folder()
+    if folder is None:
+        extension.libraries.append("cudart")
+    else:
+        extension.library_dirs.append(folder)
+        extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
     return extension
 
 

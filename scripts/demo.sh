@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Sets up an environment if there is none, and runs the demonstration. Arguments go to `wsfast demo`.
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+exec wsfast demo "$@"

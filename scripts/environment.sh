@@ -1,0 +1,32 @@
+# Sourced by the other scripts: an environment with wsfast and its development tools.
+#
+# An active virtual environment is used as it is; otherwise .venv is made beside this project.
+# What is already installed stays (a torch you chose, for instance); the rest comes from pip.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+  if [[ ! -x .venv/bin/python ]]; then
+    echo "wsfast: creating .venv"
+    "$PYTHON" -m venv .venv
+  fi
+  # shellcheck disable=SC1091
+  source .venv/bin/activate
+fi
+
+# A stamp of everything the build depends on makes a second run start at once.
+stamp_of() {
+  { python -c "import sys; print(sys.version)"; cat setup.py pyproject.toml; find csrc -type f -print0 | sort -z | xargs -0 cat; \
+    echo "${WSFAST_CUDA:-auto} ${TORCH_CUDA_ARCH_LIST:-}"; } | sha256sum | cut -d' ' -f1
+}
+STAMP_FILE="$VIRTUAL_ENV/.wsfast-$(pwd | sha256sum | cut -c1-12)"
+STAMP=$(stamp_of)
+if [[ "$(cat "$STAMP_FILE" 2>/dev/null || true)" != "$STAMP" ]]; then
+  echo "wsfast: installing torch and the build tools (torch is several GB the first time)"
+  python -m pip install --quiet --upgrade pip
+  python -m pip install --quiet "setuptools>=77" wheel ninja "torch>=2.11" torchvision
+  echo "wsfast: building the native libraries"
+  python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+  echo "$STAMP" > "$STAMP_FILE"
+fi

@@ -1,0 +1,101 @@
+"""Reading one image file into 8-bit RGB, or saying plainly why that is impossible."""
+
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Keeps 16-bit and float samples, gives grey or BGR without alpha, and applies the EXIF orientation
+# (IMREAD_UNCHANGED would not).
+_DECODE_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+
+
+class SkippedFile(NamedTuple):
+    """A file that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be read or decoded.
+
+    Attributes:
+        path: the file.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"wsfast.read_image: path must be a readable image, got {path} ({reason})")
+        self.path = path
+        self.reason = reason
+
+
+def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Grey images are repeated over the three channels and alpha is dropped. 16-bit samples are
+    scaled from their full range (65535 becomes 255), float samples from 0–1.
+
+    Args:
+        path: file in any format OpenCV decodes.
+
+    Returns:
+        uint8 array of shape (H, W, 3).
+
+    Raises:
+        UnreadableImageError: the file is missing, not an image, or cut short.
+
+    Example:
+        >>> import cv2, tempfile
+        >>> from pathlib import Path
+        >>> file = Path(tempfile.mkdtemp()) / "blue.png"
+        >>> _ = cv2.imwrite(str(file), np.full((2, 3, 3), (255, 0, 0), np.uint8))
+        >>> read_image(file)[0, 0].tolist()
+        [0, 0, 255]
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(path, error.strerror or "cannot be opened") from None
+    if not data:
+        raise UnreadableImageError(path, "empty file")
+    if _is_cut_short(data):  # some OpenCV versions fill the rest with grey and say nothing
+        raise UnreadableImageError(path, "file is cut short")
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _DECODE_FLAGS)
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        raise UnreadableImageError(path, "not an image or damaged")
+    return _to_rgb(_to_8_bit(path, decoded))
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG or PNG ends before its end marker."""
+    if data.startswith(b"\xff\xd8"):
+        # An EXIF thumbnail brings an end marker too, but before the main scan starts.
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    return data.startswith(b"\x89PNG") and b"IEND" not in data
+
+
+def _to_8_bit(path: Path, image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    if image.dtype == np.uint16:
+        return np.rint(image.astype(np.float32) / 257).astype(np.uint8)
+    if image.dtype in (np.float32, np.float64):
+        values = image.astype(np.float32)
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise UnreadableImageError(path, "float samples outside 0-1")
+        return np.rint(values * 255).astype(np.uint8)
+    raise UnreadableImageError(path, f"{image.dtype} samples")
+
+
+def _to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(image, code).astype(np.uint8, copy=False)

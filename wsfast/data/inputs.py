@@ -1,0 +1,165 @@
+"""The pictures a user points at: files, folders, patterns and videos as one lazy stream."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsfast._check import value_error
+from wsfast.data.images import SkippedFile, UnreadableImageError, read_image
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"})
+
+
+def expand_inputs(inputs: Iterable[str | PathLike[str]]) -> list[Path]:
+    """List the image and video files behind files, folders and patterns.
+
+    Folders are searched recursively. Folders and patterns give only files of a known image or
+    video suffix, sorted, and never hidden ones; a file named outright is taken whatever its suffix.
+
+    Args:
+        inputs: files, folders and glob patterns (``**`` goes through folders).
+
+    Returns:
+        The files, in the order of ``inputs``, each once.
+
+    Raises:
+        ValueError: an input matches no image or video.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("b.png", "a.JPG", "notes.txt"):
+        ...     (folder / name).touch()
+        >>> [file.name for file in expand_inputs([folder])]
+        ['a.JPG', 'b.png']
+    """
+    files: dict[Path, None] = {}  # a dictionary keeps the order and drops what is named twice
+    for item in inputs:
+        matches = _expand(Path(item))
+        if not matches:
+            suffixes = " ".join(sorted(s[1:] for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            value_error(
+                "expand_inputs",
+                "inputs",
+                f"files, folders or patterns with an image or video ({suffixes})",
+                f"{item}, which matches none",
+            )
+        files.update(dict.fromkeys(matches))
+    if not files:
+        value_error("expand_inputs", "inputs", "at least one file, folder or pattern", "none")
+    return list(files)
+
+
+def _expand(item: Path) -> list[Path]:
+    if item.is_file():
+        return [item]
+    if item.is_dir():
+        return [
+            path for path in sorted(item.rglob("*")) if _is_wanted(path.relative_to(item), path)
+        ]
+    matches: list[Path] = []
+    for match in sorted(glob.glob(str(item), recursive=True)):
+        path = Path(match)
+        matches += _expand(path) if path.is_dir() or _is_wanted(Path(path.name), path) else []
+    return matches
+
+
+def _is_wanted(relative: Path, path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
+
+
+class ImageFiles:
+    """A lazy stream of ``(name, image)`` over files, folders, patterns and videos.
+
+    Images are uint8 RGB arrays of shape (H, W, 3), read one at a time. A name is the file's stem,
+    for a video frame the stem and the frame's index (``clip_000012``); a name met before gets a
+    number, so names are unique. A file that cannot be read is noted in ``skipped``; the rest goes on.
+
+    Args:
+        inputs: as for :func:`expand_inputs`.
+
+    Attributes:
+        files: what will be read.
+        skipped: the files left out by the latest iteration, with the reason.
+        sources: for each name of the latest iteration, its file.
+
+    Raises:
+        ValueError: an input matches no image or video.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = cv2.imwrite(str(folder / "part.png"), np.zeros((4, 6), np.uint8))
+        >>> _ = (folder / "torn.png").write_bytes(b"half a file")
+        >>> images = ImageFiles([folder])
+        >>> [(name, image.shape) for name, image in images]
+        [('part', (4, 6, 3))]
+        >>> [(file.path.name, file.reason) for file in images.skipped]
+        [('torn.png', 'not an image or damaged')]
+    """
+
+    def __init__(self, inputs: Iterable[str | PathLike[str]]) -> None:
+        self.files = expand_inputs(inputs)
+        self.skipped: list[SkippedFile] = []
+        self.sources: dict[str, Path] = {}
+
+    def __length_hint__(self) -> int:
+        """Return the expected number of images; a video counts as its header says."""
+        return sum(_frame_count(file) if _is_video(file) else 1 for file in self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Start again from the first file."""
+        self.skipped = []
+        self.sources = {}
+        for file in self.files:
+            try:
+                images = _video_frames(file) if _is_video(file) else _single_image(file)
+                for stem, image in images:
+                    name = self._unique(stem)
+                    self.sources[name] = file
+                    yield name, image
+            except UnreadableImageError as error:
+                self.skipped.append(SkippedFile(error.path, error.reason))
+
+    def _unique(self, stem: str) -> str:
+        name, number = stem, 2
+        while name in self.sources:
+            name, number = f"{stem}_{number}", number + 1
+        return name
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _single_image(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    yield file.stem, read_image(file)
+
+
+def _video_frames(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    video = cv2.VideoCapture(str(file))
+    try:
+        index = 0
+        while (frame := video.read()[1]) is not None:
+            rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+            yield f"{file.stem}_{index:06d}", rgb
+            index += 1
+    finally:
+        video.release()
+    if index == 0:
+        raise UnreadableImageError(file, "no video frame could be decoded")
+
+
+def _frame_count(file: Path) -> int:
+    video = cv2.VideoCapture(str(file))
+    try:
+        return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    finally:
+        video.release()

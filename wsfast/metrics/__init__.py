@@ -1,0 +1,5 @@
+"""Localization scores as ``torchmetrics.Metric`` classes."""
+
+from wsfast.metrics.segmentation import DefectSegmentation
+
+__all__ = ["DefectSegmentation"]
