@@ -94,9 +94,9 @@ def digest(*parts: str | bytes) -> str:
     return sha.hexdigest()[:20]
 
 
-def run(command: list[str]) -> bytes:
+def run(command: list[str], text: bytes = b"") -> bytes:
     """Output of a compiler command; its messages become the error, or are printed."""
-    done = subprocess.run(command, capture_output=True)
+    done = subprocess.run(command, input=text, capture_output=True)
     messages = done.stderr.decode(errors="replace")
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{messages}")
@@ -119,10 +119,14 @@ def tree_digest(toolchain: str) -> str:
     return digest(toolchain, *parts)
 
 
-def write_room_list(folder: Path) -> None:
-    """Tell module.cpp which bind functions there are."""
+def write_room_list(cache: Path) -> Path:
+    """Tell module.cpp which bind functions there are; the folder of rooms.inc."""
     rooms = [path.stem.removeprefix("bind_") for path in source_files()[1:]]
-    (folder / "rooms.inc").write_text("".join(f"WS_ROOM({room})\n" for room in rooms))
+    text = "".join(f"WS_ROOM({room})\n" for room in rooms)
+    folder = cache / f"rooms-{digest(text)}"
+    folder.mkdir(exist_ok=True)
+    (folder / "rooms.inc").write_text(text)
+    return folder
 
 
 def compile_object(command: list[str], source: Path, toolchain: str, cache: Path) -> Path:
@@ -131,7 +135,7 @@ def compile_object(command: list[str], source: Path, toolchain: str, cache: Path
     target = cache / f"{source.stem}-{digest(toolchain, text)}.o"
     if not target.exists():
         fresh = target.with_suffix(".tmp")
-        run([*command, "-c", str(source), "-o", str(fresh)])
+        run([*command, "-x", "c++-cpp-output", "-c", "-", "-o", str(fresh)], text)
         fresh.replace(target)
     target.touch()
     return target
@@ -139,9 +143,19 @@ def compile_object(command: list[str], source: Path, toolchain: str, cache: Path
 
 def discard_old(cache: Path, keep: int = 60) -> None:
     """Drop all but the most recently used objects and modules."""
-    files = [path for path in cache.iterdir() if path.suffix in (".o", ".so")]
+    files = [path for path in cache.iterdir() if path.suffix in (".o", ".so", ".tmp")]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
         path.unlink(missing_ok=True)
+
+
+def link_module(command: list[str], toolchain: str, cache: Path, target: Path) -> None:
+    """Compile what is missing in the cache and link everything into `target`."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        objects = pool.map(
+            lambda source: compile_object(command, source, toolchain, cache), source_files()
+        )
+        paths = [str(path) for path in objects]
+    run([command[0], "-shared", "-fsanitize=address,undefined", *paths, "-o", str(target)])
 
 
 def build_module() -> Path:
@@ -150,28 +164,19 @@ def build_module() -> Path:
     flags = [*FLAGS, *include_flags()]
     toolchain = digest(run([cxx, "--version"]), sys.version, *flags)
     cache = cache_folder()
-    module = cache / f"{MODULE}-{tree_digest(toolchain)}.so"
     with locked(cache):
-        if module.exists():
-            module.touch()
-            return module
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            write_room_list(Path(folder))
-            command = [cxx, *flags, f"-I{folder}"]
-            jobs = min(os.cpu_count() or 1, 4)
-            with ThreadPoolExecutor(jobs) as pool:
-                objects = list(
-                    pool.map(
-                        lambda source: compile_object(command, source, toolchain, cache),
-                        source_files(),
-                    )
-                )
-            fresh = Path(folder) / "module.so"
-            run([cxx, "-shared", "-fsanitize=address,undefined", *map(str, objects), "-o",
-                 str(fresh)])  # fmt: skip
-            fresh.replace(module)
-        discard_old(cache)
-    return module
+        while True:
+            tree = tree_digest(toolchain)
+            module = cache / f"{MODULE}-{tree}.so"
+            if module.exists():
+                module.touch()
+                return module
+            command = [cxx, *flags, f"-I{write_room_list(cache)}"]
+            fresh = module.with_suffix(".tmp")
+            link_module(command, toolchain, cache, fresh)
+            if tree_digest(toolchain) == tree:  # otherwise somebody edited a file meanwhile
+                fresh.replace(module)
+            discard_old(cache)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Checkpoints that say all that is needed to use the model again."""
 
 import json
-import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from wsfast._check import value_error
+from wsfast._files import write_atomically
 from wsfast.models.small_vgg import SmallVGG
 from wsfast.models.weights import load_weights
 
@@ -86,7 +86,7 @@ def save_checkpoint(
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {name: json.dumps(value) for name, value in description.items()}
-    _write_atomically(Path(path), save(tensors, metadata=metadata))
+    write_atomically(Path(path), save(tensors, metadata=metadata))
 
 
 def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -122,13 +122,3 @@ def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         value_error("load_checkpoint", "path", "a wsfast checkpoint", f"{path} ({reason})")
     load_weights(model, path)
     return checkpoint
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target and rename, so that readers never meet half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,7 @@
+"""``python -m wsfast`` is the ``wsfast`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,50 @@
+"""The ``wsfast`` command: localize, demo, info.
+
+Bad input ends with exit code 2 and one plain line, never a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .._version import __version__
+from . import demo, info, localize
+
+_COMMANDS = (localize, demo, info)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; a command module adds its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="wsfast",
+        description="From a classifier trained on image labels to heat maps, masks and boxes.",
+        epilog="`wsfast COMMAND --help` explains a command with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"wsfast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        command = commands.add_parser(
+            module.NAME,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except (ValueError, TypeError, OSError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"wsfast {options.command}: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"wsfast {options.command}: interrupted", file=sys.stderr)
+        return 130

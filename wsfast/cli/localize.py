@@ -1,0 +1,302 @@
+"""Localise what a classifier sees: heat maps, masks and boxes for images, folders and videos.
+
+Every image gets an overlay PNG (image, heat map, mask outline, boxes with scores); results.json
+holds boxes, scores, the predicted class and the timings. A file that cannot be read is reported,
+skipped and counted; the rest goes on.
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .. import ops
+from .._check import check_choice, value_error
+from .._files import write_atomically
+from ..cam import METHODS, GradientCAM, TruncatedCAM
+from ..data import ImageFiles
+from .classifier import Classifier, open_classifier
+from .drawing import localization_picture, write_png
+
+NAME = "localize"
+SUMMARY = "heat maps, masks and boxes for images, folders and videos"
+EXAMPLES = """examples:
+  wsfast localize photos/ --model resnet50 --pretrained --out result
+  wsfast localize 'parts/*.png' clip.mp4 --model vgg16 --checkpoint mine.safetensors \\
+      --num-classes 2 --method ltgradcam --percentile 50 --threshold otsu --out result
+  wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("images", nargs="+", help="image and video files, folders, glob patterns")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    model = parser.add_argument_group("classifier")
+    model.add_argument("--model", help="any timm classifier; left out for a wsfast checkpoint")
+    model.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
+    model.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
+    model.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
+    model.add_argument("--size", help="input size, N or HxW (default: the model's own)")
+    cam = parser.add_argument_group("heat map")
+    cam.add_argument("--method", default="ltgradcam", help=", ".join(METHODS) + " (default: ltgradcam)")
+    cam.add_argument(
+        "--layers", default="stages", help="stages, last, or module names with commas (default: stages)"
+    )
+    cam.add_argument("--percentile", type=float, default=50.0, help="of LT methods, 0-100 (default: 50)")
+    cam.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
+    boxes = parser.add_argument_group("boxes")
+    boxes.add_argument("--threshold", default="otsu", help="otsu, otsu2, or 0..1 (default: otsu)")
+    boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
+    boxes.add_argument("--min-area", type=int, default=1, help="smallest box in pixels (default: 1)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    run.add_argument("--npy", action="store_true", help="also write heat maps as float32 .npy")
+
+
+def parse_threshold(text: str) -> float | str:
+    """``otsu``, ``otsu2`` or a number of 0-1.
+
+    >>> parse_threshold("0.3")
+    0.3
+    """
+    if text in ("otsu", "otsu2"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        value_error("localize", "--threshold", "otsu, otsu2 or a number of 0 to 1", text)
+    return value
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``N`` or ``HxW`` in pixels.
+
+    >>> parse_size("512x1408")
+    (512, 1408)
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    sides = [int(part) for part in parts if part.isdigit()]
+    if len(sides) != len(parts) or len(sides) > 2 or min(sides, default=0) < 1:
+        value_error("localize", "--size", "N or HxW in pixels", text)
+    return (sides[0], sides[-1])
+
+
+def parse_device(text: str) -> torch.device:
+    """The device named, ``auto`` for CUDA where there is one."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        value_error("localize", "--device", "auto, cpu or cuda", text)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        value_error("localize", "--device", "available", f"{text} without a CUDA device")
+    return device
+
+
+def parse_layers(text: str) -> str | list[str]:
+    """``stages``, ``last`` or a list of module names."""
+    return text if text in ("stages", "last") else [name.strip() for name in text.split(",")]
+
+
+def build_method(options: argparse.Namespace, classifier: Classifier) -> GradientCAM:
+    """The CAM method of the command line on the classifier's model."""
+    name = options.method.lower().replace("-", "").replace("_", "")
+    check_choice("localize", "--method", name, list(METHODS))
+    method, layers = METHODS[name], parse_layers(options.layers)
+    if issubclass(method, TruncatedCAM):
+        return method(classifier.model, layers, percentile=options.percentile)
+    return method(classifier.model, layers)
+
+
+@dataclass
+class Localization:
+    """What is known of one image."""
+
+    name: str
+    image: NDArray[np.uint8]
+    cam: Tensor
+    threshold: float
+    boxes: ops.ScoredBoxes
+    predicted: int
+    probability: float
+    explained: int
+    valid: bool
+    milliseconds: float
+
+    def record(self, classifier: Classifier, source: Path) -> dict[str, Any]:
+        """The image's entry of results.json; boxes are half-open pixels."""
+        found = min(int(self.boxes.counts[0]), self.boxes.boxes.shape[1])
+        boxes = [
+            {"box": box, "score": round(score, 6), "area": area}
+            for box, score, area in zip(
+                self.boxes.boxes[0, :found].tolist(),
+                self.boxes.scores[0, :found].tolist(),
+                self.boxes.areas[0, :found].tolist(),
+                strict=True,
+            )
+        ]
+        return {
+            "name": self.name,
+            "file": str(source),
+            "height": self.image.shape[0],
+            "width": self.image.shape[1],
+            "predicted_class": self.predicted,
+            "predicted_name": classifier.name_of(self.predicted),
+            "probability": round(self.probability, 6),
+            "explained_class": self.explained,
+            "threshold": round(self.threshold, 6),
+            "components": int(self.boxes.counts[0]),
+            "boxes": boxes,
+            "valid": self.valid,
+            "milliseconds": round(self.milliseconds, 3),
+        }
+
+
+def localize_batch(
+    batch: list[tuple[str, NDArray[np.uint8]]],
+    classifier: Classifier,
+    method: GradientCAM,
+    *,
+    target: int | None,
+    threshold: float | str,
+    max_boxes: int,
+    min_area: int,
+) -> list[Localization]:
+    """Explain a batch; maps, thresholds and boxes are in each image's own pixels."""
+    device = next(classifier.model.parameters()).device
+    start = time.perf_counter()
+    inputs = torch.stack([classifier.prepare(image) for _, image in batch]).to(device)
+    result = method(inputs, target)
+    probabilities = result.logits.float().softmax(dim=1).cpu()
+    assert result.target is not None
+    found = []
+    for i, (name, image) in enumerate(batch):
+        size = (image.shape[0], image.shape[1])
+        cam = F.interpolate(
+            result.cams[i, None, None], size, mode="bilinear", align_corners=False
+        )[0].clamp(0, 1)
+        if isinstance(threshold, str):
+            limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
+        else:
+            limit = torch.full((1,), threshold, device=device)
+        boxes = ops.cam_boxes(cam, limit, max_boxes=max_boxes, min_area=min_area)
+        predicted = int(probabilities[i].argmax())
+        found.append(
+            Localization(
+                name, image, cam[0].cpu(), float(limit), ops.ScoredBoxes(*(t.cpu() for t in boxes)),
+                predicted, float(probabilities[i, predicted]), int(result.target[i]),
+                bool(result.valid[i]), 0.0,
+            )  # fmt: skip
+        )
+    share = (time.perf_counter() - start) * 1000 / len(batch)
+    for item in found:
+        item.milliseconds = share
+    return found
+
+
+def batches(
+    images: Iterable[tuple[str, NDArray[np.uint8]]], size: int
+) -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
+    """Lists of up to ``size`` images."""
+    batch: list[tuple[str, NDArray[np.uint8]]] = []
+    for item in images:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
+    """Write one image's overlay and, where asked for, its heat map."""
+    found = min(int(item.boxes.counts[0]), item.boxes.boxes.shape[1])
+    cam = item.cam.numpy()
+    picture = localization_picture(
+        item.image,
+        cam,
+        cam >= np.float32(item.threshold),
+        item.boxes.boxes[0, :found].numpy(),
+        item.boxes.scores[0, :found].numpy(),
+    )
+    write_png(out / f"{item.name}.png", picture)
+    if npy:
+        buffer = io.BytesIO()
+        np.save(buffer, cam)
+        write_atomically(out / f"{item.name}.npy", buffer.getvalue())
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command: everything is checked before the first image is read."""
+    threshold = parse_threshold(options.threshold)
+    size = parse_size(options.size)
+    for argument in ("batch_size", "max_boxes", "min_area"):
+        if getattr(options, argument) < 1:
+            name = "--" + argument.replace("_", "-")
+            value_error("localize", name, "at least 1", f"{getattr(options, argument)}")
+    images = ImageFiles(options.images)
+    classifier = open_classifier(
+        options.model,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+        num_classes=options.num_classes,
+        size=size,
+        device=parse_device(options.device),
+    )
+    if options.model and not options.pretrained and options.checkpoint is None:
+        print(
+            "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
+            file=sys.stderr,
+        )
+    method = build_method(options, classifier)
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    records = []
+    with tqdm(total=images.__length_hint__(), unit="image", desc="localizing") as bar:
+        for batch in batches(images, options.batch_size):
+            for item in localize_batch(
+                batch, classifier, method, target=options.target, threshold=threshold,
+                max_boxes=options.max_boxes, min_area=options.min_area,
+            ):  # fmt: skip
+                write_localization(item, options.out, npy=options.npy)
+                records.append(item.record(classifier, images.sources[item.name]))
+            bar.update(len(batch))
+    summary = {
+        "settings": {
+            "model": options.model or str(options.checkpoint),
+            "method": type(method).__name__,
+            "layers": options.layers,
+            "threshold": options.threshold,
+            "input_size": list(classifier.size),
+        },
+        "seconds": round(time.perf_counter() - start, 3),
+        "images": records,
+        "skipped": [{"file": str(f.path), "reason": f.reason} for f in images.skipped],
+    }
+    write_atomically(options.out / "results.json", json.dumps(summary, indent=1).encode())
+    for file in images.skipped:
+        print(f"wsfast localize: skipped {file.path} ({file.reason})", file=sys.stderr)
+    print(
+        f"{len(records)} images localized, {len(images.skipped)} files skipped; "
+        f"overlays and results.json in {options.out}"
+    )
+    return 0 if records else 2
