@@ -1,5 +1,6 @@
 """The fused ops, one room per op; every public function is importable from here."""
 
+from .fusion import fuse_cams, normalize_cams
 from .truncation import (
     positive_percentile,
     truncate_gradients,
@@ -8,6 +9,8 @@ from .truncation import (
 )
 
 __all__ = [
+    "fuse_cams",
+    "normalize_cams",
     "positive_percentile",
     "truncate_gradients",
     "truncated_gradcam",

@@ -1,0 +1,65 @@
+// Normalisation and half-pixel bilinear resizing of class activation maps, for host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "../../core/device.h"
+
+namespace wsfast::fusion {
+
+enum class Norm { none, minmax, max };
+enum class Reduce { sum, max, prod };
+
+// What normalisation needs to know of one map.
+template <class A>
+struct Stats {
+  A low, high;
+  bool finite;
+};
+
+// value -> (value - shift) * scale
+template <class A>
+struct Affine {
+  A shift, scale;
+
+  WS_HD A operator()(A value) const { return (value - shift) * scale; }
+};
+
+// minmax: (m - min) / (max(m - min) + eps); max: m / (max(m) + eps), 0 where no value is positive.
+// Not finite: a zero map.
+template <class A>
+WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
+  if (!stats.finite) return {A(0), A(0)};
+  const A e = static_cast<A>(eps);
+  if (norm == Norm::minmax) return {stats.low, A(1) / ((stats.high - stats.low) + e)};
+  if (norm == Norm::max) return {A(0), stats.high > A(0) ? A(1) / (stats.high + e) : A(0)};
+  return {A(0), A(1)};
+}
+
+// The two source positions of an output position and the weight of the second: half-pixel centres,
+// clamped at the border (F.interpolate with align_corners=False).
+template <class A>
+struct Tap {
+  int64_t first, second;
+  A weight;
+};
+
+template <class A>
+WS_HD Tap<A> bilinear_tap(int64_t position, int64_t in_size, int64_t out_size) {
+  const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
+  A source = (static_cast<A>(position) + A(0.5)) * scale - A(0.5);
+  if (source < A(0)) source = A(0);
+  int64_t first = static_cast<int64_t>(source);
+  if (first > in_size - 1) first = in_size - 1;
+  const int64_t second = first + 1 < in_size ? first + 1 : first;
+  return {first, second, source - static_cast<A>(first)};
+}
+
+template <class A>
+WS_HD A combine(A so_far, A value, Reduce reduce) {
+  if (reduce == Reduce::sum) return so_far + value;
+  if (reduce == Reduce::prod) return so_far * value;
+  return so_far > value ? so_far : value;
+}
+
+}  // namespace wsfast::fusion

@@ -1,0 +1,215 @@
+"""Normalisation of class activation maps and their fusion over layers.
+
+The semantics are pytorch-grad-cam's: every layer's map is normalised, resized to the image by
+half-pixel bilinear interpolation, averaged, and normalised again.
+"""
+
+import torch
+from torch import Tensor
+
+from ..._check import (
+    check_choice,
+    check_floating,
+    check_range,
+    check_rank,
+    check_same_device,
+    check_tensor,
+    type_error,
+    value_error,
+)
+from ..._scripting import scripted_as
+from . import reference, registration  # noqa: F401
+
+__all__ = ["fuse_cams", "normalize_cams"]
+
+
+def _check_maps(where: str, cams: Tensor) -> None:
+    check_tensor(where, "cams", cams)
+    check_floating(where, "cams", cams)
+    check_rank(where, "cams", cams, 3)
+    if cams.shape[1] == 0 or cams.shape[2] == 0:
+        value_error(where, "cams", "maps with H, W >= 1", f"shape {list(cams.shape)}")
+
+
+def _check_layers(where: str, cams: list[Tensor]) -> None:
+    if not torch.jit.is_scripting() and not isinstance(cams, (list, tuple)):
+        type_error(where, "cams", "a list of tensors", type(cams).__name__)
+    if len(cams) == 0:
+        value_error(where, "cams", "a list of at least one layer", "an empty list")
+    for layer in cams:
+        _check_maps(where, layer)
+        check_same_device(where, "the first layer", cams[0], "cams", layer)
+        if layer.dtype != cams[0].dtype:
+            type_error(where, "cams", f"of one dtype ({cams[0].dtype})", f"{layer.dtype}")
+        if layer.shape[0] != cams[0].shape[0]:
+            value_error(
+                where, "cams", f"of one batch size ({cams[0].shape[0]})", f"{layer.shape[0]}"
+            )
+
+
+def _raise_unless_finite(where: str, finite: Tensor) -> None:
+    """On the CPU, where looking costs no device sync."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return
+    if finite.device.type == "cpu" and type(finite) is Tensor and not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        value_error(where, "cams", "finite", f"NaN or inf in image {bad}")
+
+
+def _normalize_cams(cams: Tensor, mode: str = "minmax", eps: float = 1e-7) -> Tensor:
+    _check_maps("normalize_cams", cams)
+    check_choice("normalize_cams", "mode", mode, ["minmax", "max"])
+    check_range("normalize_cams", "eps", eps, 0.0, 1.0)
+    half = cams.dtype == torch.float16 or cams.dtype == torch.bfloat16
+    one = torch.ones([1], dtype=torch.float32 if half else cams.dtype, device=cams.device)
+    out, finite = torch.ops.wsfast.fuse_cams(
+        [cams], one, cams.shape[1], cams.shape[2], "none", "sum", mode, eps
+    )
+    _raise_unless_finite("normalize_cams", finite)
+    return out
+
+
+def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> Tensor:
+    """Weights as the op takes them: one accumulator value per layer, the mean's division done."""
+    first = cams[0]
+    half = first.dtype == torch.float16 or first.dtype == torch.bfloat16
+    dtype = torch.float32 if half else first.dtype
+    if weights is None:
+        share = 1.0 / len(cams) if reduce == "mean" else 1.0
+        return torch.full([len(cams)], share, dtype=dtype, device=first.device)
+    if reduce == "prod":
+        value_error("fuse_cams", "weights", 'None with reduce="prod"', "weights")
+    if weights.dim() != 1 or weights.shape[0] != len(cams):
+        value_error(
+            "fuse_cams", "weights", f"of shape ({len(cams)},)", f"shape {list(weights.shape)}"
+        )
+    scale = weights.to(device=first.device, dtype=dtype)
+    return scale / scale.sum() if reduce == "mean" else scale
+
+
+def _fuse_cams(
+    cams: list[Tensor],
+    size: tuple[int, int],
+    layer_norm: str | None = "minmax",
+    reduce: str = "mean",
+    norm: str | None = "minmax",
+    weights: Tensor | None = None,
+    eps: float = 1e-7,
+) -> Tensor:
+    _check_layers("fuse_cams", cams)
+    height, width = size
+    if height < 1 or width < 1:
+        value_error("fuse_cams", "size", "(height, width) of at least 1", f"({height}, {width})")
+    if layer_norm is not None:
+        check_choice("fuse_cams", "layer_norm", layer_norm, ["minmax", "max"])
+    if norm is not None:
+        check_choice("fuse_cams", "norm", norm, ["minmax", "max"])
+    check_choice("fuse_cams", "reduce", reduce, ["mean", "sum", "max", "prod"])
+    check_range("fuse_cams", "eps", eps, 0.0, 1.0)
+    scale = _layer_weights(cams, weights, reduce)
+    out, finite = torch.ops.wsfast.fuse_cams(
+        cams,
+        scale,
+        height,
+        width,
+        "none" if layer_norm is None else layer_norm,
+        "sum" if reduce == "mean" else reduce,
+        "none" if norm is None else norm,
+        eps,
+    )
+    _raise_unless_finite("fuse_cams", finite)
+    return out
+
+
+@scripted_as(_normalize_cams)
+def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> Tensor:
+    r"""Scale every map to 0-1.
+
+    .. math:: \frac{m - \min m}{\max(m - \min m) + \epsilon} \quad\text{or}\quad
+              \frac{m}{\max m + \epsilon}
+
+    Args:
+        cams: maps, (N, H, W), float32, float64, float16 or bfloat16, any strides.
+        mode: ``"minmax"`` or ``"max"``.
+        eps: absolute, added to the divisor; 0 to 1.
+
+    Returns:
+        A tensor like ``cams``. A flat map gives 0, never NaN; with ``"max"`` a map without a
+        positive value gives 0. A map that is not finite gives 0 where it cannot be seen without a
+        device sync.
+
+    Raises:
+        ValueError: wrong rank, empty maps, unknown mode; on the CPU also maps that are not finite.
+        TypeError: not a floating-point tensor.
+
+    Note:
+        Differentiable, through the minimum and maximum too (ties share the gradient evenly).
+        Half types are computed in float32; autocast runs it in float32. Deterministic.
+
+    Example:
+        >>> normalize_cams(torch.tensor([[[1.0, 2.0, 3.0]]]), eps=0.0)
+        tensor([[[0.0000, 0.5000, 1.0000]]])
+    """
+    return _normalize_cams(cams, mode, eps)
+
+
+@scripted_as(_fuse_cams)
+def fuse_cams(
+    cams: list[Tensor],
+    size: tuple[int, int],
+    *,
+    layer_norm: str | None = "minmax",
+    reduce: str = "mean",
+    norm: str | None = "minmax",
+    weights: Tensor | list[float] | None = None,
+    eps: float = 1e-7,
+) -> Tensor:
+    r"""Fuse the maps of several layers at image size, in one pass over the output.
+
+    .. math:: \mathrm{norm}\Big(\mathrm{reduce}_l\; \omega_l\,
+              \mathrm{up}(\mathrm{layer\_norm}(M_l))\Big)
+
+    The defaults are pytorch-grad-cam's aggregation of layers; ``layer_norm=None, reduce="sum",
+    norm=None`` is LTGrad-CAM eq. 8 and 10.
+
+    Args:
+        cams: one (N, h_l, w_l) tensor per layer, any number of layers and sizes, of one dtype
+            (float32, float64, float16 or bfloat16) and device, any strides.
+        size: (H, W) of the result in pixels; layers may be larger or smaller.
+        layer_norm: normalisation of each layer, ``"minmax"``, ``"max"`` or None.
+        reduce: ``"mean"``, ``"sum"``, ``"max"`` or ``"prod"``.
+        norm: normalisation of the result, ``"minmax"``, ``"max"`` or None.
+        weights: one factor per layer, (L,) tensor or list, applied after resizing; the mean is
+            then weighted. Not with ``"prod"``.
+        eps: absolute, added to the divisors; 0 to 1.
+
+    Returns:
+        (N, H, W) in the layers' dtype. Resizing is half-pixel bilinear without antialiasing
+        (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Flat maps give 0, never NaN.
+        An image with a map that is not finite gives a zero map where it cannot be seen without a
+        device sync.
+
+    Raises:
+        ValueError: no layers, wrong ranks, mixed devices or batch sizes, a size of 0, unknown
+            options; on the CPU also maps that are not finite.
+        TypeError: layers that are not floating-point tensors of one dtype.
+
+    Note:
+        Differentiable in the maps and in ``weights``, through minima and maxima too (ties share
+        the gradient evenly). Half types are computed in float32; autocast runs it in float32.
+        O(L N H W); beyond the output, two rows per layer and thread are held. Deterministic and
+        equal for any thread count.
+
+    Example:
+        >>> layers = [torch.rand(2, 28, 28), torch.rand(2, 7, 7)]
+        >>> fuse_cams(layers, (224, 224)).shape
+        torch.Size([2, 224, 224])
+    """
+    if isinstance(weights, (list, tuple)):
+        weights = torch.tensor(weights, dtype=torch.float64)
+    if weights is not None:
+        check_tensor("fuse_cams", "weights", weights)
+    if not isinstance(size, (list, tuple, torch.Size)) or len(size) != 2:
+        value_error("fuse_cams", "size", "(height, width)", f"{size}")
+    layers = list(cams) if isinstance(cams, (list, tuple)) else cams
+    return _fuse_cams(layers, (size[0], size[1]), layer_norm, reduce, norm, weights, eps)

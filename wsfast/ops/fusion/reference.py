@@ -1,0 +1,85 @@
+"""Normalisation and fusion of class activation maps in pure PyTorch: readable, public, slow."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _accumulate(tensor: Tensor) -> Tensor:
+    """Half types are computed in float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def normalize(cams: Tensor, mode: str, eps: float) -> Tensor:
+    """``minmax``, ``max`` or ``none`` of (N, H, W) maps, image by image."""
+    if mode == "none":
+        return cams
+    if mode == "max":
+        high = cams.amax(dim=(1, 2), keepdim=True)
+        return torch.where(high > 0, cams / (high + eps), 0)
+    shifted = cams - cams.amin(dim=(1, 2), keepdim=True)
+    return shifted / (shifted.amax(dim=(1, 2), keepdim=True) + eps)
+
+
+def resize(cams: Tensor, size: Sequence[int]) -> Tensor:
+    """Half-pixel bilinear resizing of (N, h, w) maps, no antialiasing."""
+    if cams.shape[1:] == tuple(size):
+        return cams
+    return F.interpolate(cams[:, None], list(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def reduce_layers(stacked: Tensor, reduce: str) -> Tensor:
+    """(L, N, H, W) to (N, H, W)."""
+    if reduce == "sum":
+        return stacked.sum(dim=0)
+    return stacked.amax(dim=0) if reduce == "max" else stacked.prod(dim=0)
+
+
+def finite_images(cams: Sequence[Tensor]) -> Tensor:
+    """(N,) True where every layer's map is finite."""
+    return torch.stack([layer.isfinite().all(dim=2).all(dim=1) for layer in cams]).all(dim=0)
+
+
+def fuse_weighted(
+    cams: Sequence[Tensor],
+    weights: Tensor,
+    size: Sequence[int],
+    layer_norm: str,
+    reduce: str,
+    norm: str,
+    eps: float,
+) -> Tensor:
+    """The op itself: weight every normalised, resized layer, reduce, normalise."""
+    keep = finite_images(cams)[:, None, None]
+    layers = [torch.where(keep, _accumulate(layer), 0) for layer in cams]
+    resized = [resize(normalize(layer, layer_norm, eps), size) for layer in layers]
+    fused = reduce_layers(torch.stack(resized) * weights[:, None, None, None], reduce)
+    return normalize(fused, norm, eps).to(cams[0].dtype)
+
+
+def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> Tensor:
+    """See :func:`wsfast.normalize_cams`."""
+    return normalize(_accumulate(cams), mode, eps).to(cams.dtype)
+
+
+def fuse_cams(
+    cams: Sequence[Tensor],
+    size: Sequence[int],
+    *,
+    layer_norm: str | None = "minmax",
+    reduce: str = "mean",
+    norm: str | None = "minmax",
+    weights: Sequence[float] | Tensor | None = None,
+    eps: float = 1e-7,
+) -> Tensor:
+    """See :func:`wsfast.fuse_cams`."""
+    like = _accumulate(cams[0])
+    if weights is None:
+        scale = like.new_ones(len(cams))
+    else:
+        scale = torch.as_tensor(weights).to(like)
+    if reduce == "mean":
+        scale, reduce = scale / scale.sum(), "sum"
+    return fuse_weighted(cams, scale, size, layer_norm or "none", reduce, norm or "none", eps)
