@@ -16,6 +16,9 @@ struct Vec {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
+  static Vec gather(const float* p, const int32_t* lane) {
+    return {_mm512_i32gather_ps(_mm512_loadu_si512(lane), p, 4)};
+  }
   static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   template <class T>

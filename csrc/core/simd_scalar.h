@@ -16,6 +16,9 @@ struct Vec {
     for (int i = 0; i < lanes; ++i) r.v[i] = to_acc(p[i]);
     return r;
   }
+  static Vec gather(const float* p, const int32_t* lane) {
+    return {{p[lane[0]], p[lane[1]], p[lane[2]], p[lane[3]]}};
+  }
   static Vec set1(float x) { return {{x, x, x, x}}; }
   template <class T>
   void store(T* p) const {

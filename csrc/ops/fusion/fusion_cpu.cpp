@@ -50,7 +50,7 @@ class RowPair {
   using A = acc_t<T>;
 
   RowPair(const Layer<T>& layer, int64_t image, int64_t width)
-      : layer_(layer), image_(image), width_(width), buffer_(2 * width) {}
+      : layer_(layer), image_(image), width_(width), buffer_(2 * width), source_(layer.width) {}
 
   const A* get(int64_t y, int64_t other) {
     for (int slot = 0; slot < 2; ++slot) {
@@ -62,9 +62,10 @@ class RowPair {
     const T* row = layer_.row(image_, y);
     const Affine<A>& affine = layer_.affine[image_];
     if (layer_.width == width_) {
-      Rows::copy(row, affine, width_, out);
+      Rows::normalize(row, affine, width_, out);
     } else {
-      Rows::stretch(row, affine, layer_.first.data(), layer_.second.data(),
+      Rows::normalize(row, affine, layer_.width, source_.data());
+      Rows::stretch(source_.data(), layer_.first.data(), layer_.second.data(),
                     layer_.position.data(), width_, out);
     }
     return out;
@@ -73,7 +74,7 @@ class RowPair {
  private:
   const Layer<T>& layer_;
   int64_t image_, width_;
-  std::vector<A> buffer_;
+  std::vector<A> buffer_, source_;
   int64_t held_[2] = {-1, -1};
 };
 
@@ -166,9 +167,10 @@ class Fusion {
       for (size_t l = 0; l < layers_.size(); ++l) {
         const Tap<A> tap = bilinear_tap<A>(y, layers_[l].height, args_.height);
         const A* top = held[l].get(tap.first, tap.second);
-        const A* bottom = held[l].get(tap.second, tap.first);
-        Rows::blend(top, bottom, tap.weight, layers_[l].weight, args_.reduce, l == 0,
-                    args_.width, out);
+        const A* bottom = tap.weight == A(0) ? top : held[l].get(tap.second, tap.first);
+        const A weight = layers_[l].weight;
+        Rows::blend(top, bottom, weight * (A(1) - tap.weight), weight * tap.weight, args_.reduce,
+                    l == 0, args_.width, out);
       }
     }
   }

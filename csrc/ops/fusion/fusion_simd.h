@@ -41,27 +41,28 @@ struct Rows {
     return {low, high, residue == 0.0f};
   }
 
-  // One source row, normalised and resized to the output's width.
-  template <class T, class A>
-  static void stretch(const T* row, const Affine<A>& affine, const int32_t* first,
-                      const int32_t* second, const A* weight, int64_t width, A* out) {
-    for (int64_t x = 0; x < width; ++x) {
-      const A a = affine(to_acc(row[first[x]])), b = affine(to_acc(row[second[x]]));
-      out[x] = a + weight[x] * (b - a);
+  // One normalised row, resized to the output's width.
+  template <class A>
+  static void stretch(const A* row, const int32_t* first, const int32_t* second, const A* weight,
+                      int64_t width, A* out) {
+    int64_t x = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      using Vec = simd::WS_SIMD::Vec;
+      for (; x + Vec::lanes <= width; x += Vec::lanes) {
+        const Vec a = Vec::gather(row, first + x), b = Vec::gather(row, second + x);
+        Vec::fma(Vec::load(weight + x), b - a, a).store(out + x);
+      }
+    }
+    for (; x < width; ++x) {
+      const A a = row[first[x]];
+      out[x] = a + weight[x] * (row[second[x]] - a);
     }
   }
 
-  // One source row of the output's width, normalised.
-  template <class T, class A>
-  static void copy(const T* row, const Affine<A>& affine, int64_t width, A* out) {
-    for (int64_t x = 0; x < width; ++x) out[x] = affine(to_acc(row[x]));
-  }
-
-  // Blends two stretched rows, scales them by the layer's weight and reduces them into `sum`.
+  // sum = reduce(sum, u * top + v * bottom), or the blend itself for the first layer.
   template <class A>
-  static void blend(const A* top, const A* bottom, A position, A layer_weight, Reduce reduce,
-                    bool is_first, int64_t width, A* sum) {
-    const A u = layer_weight * (A(1) - position), v = layer_weight * position;
+  static void blend(const A* WS_RESTRICT top, const A* WS_RESTRICT bottom, A u, A v, Reduce reduce,
+                    bool is_first, int64_t width, A* WS_RESTRICT sum) {
     if (is_first) {
       for (int64_t x = 0; x < width; ++x) sum[x] = u * top[x] + v * bottom[x];
     } else if (reduce == Reduce::sum) {
@@ -76,9 +77,10 @@ struct Rows {
     }
   }
 
-  template <class T, class A>
-  static void normalize(const A* values, const Affine<A>& affine, int64_t n, T* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = from_acc<T>(affine(values[i]));
+  // out = affine(values); in place is fine
+  template <class In, class T, class A>
+  static void normalize(const In* values, Affine<A> affine, int64_t n, T* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = from_acc<T>(affine(to_acc(values[i])));
   }
 };
 
