@@ -1,5 +1,13 @@
 """The fused ops, one room per op; every public function is importable from here."""
 
+from .boxes import (
+    Boxes,
+    ScoredBoxes,
+    cam_boxes,
+    component_boxes,
+    connected_components,
+    otsu_threshold,
+)
 from .fusion import fuse_cams, normalize_cams
 from .truncation import (
     positive_percentile,
@@ -9,8 +17,14 @@ from .truncation import (
 )
 
 __all__ = [
+    "Boxes",
+    "ScoredBoxes",
+    "cam_boxes",
+    "component_boxes",
+    "connected_components",
     "fuse_cams",
     "normalize_cams",
+    "otsu_threshold",
     "positive_percentile",
     "truncate_gradients",
     "truncated_gradcam",
