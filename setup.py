@@ -91,7 +91,13 @@ def sources(pattern: str) -> list[str]:
 def cxx_flags() -> list[str]:
     """Host compiler flags; SIMD is chosen at run time, so no -march here."""
     level = ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
-    return [*level, "-std=c++20", "-Wno-psabi", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
+    return [
+        *level,
+        "-std=c++20",
+        "-Wno-psabi",
+        "-fvisibility=hidden",
+        f"-DTORCH_TARGET_VERSION={TARGET_TORCH}",
+    ]
 
 
 def nvcc_flags() -> list[str]:
@@ -116,8 +122,14 @@ def cpu_extension() -> CppExtension:
 
 def static_cudart_folder() -> str | None:
     """Where libcudart_static.a lies: with nvcc, in the usual places, or in pip's CUDA packages."""
-    homes = [Path(CUDA_HOME), Path("/usr/local/cuda"), *Path(torch.__path__[0]).parent.glob("nvidia/cu*")]
-    folders = [home / name for home in homes for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    homes = [
+        Path(CUDA_HOME),
+        Path("/usr/local/cuda"),
+        *Path(torch.__path__[0]).parent.glob("nvidia/cu*"),
+    ]
+    folders = [
+        home / name for home in homes for name in ("lib64", "lib", "targets/x86_64-linux/lib")
+    ]
     return next((str(f) for f in folders if (f / "libcudart_static.a").exists()), None)
 
 
@@ -131,7 +143,9 @@ def cuda_extension() -> CUDAExtension:
         py_limited_api=True,
         extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
     )
-    extension.libraries = [name for name in extension.libraries if name not in ("cudart", "c10_cuda")]
+    extension.libraries = [
+        name for name in extension.libraries if name not in ("cudart", "c10_cuda")
+    ]
     folder = static_cudart_folder()
     if folder is None:
         extension.libraries.append("cudart")

@@ -32,6 +32,12 @@ def _number_or_type_error(where: str, argument: str, value: Any) -> None:
         type_error(where, argument, "a number", type(value).__name__)
 
 
+@torch.jit.unused
+def _whole_or_type_error(where: str, argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        type_error(where, argument, "a whole number", type(value).__name__)
+
+
 def check_tensor(where: str, argument: str, value: Tensor) -> None:
     """Raise TypeError unless ``value`` is a tensor (scripted code knows already)."""
     if not torch.jit.is_scripting():
@@ -41,15 +47,15 @@ def check_tensor(where: str, argument: str, value: Tensor) -> None:
 def check_floating(where: str, argument: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is float32, float64, float16 or bfloat16."""
     if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        type_error(
-            where, argument, "float32, float64, float16 or bfloat16", f"{tensor.dtype}"
-        )
+        type_error(where, argument, "float32, float64, float16 or bfloat16", f"{tensor.dtype}")
 
 
 def check_rank(where: str, argument: str, tensor: Tensor, rank: int) -> None:
     """Raise ValueError unless ``tensor`` has ``rank`` dimensions."""
     if tensor.dim() != rank:
-        value_error(where, argument, f"a tensor of {rank} dimensions", f"shape {list(tensor.shape)}")
+        value_error(
+            where, argument, f"a tensor of {rank} dimensions", f"shape {list(tensor.shape)}"
+        )
 
 
 def check_same_device(
@@ -71,6 +77,14 @@ def check_range(where: str, argument: str, value: float, low: float, high: float
         _number_or_type_error(where, argument, value)
     if not (value >= low and value <= high):
         value_error(where, argument, f"between {low} and {high}", f"{value}")
+
+
+def check_count(where: str, argument: str, value: int, low: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``low``."""
+    if not torch.jit.is_scripting():
+        _whole_or_type_error(where, argument, value)
+    if value < low:
+        value_error(where, argument, f"at least {low}", f"{value}")
 
 
 def check_choice(where: str, argument: str, value: str, choices: list[str]) -> None:

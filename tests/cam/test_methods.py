@@ -242,7 +242,9 @@ def test_model_is_left_as_found(training: bool) -> None:
     LTGradCAM(model)(images)
     assert state_of(model) == before
     with pytest.raises(ValueError, match="depend on"):
-        GradCAM(nn.Sequential(model, nn.Linear(5, 5)).requires_grad_(False).append(Detach()))(images)
+        GradCAM(nn.Sequential(model, nn.Linear(5, 5)).requires_grad_(False).append(Detach()))(
+            images
+        )
     with pytest.raises(RuntimeError):
         LTGradCAM(model)(torch.randn(2, 4, 16, 16))  # fails inside forward
     model.conv1.requires_grad_(True)
@@ -300,9 +302,7 @@ def test_invariances(method: str) -> None:
 
 def test_zero_percentile_drops_only_negative_gradients() -> None:
     model, images = SmallNet().eval(), torch.randn(2, 3, 24, 24)
-    assert torch.equal(
-        LTLayerCAM(model, percentile=0)(images).cams, LayerCAM(model)(images).cams
-    )
+    assert torch.equal(LTLayerCAM(model, percentile=0)(images).cams, LayerCAM(model)(images).cams)
     expected = oracle(model, images, ["relu1", "relu2", "relu3"], "ltgradcam", 0)
     cams = LTGradCAM(model, ["relu1", "relu2", "relu3"], percentile=0)(images).cams
     torch.testing.assert_close(cams.double(), expected, rtol=0, atol=5e-6)

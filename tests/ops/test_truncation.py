@@ -135,9 +135,7 @@ def strided_variants(x: torch.Tensor) -> list[torch.Tensor]:
 def test_any_strides() -> None:
     x = torch.randn(2, 5, 8, 9)
     for strided in strided_variants(x):
-        assert torch.equal(
-            wsfast.truncate_gradients(strided, 50), wsfast.truncate_gradients(x, 50)
-        )
+        assert torch.equal(wsfast.truncate_gradients(strided, 50), wsfast.truncate_gradients(x, 50))
         for name in CAM_OPS:
             op = getattr(wsfast, name)
             assert torch.equal(op(strided, strided, 50), op(x, x, 50))

@@ -69,8 +69,7 @@ class Capture:
 @contextmanager
 def _hooked(capture: Capture) -> Iterator[None]:
     handles = [
-        module.register_forward_hook(capture.hook(name))
-        for name, module in capture.layers.items()
+        module.register_forward_hook(capture.hook(name)) for name, module in capture.layers.items()
     ]
     try:
         with torch.no_grad():  # restores the caller's grad mode, whatever the hooks set
@@ -111,11 +110,7 @@ def logits_of(where: str, output: Any, images: Tensor) -> Tensor:
         output = output.logits
     elif isinstance(output, (tuple, list)) and output:
         output = output[0]
-    if (
-        not isinstance(output, Tensor)
-        or output.dim() != 2
-        or output.shape[0] != images.shape[0]
-    ):
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != images.shape[0]:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         value_error(where, "model", f"a classifier giving ({images.shape[0]}, classes)", f"{shape}")
     assert isinstance(output, Tensor)

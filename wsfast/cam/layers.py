@@ -71,7 +71,7 @@ def _find(where: str, model: nn.Module, layer: str | nn.Module) -> tuple[str, nn
 
 
 def _timm_stages(model: nn.Module) -> list[str]:
-    """timm's ``feature_info`` less a trailing pool: VGG's last ReLU before each pool."""
+    """Timm's ``feature_info`` less a trailing pool: VGG's last ReLU before each pool."""
     info = getattr(model, "feature_info", None)
     if not info:
         return []

@@ -29,9 +29,7 @@ def heat_overlay(image: Image, cam: NDArray[np.float32], *, strength: float = 0.
 
 def draw_outline(image: Image, mask: NDArray[np.bool_]) -> None:
     """Trace the outline of a mask in place."""
-    contours, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     thickness = round(_scale_of(image))
     cv2.drawContours(image, contours, -1, _OUTLINE, thickness)
 

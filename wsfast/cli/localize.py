@@ -51,16 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
     model.add_argument("--size", help="input size, N or HxW (default: the model's own)")
     cam = parser.add_argument_group("heat map")
-    cam.add_argument("--method", default="ltgradcam", help=", ".join(METHODS) + " (default: ltgradcam)")
     cam.add_argument(
-        "--layers", default="stages", help="stages, last, or module names with commas (default: stages)"
+        "--method", default="ltgradcam", help=", ".join(METHODS) + " (default: ltgradcam)"
     )
-    cam.add_argument("--percentile", type=float, default=50.0, help="of LT methods, 0-100 (default: 50)")
+    cam.add_argument(
+        "--layers",
+        default="stages",
+        help="stages, last, or module names with commas (default: stages)",
+    )
+    cam.add_argument(
+        "--percentile", type=float, default=50.0, help="of LT methods, 0-100 (default: 50)"
+    )
     cam.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
     boxes = parser.add_argument_group("boxes")
     boxes.add_argument("--threshold", default="otsu", help="otsu, otsu2, or 0..1 (default: otsu)")
     boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
-    boxes.add_argument("--min-area", type=int, default=1, help="smallest box in pixels (default: 1)")
+    boxes.add_argument(
+        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -191,9 +199,9 @@ def localize_batch(
     found = []
     for i, (name, image) in enumerate(batch):
         size = (image.shape[0], image.shape[1])
-        cam = F.interpolate(
-            result.cams[i, None, None], size, mode="bilinear", align_corners=False
-        )[0].clamp(0, 1)
+        cam = F.interpolate(result.cams[i, None, None], size, mode="bilinear", align_corners=False)[
+            0
+        ].clamp(0, 1)
         if isinstance(threshold, str):
             limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
         else:
@@ -202,9 +210,16 @@ def localize_batch(
         predicted = int(probabilities[i].argmax())
         found.append(
             Localization(
-                name, image, cam[0].cpu(), float(limit), ops.ScoredBoxes(*(t.cpu() for t in boxes)),
-                predicted, float(probabilities[i, predicted]), int(result.target[i]),
-                bool(result.valid[i]), 0.0,
+                name,
+                image,
+                cam[0].cpu(),
+                float(limit),
+                ops.ScoredBoxes(*(t.cpu() for t in boxes)),
+                predicted,
+                float(probabilities[i, predicted]),
+                int(result.target[i]),
+                bool(result.valid[i]),
+                0.0,
             )  # fmt: skip
         )
     share = (time.perf_counter() - start) * 1000 / len(batch)

@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsfast._check import check_range, check_rank, check_same_device, check_tensor
-from wsfast._check import type_error, value_error
+from wsfast._check import (
+    check_range,
+    check_rank,
+    check_same_device,
+    check_tensor,
+    type_error,
+    value_error,
+)
 
 
 class DefectSegmentation(Metric):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..._check import (
     check_choice,
+    check_count,
     check_floating,
     check_range,
     check_rank,
@@ -78,8 +79,8 @@ def _check_connectivity(where: str, connectivity: int) -> None:
 
 
 def _check_box_limits(where: str, max_boxes: int, min_area: int) -> None:
-    check_range(where, "max_boxes", max_boxes, 1, 1 << 30)
-    check_range(where, "min_area", min_area, 1, 1 << 62)
+    check_count(where, "max_boxes", max_boxes, 1)
+    check_count(where, "min_area", min_area, 1)
 
 
 def _raise_where_nan(where: str, valid: Tensor) -> None:
@@ -93,7 +94,7 @@ def _raise_where_nan(where: str, valid: Tensor) -> None:
 def _otsu_threshold(cams: Tensor, repeat: int = 1) -> Tensor:
     _check_images("otsu_threshold", "cams", cams)
     check_floating("otsu_threshold", "cams", cams)
-    check_range("otsu_threshold", "repeat", repeat, 1, 255)
+    check_count("otsu_threshold", "repeat", repeat, 1)
     levels, valid = torch.ops.wsfast.otsu_level(cams.detach(), repeat)
     _raise_where_nan("otsu_threshold", valid)
     return (levels + 1).to(_threshold_dtype(cams)) / 255
@@ -114,9 +115,7 @@ def _component_boxes(
 ) -> Boxes:
     _check_mask("component_boxes", mask, connectivity)
     _check_box_limits("component_boxes", max_boxes, min_area)
-    boxes, areas, counts = torch.ops.wsfast.component_boxes(
-        mask, max_boxes, connectivity, min_area
-    )
+    boxes, areas, counts = torch.ops.wsfast.component_boxes(mask, max_boxes, connectivity, min_area)
     return Boxes(boxes, areas, counts)
 
 

@@ -1,4 +1,4 @@
-"""Schemas, fallbacks, fake kernels and autograd of the boxes ops, none of them differentiable."""
+"""Schemas, fallbacks and fake kernels of the boxes room. Nothing here is differentiable."""
 
 from typing import Any
 
@@ -8,12 +8,6 @@ from torch import Tensor
 from ... import native
 from . import reference
 
-# --- pure-PyTorch fallbacks, with the ops' own results ---------------------------------------
-
-
-def _otsu_threshold(cams: Tensor, repeat: int) -> Tensor:
-    return reference.otsu_threshold(cams, repeat=repeat)
-
 
 def _connected_components(mask: Tensor, connectivity: int) -> tuple[Tensor, Tensor]:
     return reference.connected_components(mask, connectivity=connectivity)
@@ -22,20 +16,28 @@ def _connected_components(mask: Tensor, connectivity: int) -> tuple[Tensor, Tens
 def _component_boxes(
     mask: Tensor, max_boxes: int, connectivity: int, min_area: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.component_boxes(
-        mask, max_boxes=max_boxes, connectivity=connectivity, min_area=min_area
+    boxes, _, areas, counts = reference.scored_boxes(
+        mask, torch.zeros_like(mask, dtype=torch.float32), max_boxes, connectivity, min_area
     )
+    return boxes, areas, counts
 
 
 def _cam_boxes(
     cams: Tensor, thresholds: Tensor, max_boxes: int, connectivity: int, min_area: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return reference.cam_boxes(
-        cams, thresholds, max_boxes=max_boxes, connectivity=connectivity, min_area=min_area
-    )
+) -> tuple[Tensor, ...]:
+    mask = cams.to(thresholds.dtype) >= thresholds[:, None, None]
+    found = reference.scored_boxes(mask, cams, max_boxes, connectivity, min_area)
+    return *found, _free_of_nan(cams)
 
 
-native.register_op("otsu_threshold(Tensor cams, int repeat) -> Tensor", _otsu_threshold)
+def _otsu_level(cams: Tensor, repeat: int) -> tuple[Tensor, Tensor]:
+    return reference.otsu_level(cams, repeat), _free_of_nan(cams)
+
+
+def _free_of_nan(cams: Tensor) -> Tensor:
+    return ~cams.isnan().any(dim=2).any(dim=1)
+
+
 native.register_op(
     "connected_components(Tensor mask, int connectivity) -> (Tensor, Tensor)",
     _connected_components,
@@ -47,63 +49,44 @@ native.register_op(
 )
 native.register_op(
     "cam_boxes(Tensor cams, Tensor thresholds, int max_boxes, int connectivity, int min_area)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _cam_boxes,
 )
+native.register_op("otsu_level(Tensor cams, int repeat) -> (Tensor, Tensor)", _otsu_level)
 
 
-# --- fake kernels ----------------------------------------------------------------------------
-
-
-def _fake_boxes(maps: Tensor, max_boxes: int) -> tuple[Tensor, Tensor, Tensor]:
-    n = maps.shape[0]
-    return (
-        maps.new_empty((n, max_boxes, 4), dtype=torch.int32),
-        maps.new_empty((n, max_boxes), dtype=torch.int32),
-        maps.new_empty((n,), dtype=torch.int32),
-    )
-
-
-@torch.library.register_fake("wsfast::otsu_threshold")
-def _(cams: Tensor, repeat: int) -> Tensor:
-    half = cams.dtype in (torch.float16, torch.bfloat16)
-    return cams.new_empty(cams.shape[:1], dtype=torch.float32 if half else cams.dtype)
+def _empty(like: Tensor, *shape: Any, dtype: torch.dtype = torch.int32) -> Tensor:
+    return like.new_empty(shape, dtype=dtype)
 
 
 @torch.library.register_fake("wsfast::connected_components")
 def _(mask: Tensor, connectivity: int) -> tuple[Tensor, Tensor]:
-    labels = mask.new_empty(mask.shape, dtype=torch.int32)
-    return labels, mask.new_empty(mask.shape[:1], dtype=torch.int32)
+    return _empty(mask, *mask.shape), _empty(mask, mask.shape[0])
 
 
 @torch.library.register_fake("wsfast::component_boxes")
 def _(
     mask: Tensor, max_boxes: int, connectivity: int, min_area: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_boxes(mask, max_boxes)
+    n = mask.shape[0]
+    return _empty(mask, n, max_boxes, 4), _empty(mask, n, max_boxes), _empty(mask, n)
 
 
 @torch.library.register_fake("wsfast::cam_boxes")
 def _(
     cams: Tensor, thresholds: Tensor, max_boxes: int, connectivity: int, min_area: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    boxes, areas, counts = _fake_boxes(cams, max_boxes)
-    return boxes, cams.new_empty(areas.shape, dtype=torch.float32), areas, counts
-
-
-# --- autograd: floating results of floating inputs are constants -----------------------------
-
-
-def _mark_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-    ctx.inputs = len(inputs)
-    ctx.mark_non_differentiable(*((output,) if isinstance(output, Tensor) else output))
-
-
-def _no_backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-    return (None,) * ctx.inputs
-
-
-for _name in ("otsu_threshold", "cam_boxes"):
-    torch.library.register_autograd(
-        f"wsfast::{_name}", _no_backward, setup_context=_mark_constant
+) -> tuple[Tensor, ...]:
+    n = cams.shape[0]
+    return (
+        _empty(cams, n, max_boxes, 4),
+        _empty(cams, n, max_boxes, dtype=torch.float32),
+        _empty(cams, n, max_boxes),
+        _empty(cams, n),
+        _empty(cams, n, dtype=torch.bool),
     )
+
+
+@torch.library.register_fake("wsfast::otsu_level")
+def _(cams: Tensor, repeat: int) -> tuple[Tensor, Tensor]:
+    n = cams.shape[0]
+    return _empty(cams, n), _empty(cams, n, dtype=torch.bool)

@@ -60,7 +60,11 @@ def _normalize_backward(cams: Tensor, grad: Tensor, mode: str, eps: float) -> Te
     """Gradient of :func:`reference.normalize` at ``cams``."""
     if mode == "none":
         return grad
-    low = cams.amin(dim=(1, 2), keepdim=True) if mode == "minmax" else torch.zeros_like(cams[:, :1, :1])
+    low = (
+        cams.amin(dim=(1, 2), keepdim=True)
+        if mode == "minmax"
+        else torch.zeros_like(cams[:, :1, :1])
+    )
     shifted = cams - low
     high = shifted.amax(dim=(1, 2), keepdim=True)
     scale = high + eps
@@ -78,14 +82,25 @@ def _shares(chosen: Tensor, like: Tensor) -> Tensor:
     return chosen / chosen.sum(dim=(1, 2), keepdim=True)
 
 
+def _interpolation(out_size: int, in_size: int, like: Tensor) -> Tensor:
+    """(out, in) matrix of half-pixel bilinear interpolation along one axis."""
+    position = torch.arange(out_size, device=like.device, dtype=like.dtype) + 0.5
+    position = (position * (in_size / out_size) - 0.5).clamp(min=0)
+    first = position.floor().long().clamp(max=in_size - 1)
+    second = (first + 1).clamp(max=in_size - 1)
+    weight = (position - first).unsqueeze(1)
+    matrix = like.new_zeros(out_size, in_size)
+    matrix = matrix.scatter_add(1, first.unsqueeze(1), 1 - weight)
+    return matrix.scatter_add(1, second.unsqueeze(1), weight)
+
+
 def _resize_backward(grad: Tensor, height: int, width: int) -> Tensor:
-    """Adjoint of :func:`reference.resize`."""
+    """Adjoint of :func:`reference.resize`: two small matrix products, deterministic everywhere."""
     if grad.shape[1:] == (height, width):
         return grad
-    n, out_height, out_width = grad.shape
-    return torch.ops.aten.upsample_bilinear2d_backward(
-        grad.unsqueeze(1).contiguous(), [out_height, out_width], [n, 1, height, width], False
-    ).squeeze(1)
+    rows = _interpolation(grad.shape[1], height, grad)
+    columns = _interpolation(grad.shape[2], width, grad)
+    return rows.T @ grad @ columns
 
 
 def _reduce_backward(stacked: Tensor, grad: Tensor, reduce: str) -> Tensor:
@@ -95,9 +110,7 @@ def _reduce_backward(stacked: Tensor, grad: Tensor, reduce: str) -> Tensor:
     if reduce == "max":
         chosen = (stacked == stacked.amax(dim=0)).to(grad.dtype)
         return grad * chosen / chosen.sum(dim=0)
-    others = [
-        torch.cat([stacked[:i], stacked[i + 1 :]]).prod(dim=0) for i in range(len(stacked))
-    ]
+    others = [torch.cat([stacked[:i], stacked[i + 1 :]]).prod(dim=0) for i in range(len(stacked))]
     return grad * torch.stack(others)
 
 

@@ -57,9 +57,7 @@ def _positive_percentile(grads: Tensor, percentile: float, scope: str = "map") -
 
 def _truncate_gradients(grads: Tensor, percentile: float, scope: str = "map") -> Tensor:
     _check_gradients("truncate_gradients", grads, percentile, scope)
-    truncated, _ = torch.ops.wsfast.truncate_gradients(
-        grads, float(percentile), scope == "sample"
-    )
+    truncated, _ = torch.ops.wsfast.truncate_gradients(grads, float(percentile), scope == "sample")
     return truncated
 
 

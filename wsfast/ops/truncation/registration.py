@@ -201,7 +201,7 @@ def _accumulating_autocast(name: str, key: str) -> None:
     _autocast.impl(name, autocast, key)
 
 
-_autocast = torch.library.Library("wsfast", "IMPL")  # noqa: TOR901 (kept for the process's life)
+_autocast = torch.library.Library("wsfast", "IMPL")
 for _key in ("AutocastCPU", "AutocastCUDA"):
     for _name in ("truncated_gradcam", "truncated_layercam"):
         _accumulating_autocast(_name, _key)

@@ -1,0 +1,144 @@
+"""The command line as a user meets it: results on disk, and one plain line for bad input."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from wsfast.cli import main
+from wsfast.data import SyntheticDefects
+from wsfast.models import SmallVGG, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wsfast checkpoint, three images of other sizes and a torn one."""
+    root = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    save_checkpoint(
+        SmallVGG(), root / "net.safetensors", class_names=("good", "defect"), mean=(0.5,),
+        std=(0.2,), input_size=(64, 32),
+    )  # fmt: skip
+    images = root / "images"
+    images.mkdir()
+    for i, size in enumerate(((64, 32), (90, 120), (41, 57))):
+        data = SyntheticDefects(2, size=size)
+        cv2.imwrite(str(images / f"part{i}.png"), data[1].image[0].numpy())
+    (images / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_localize_writes_everything(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    code = run(
+        "localize", folder / "images", "--checkpoint", folder / "net.safetensors", "--out", out,
+        "--npy", "--batch-size", 2, "--target", 1,
+    )  # fmt: skip
+    assert code == 0
+    said = capsys.readouterr()
+    assert "3 images localized, 1 files skipped" in said.out
+    assert "torn.png" in said.err
+    results = json.loads((out / "results.json").read_text())
+    assert [image["name"] for image in results["images"]] == ["part0", "part1", "part2"]
+    assert [Path(file["file"]).name for file in results["skipped"]] == ["torn.png"]
+    for image in results["images"]:
+        height, width = image["height"], image["width"]
+        cam = np.load(out / f"{image['name']}.npy")
+        assert cam.shape == (height, width)
+        assert cv2.imread(str(out / f"{image['name']}.png")).shape[0] == height
+        assert image["explained_class"] == 1
+        assert 0 <= image["probability"] <= 1
+        x0, y0, x1, y1 = image["boxes"][0]["box"]
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+        areas = [box["area"] for box in image["boxes"]]
+        assert areas == sorted(areas, reverse=True)
+
+
+def test_localize_takes_videos_and_timm_models(tmp_path: Path, capsys) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for _ in range(3):
+        writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    out = tmp_path / "out"
+    code = run(
+        "localize", clip, "--model", "resnet18", "--num-classes", 2, "--size", "64",
+        "--method", "gradcam", "--threshold", "0.5", "--out", out,
+    )  # fmt: skip
+    assert code == 0
+    assert "random weights" in capsys.readouterr().err
+    names = [image["name"] for image in json.loads((out / "results.json").read_text())["images"]]
+    assert names == ["clip_000000", "clip_000001", "clip_000002"]
+
+
+def test_demo_end_to_end(tmp_path: Path, capsys) -> None:
+    assert run("demo", "--out", tmp_path, "--images", 24, "--test-images", 8, "--epochs", 1) == 0
+    said = capsys.readouterr().out
+    assert "LTGrad-CAM" in said
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["methods"]) == {"Grad-CAM", "LayerCAM", "LTGrad-CAM"}
+    assert cv2.imread(str(tmp_path / "contact_sheet.png")) is not None
+    assert (tmp_path / "data" / "test" / "20000_GT.png").exists()
+
+
+def test_info(capsys) -> None:
+    assert run("info", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ops"]["truncate_gradients"]["cpu"] == "native"
+    assert run("info") == 0
+
+
+BAD = [
+    (["--model", "no_such_net"], "--model must be a timm model name, got 'no_such_net'"),
+    ([], "--model must be given"),
+    (["--model", "resnet18", "--method", "bestcam"], "--method must be one of"),
+    (["--model", "resnet18", "--layers", "layer9"], "layers must be"),
+    (["--model", "resnet18", "--threshold", "1.5"], "--threshold must be otsu, otsu2"),
+    (["--model", "resnet18", "--size", "12y"], "--size must be N or HxW"),
+    (["--model", "resnet18", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--model", "resnet18", "--percentile", "120"], "percentile must be between"),
+    (["--model", "resnet18", "--device", "tpu9"], "--device must be"),
+    (["--model", "resnet18", "--checkpoint", "nowhere.pt"], "path must be an existing file"),
+    (["--model", "resnet18", "--checkpoint", "{corrupt}"], "path must be"),
+    (["--model", "resnet18", "--checkpoint", "{net}"], "path must be weights of this ResNet"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_is_one_line(folder: Path, tmp_path: Path, capsys, case: int) -> None:
+    arguments, message = BAD[case]
+    corrupt = tmp_path / "corrupt.pt"
+    corrupt.write_bytes(b"not a checkpoint")
+    files = {"corrupt": corrupt, "net": folder / "net.safetensors"}
+    arguments = [argument.format(**files) for argument in arguments]
+    out = tmp_path / "out"
+    assert run("localize", folder / "images", *arguments, "--out", out) == 2
+    said = capsys.readouterr().err.splitlines()
+    lines = [line for line in said if "wsfast localize: error: " in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(out.glob("*"))  # nothing half-written
+
+
+def test_no_images_is_one_line(tmp_path: Path, capsys) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run("localize", empty, "--model", "resnet18", "--out", tmp_path / "out") == 2
+    assert "which matches none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_teaches(capsys) -> None:
+    for command in ("localize", "demo", "info"):
+        with pytest.raises(SystemExit) as stop:
+            run(command, "--help")
+        assert stop.value.code == 0
+        assert "example" in capsys.readouterr().out

@@ -1,0 +1,279 @@
+"""Room `boxes`: bit for bit against OpenCV and the reference."""
+
+import math
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import wsfast
+from wsfast.ops.boxes import reference
+from wsfast.testing import FLOATING_DTYPES
+
+FAMILIES = ("noise", "sparse", "dense", "smooth", "rings", "lines", "checker", "empty", "full")
+
+
+def make_mask(family: str, height: int, width: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    noise = rng.random((height, width))
+    masks = {
+        "noise": noise < 0.5,
+        "sparse": noise < 0.05,
+        "dense": noise < 0.9,
+        "smooth": cv2.GaussianBlur(noise, (0, 0), 2) > 0.5,
+        "rings": (np.hypot(y - height / 2, x - width / 2) // 2) % 2 == 0,
+        "lines": (y + x * rng.integers(0, 3)) % 3 == 0,
+        "checker": (y + x) % 2 == 0,
+        "empty": np.zeros_like(noise, bool),
+        "full": np.ones_like(noise, bool),
+    }
+    return masks[family].astype(np.uint8)
+
+
+def opencv_components(mask: np.ndarray, connectivity: int):
+    """Labels, and (area, x0, y0, x1, y1) per component in raster order of first pixels."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    first = [int(np.flatnonzero(labels.ravel() == k)[0]) for k in range(1, count)]
+    order = np.argsort(first)
+    rows = []
+    for k in order + 1:
+        x, y, w, h, area = stats[k]
+        rows.append((int(area), int(x), int(y), int(x + w), int(y + h)))
+    renumber = np.zeros(count, np.int32)
+    renumber[order + 1] = np.arange(1, count)
+    return renumber[labels], rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(FAMILIES),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([4, 8]),
+    st.integers(0, 2**31 - 1),
+)
+def test_equals_opencv(family: str, height: int, width: int, connectivity: int, seed: int) -> None:
+    mask = make_mask(family, height, width, seed)
+    labels, rows = opencv_components(mask, connectivity)
+    tensor = torch.from_numpy(mask)[None]
+    found, counts = wsfast.connected_components(tensor, connectivity=connectivity)
+    np.testing.assert_array_equal(found[0].numpy(), labels)
+    assert counts.tolist() == [len(rows)]
+    boxes = wsfast.component_boxes(tensor > 0, max_boxes=900, connectivity=connectivity)
+    expected = sorted(rows, key=lambda row: -row[0])  # stable: equals stay in raster order
+    k = len(rows)
+    assert boxes.counts.tolist() == [k]
+    assert boxes.areas[0, :k].tolist() == [row[0] for row in expected]
+    assert boxes.boxes[0, :k].tolist() == [list(row[1:]) for row in expected]
+    assert (boxes.boxes[0, k:] == -1).all()
+    assert (boxes.areas[0, k:] == -1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["noise", "smooth", "two", "few", "flat"]),
+    st.integers(1, 40),
+    st.integers(2, 40),
+    st.integers(0, 2**31 - 1),
+)
+def test_otsu_equals_opencv(family: str, height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = rng.random((height, width))
+    image = {
+        "noise": noise,
+        "smooth": cv2.GaussianBlur(noise, (0, 0), 3),
+        "two": np.where(noise < 0.3, 0.2, 0.7),
+        "few": np.round(noise * 4) / 4,
+        "flat": np.full_like(noise, 0.4),
+    }[family]
+    levels = (image * 255).astype(np.uint8)
+    expected, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    cams = torch.from_numpy(image)[None]
+    threshold = wsfast.otsu_threshold(cams)
+    np.testing.assert_array_equal((cams >= threshold[:, None, None])[0].numpy(), levels > expected)
+
+
+def test_known_values() -> None:
+    mask = torch.tensor([[[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]]], dtype=torch.uint8)
+    eight, four = (wsfast.connected_components(mask, connectivity=c)[0] for c in (8, 4))
+    assert eight.tolist() == [[[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 2]]]
+    assert four.tolist() == [[[1, 0, 2, 2], [0, 3, 0, 0], [0, 0, 0, 4]]]
+    boxes = wsfast.component_boxes(mask, max_boxes=1, connectivity=4)
+    assert boxes.boxes.tolist() == [[[2, 0, 4, 1]]]
+    assert boxes.areas.tolist() == [[2]]
+    assert boxes.counts.tolist() == [4]  # true also beyond max_boxes
+    assert wsfast.component_boxes(mask, connectivity=4, min_area=2).counts.tolist() == [1]
+
+
+def test_every_level_survives_the_threshold() -> None:
+    """cams >= t is exactly u8 > T, for the value k/255 and its predecessor, in every dtype."""
+    for dtype in (torch.float32, torch.float64):
+        k = torch.arange(1, 256, dtype=dtype)
+        at = k / 255
+        below = torch.nextafter(at, torch.zeros_like(at))
+        assert torch.equal((at * 255).to(torch.uint8).to(dtype), k)
+        assert torch.equal((below * 255).to(torch.uint8).to(dtype), k - 1)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_forward_matches_reference(
+    device: torch.device, connectivity: int, dtype: torch.dtype
+) -> None:
+    masks = torch.stack([torch.from_numpy(make_mask(family, 21, 34, 5)) for family in FAMILIES]).to(
+        device
+    )
+    labels, counts = wsfast.connected_components(masks, connectivity=connectivity)
+    expected = reference.connected_components(masks, connectivity=connectivity)
+    assert torch.equal(labels, expected[0])
+    assert torch.equal(counts, expected[1])
+    cams = torch.rand(9, 21, 34, device=device).to(dtype) * masks
+    for repeat in (1, 2, 3):
+        threshold = wsfast.otsu_threshold(cams, repeat=repeat)
+        level = reference.otsu_level(cams, repeat)
+        assert torch.equal((threshold * 255).round().int(), level + 1)
+    for threshold in (0.3, "otsu", "otsu2"):
+        found = wsfast.cam_boxes(cams, threshold, max_boxes=7, connectivity=connectivity)
+        limit = threshold
+        if isinstance(limit, str):
+            limit = wsfast.otsu_threshold(cams, repeat=2 if limit == "otsu2" else 1)[:, None, None]
+        wide = cams.float() if dtype.itemsize == 2 else cams
+        limit = torch.as_tensor(limit, dtype=wide.dtype)
+        peer = reference.scored_boxes(wide >= limit, cams, 7, connectivity, 1)
+        for ours, theirs in zip(found, peer, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2048, 2048)])
+def test_large_shapes(shape: tuple[int, int]) -> None:
+    """A snake, a spiral's worst case for labels, and a checkerboard end at once."""
+    height, width = shape
+    snake = torch.zeros(1, height, width, dtype=torch.bool)
+    snake[:, ::2] = True
+    snake[:, 1::4, -1] = True
+    snake[:, 3::4, 0] = True
+    labels, counts = wsfast.connected_components(snake, connectivity=4)
+    assert counts.item() == 1
+    assert torch.equal(labels > 0, snake)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    checker = ((x + y) % 2 == 0)[None]
+    assert (
+        wsfast.component_boxes(checker, connectivity=8).counts.item() == 1
+        or shape == (1, 300)
+        or shape == (300, 1)
+    )
+    assert wsfast.component_boxes(checker, connectivity=4).counts.item() == int(checker.sum())
+
+
+def test_any_strides_and_empty_batch() -> None:
+    mask = torch.from_numpy(make_mask("noise", 20, 30, 0))[None].expand(3, -1, -1)
+    flipped = mask.transpose(1, 2)
+    assert torch.equal(
+        wsfast.connected_components(flipped)[0],
+        wsfast.connected_components(flipped.contiguous())[0],
+    )
+    found = wsfast.component_boxes(torch.zeros(0, 4, 5, dtype=torch.bool))
+    assert [tuple(t.shape) for t in found] == [(0, 64, 4), (0, 64), (0,)]
+    assert wsfast.otsu_threshold(torch.rand(0, 4, 5)).shape == (0,)
+
+
+def every_op(cams: torch.Tensor) -> list[torch.Tensor]:
+    labels, counts = wsfast.connected_components(cams > 0.5, connectivity=4)
+    boxes = wsfast.component_boxes(cams > 0.5, max_boxes=5)
+    fixed = wsfast.cam_boxes(cams, 0.25, max_boxes=3)
+    otsu = wsfast.cam_boxes(cams, "otsu2", min_area=2)
+    each = wsfast.cam_boxes(cams, wsfast.otsu_threshold(cams))
+    return [labels, counts, boxes.boxes, fixed.scores, otsu.boxes, each.areas]
+
+
+def test_opcheck(device: torch.device) -> None:
+    ops = torch.ops.wsfast
+    cams = torch.rand(2, 9, 8, device=device)
+    opcheck(ops.connected_components.default, (cams > 0.5, 8))
+    opcheck(ops.component_boxes.default, (cams > 0.5, 6, 8, 1))
+    opcheck(ops.cam_boxes.default, (cams, torch.full((2,), 0.5, device=device), 6, 8, 1))
+    opcheck(ops.otsu_level.default, (cams, 2))
+
+
+def test_compile_fullgraph(device: torch.device) -> None:
+    compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
+    for n in (2, 3):
+        cams = torch.rand(n, 9, 8, device=device)
+        torch.testing.assert_close(compiled(cams), every_op(cams))
+
+
+class EveryOp(torch.nn.Module):
+    def forward(self, cams: torch.Tensor) -> list[torch.Tensor]:
+        return every_op(cams)
+
+
+def test_export(device: torch.device) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        EveryOp().eval(), (torch.rand(2, 9, 8, device=device),), dynamic_shapes={"cams": {0: batch}}
+    )
+    cams = torch.rand(5, 9, 8, device=device)
+    torch.testing.assert_close(program.module()(cams), every_op(cams))
+
+
+def test_script_and_trace(device: torch.device) -> None:
+    cams = torch.rand(2, 9, 8, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted, traced = torch.jit.script(every_op), torch.jit.trace(every_op, (cams,))
+    for found in (scripted(cams), traced(cams)):
+        torch.testing.assert_close(found, every_op(cams))
+
+
+def test_not_differentiable() -> None:
+    cams = torch.rand(2, 9, 8, requires_grad=True)
+    assert not wsfast.otsu_threshold(cams).requires_grad
+    assert not wsfast.cam_boxes(cams, "otsu").scores.requires_grad
+
+
+def test_deterministic() -> None:
+    cams = torch.rand(7, 60, 50)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(every_op(cams))
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+CAMS, MASK = torch.rand(2, 5, 6), torch.rand(2, 5, 6) > 0.5
+NAN = CAMS.clone().index_put_(
+    (torch.tensor(1), torch.tensor(2), torch.tensor(3)), torch.tensor(math.nan)
+)
+ERRORS = [
+    (lambda: wsfast.connected_components(MASK[0]), ValueError, "mask must be a tensor of 3"),
+    (lambda: wsfast.connected_components(CAMS), TypeError, "mask must be bool or uint8"),
+    (lambda: wsfast.connected_components(MASK, connectivity=6), ValueError, "connectivity must be"),
+    (lambda: wsfast.component_boxes(MASK[:, :0]), ValueError, "mask must be images with H, W"),
+    (lambda: wsfast.component_boxes(MASK, max_boxes=0), ValueError, "max_boxes must be at least 1"),
+    (lambda: wsfast.component_boxes(MASK, min_area=0), ValueError, "min_area must be at least 1"),
+    (lambda: wsfast.cam_boxes(MASK), TypeError, "cams must be float32"),
+    (lambda: wsfast.cam_boxes(CAMS, "mean"), ValueError, "threshold must be one of otsu, otsu2"),
+    (lambda: wsfast.cam_boxes(CAMS, math.nan), ValueError, "threshold must be between"),
+    (lambda: wsfast.cam_boxes(CAMS, torch.ones(3)), ValueError, "threshold must be of shape (2,)"),
+    (lambda: wsfast.cam_boxes(CAMS, None), TypeError, "threshold must be a number"),
+    (lambda: wsfast.cam_boxes(NAN), ValueError, "cams must be free of NaN, got NaN in image 1"),
+    (lambda: wsfast.otsu_threshold(NAN), ValueError, "cams must be free of NaN"),
+    (lambda: wsfast.otsu_threshold(CAMS, repeat=0), ValueError, "repeat must be at least 1"),
+    (lambda: wsfast.otsu_threshold(CAMS.int()), TypeError, "cams must be float32"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case: int) -> None:
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
+        call()
+    assert message in str(error.value)

@@ -1,0 +1,277 @@
+"""Room `fusion`: kernels against the reference, OpenCV and known values; gradients of the reference."""
+
+import math
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import wsfast
+from wsfast.ops.fusion import reference
+from wsfast.testing import FLOATING_DTYPES, tolerance
+
+LAYERS = (
+    ([(5, 7)], (9, 4)),
+    ([(24, 24), (12, 12), (6, 6)], (24, 24)),
+    ([(3, 50), (40, 2), (9, 9)], (33, 35)),
+    ([(100, 90), (7, 7)], (20, 20)),
+    ([(8, 8)] * 20, (16, 16)),
+    ([(4, 1), (1, 5)], (3, 9)),
+)
+NORMS = ("minmax", "max", None)
+REDUCES = ("mean", "sum", "max", "prod")
+
+
+def make_layers(sizes, dtype=torch.float32, n: int = 2) -> list[torch.Tensor]:
+    return [torch.rand(n, h, w).to(dtype) + 0.25 for h, w in sizes]
+
+
+def test_known_values() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [5.0, 5.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    out = wsfast.normalize_cams(maps)
+    torch.testing.assert_close(out[0], torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
+    assert not out[1].any()  # flat: zero, not NaN
+    torch.testing.assert_close(wsfast.normalize_cams(maps, mode="max")[0], maps[0] / 5)
+    assert not wsfast.normalize_cams(-maps, mode="max").any()
+    assert not wsfast.fuse_cams([torch.rand(2, 1, 1)], (4, 4)).any()
+    row = torch.tensor([[[0.0, 1.0]]])  # half-pixel: 0, 0.25, 0.75, 1
+    up = wsfast.fuse_cams([row], (1, 4), layer_norm=None, norm=None)
+    assert up.flatten().tolist() == [0, 0.25, 0.75, 1]
+    both = wsfast.fuse_cams(
+        [row, 1 - row], (1, 2), layer_norm=None, norm=None, reduce="sum", weights=[2.0, 1.0]
+    )
+    assert both.flatten().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("case", range(len(LAYERS)))
+def test_forward_matches_reference(device: torch.device, case: int, dtype: torch.dtype) -> None:
+    sizes, size = LAYERS[case]
+    cams = [layer.to(device) for layer in make_layers(sizes, dtype)]
+    for layer_norm in NORMS:
+        for reduce in REDUCES:
+            for norm in NORMS:
+                options = {"layer_norm": layer_norm, "reduce": reduce, "norm": norm}
+                ours = wsfast.fuse_cams(cams, size, **options)
+                theirs = reference.fuse_cams(cams, size, **options)
+                assert ours.dtype == dtype
+                if len(sizes) == 20 or dtype.itemsize == 2:
+                    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+                else:
+                    torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+    for mode in ("minmax", "max"):
+        torch.testing.assert_close(
+            wsfast.normalize_cams(cams[0], mode=mode),
+            reference.normalize_cams(cams[0], mode=mode),
+            **tolerance(dtype),
+        )
+
+
+def test_empty_batch_and_strides() -> None:
+    assert wsfast.fuse_cams([torch.rand(0, 4, 4)], (8, 8)).shape == (0, 8, 8)
+    cams = make_layers([(6, 8), (12, 5)])
+    strided = [layer.transpose(1, 2).contiguous().transpose(1, 2) for layer in cams]
+    assert torch.equal(wsfast.fuse_cams(strided, (9, 9)), wsfast.fuse_cams(cams, (9, 9)))
+    expanded = [cams[0][:1].expand(3, -1, -1)]
+    assert torch.equal(
+        wsfast.fuse_cams(expanded, (9, 9))[2], wsfast.fuse_cams([cams[0]], (9, 9))[0]
+    )
+
+
+def test_matches_opencv() -> None:
+    """pytorch-grad-cam's loop: min-max, cv2.resize, mean, min-max."""
+    cams, (height, width) = make_layers([(7, 7), (14, 28), (60, 40)], n=3), (60, 40)
+
+    def scale(cam: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        cam = cam - cam.min()
+        cam = np.float32(cam / (1e-7 + cam.max()))
+        return cam if size is None else cv2.resize(cam, size)
+
+    expected = []
+    for image in range(3):
+        resized = [scale(layer[image].numpy(), (width, height)) for layer in cams]
+        expected.append(scale(np.mean(resized, axis=0)))
+    found = wsfast.fuse_cams(cams, (height, width)).numpy()
+    np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_backward_matches_reference(device: torch.device, reduce: str, norm: str | None) -> None:
+    sizes, size = [(6, 5), (12, 10), (3, 4)], (12, 10)
+    for quantised in (False, True):  # ties in minima, maxima and between layers
+        for layer_norm in NORMS:
+            results = []
+            for ops in (wsfast, reference):
+                torch.manual_seed(1)
+                cams = [layer.double().to(device) for layer in make_layers(sizes)]
+                if quantised:
+                    cams = [(layer * 3).round() / 3 for layer in cams]
+                cams = [layer.requires_grad_() for layer in cams]
+                out = ops.fuse_cams(cams, size, layer_norm=layer_norm, reduce=reduce, norm=norm)
+                upstream = torch.randn(out.shape, dtype=out.dtype, device=device)
+                results.append(torch.autograd.grad(out, cams, upstream))
+            for ours, theirs in zip(*results, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_gradcheck(device: torch.device) -> None:
+    a = torch.rand(2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    b = torch.rand(2, 5, 2, dtype=torch.float64, device=device, requires_grad=True)
+    w = torch.tensor([0.7, 1.4], dtype=torch.float64, device=device, requires_grad=True)
+    for reduce in ("mean", "sum", "max"):
+        fuse = lambda x, y, z, r=reduce: wsfast.fuse_cams([x, y], (4, 4), reduce=r, weights=z)  # noqa: E731
+        assert torch.autograd.gradcheck(fuse, (a, b, w))
+    product = lambda x, y: wsfast.fuse_cams([x, y], (4, 4), reduce="prod")  # noqa: E731
+    assert torch.autograd.gradcheck(product, (a, b))
+    for mode in ("minmax", "max"):
+        normalize = lambda x, m=mode: wsfast.normalize_cams(x, mode=m)  # noqa: E731
+        assert torch.autograd.gradcheck(normalize, (a,))
+        assert torch.autograd.gradgradcheck(normalize, (a,))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(device: torch.device, requires_grad: bool) -> None:
+    cams = [torch.rand(2, s, s + 1, device=device, requires_grad=requires_grad) for s in (3, 6)]
+    weights = torch.tensor([0.5, 0.5], device=device)
+    for reduce in ("sum", "max", "prod"):
+        opcheck(
+            torch.ops.wsfast.fuse_cams.default,
+            (cams, weights, 6, 7, "minmax", reduce, "minmax", 1e-7),
+        )
+
+
+def every_op(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        wsfast.normalize_cams(a, mode="max"),
+        wsfast.fuse_cams([a, b], (8, 9)),
+        wsfast.fuse_cams([a, b], (8, 9), layer_norm=None, reduce="max", norm=None),
+    ]
+
+
+def test_compile_fullgraph(device: torch.device) -> None:
+    compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
+    for n in (2, 3):
+        a = torch.rand(n, 4, 5, device=device, requires_grad=True)
+        b = torch.rand(n, 8, 9, device=device, requires_grad=True)
+        expected, found = every_op(a, b), compiled(a, b)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        ours = torch.autograd.grad(sum(x.sum() for x in found), (a, b))
+        theirs = torch.autograd.grad(sum(x.sum() for x in expected), (a, b))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class EveryOp(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+        return every_op(a, b)
+
+
+def test_export(device: torch.device) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        EveryOp().eval(),
+        (torch.rand(2, 4, 5, device=device), torch.rand(2, 8, 9, device=device)),
+        dynamic_shapes={"a": {0: batch}, "b": {0: batch}},
+    )
+    a, b = torch.rand(5, 4, 5, device=device), torch.rand(5, 8, 9, device=device)
+    torch.testing.assert_close(program.module()(a, b), every_op(a, b))
+
+
+def test_script_and_trace(device: torch.device) -> None:
+    a, b = torch.rand(2, 4, 5, device=device), torch.rand(2, 8, 9, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(every_op)
+        traced = torch.jit.trace(every_op, (a, b))
+    for found in (scripted(a, b), traced(a, b)):
+        torch.testing.assert_close(found, every_op(a, b))
+
+
+def test_autocast(device: torch.device) -> None:
+    cams = [torch.rand(2, 6, 6, device=device).bfloat16().requires_grad_()]
+    with torch.autocast(device.type, torch.bfloat16):
+        out = wsfast.fuse_cams(cams, (12, 12))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, reference.fuse_cams([cams[0].float()], (12, 12)))
+    out.sum().backward()
+    assert cams[0].grad is not None
+
+
+def test_deterministic() -> None:
+    cams = make_layers([(90, 95), (45, 40), (7, 7)], n=3)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(wsfast.fuse_cams(cams, (180, 170)))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(2, 20)), min_size=1, max_size=4),
+    st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    st.integers(0, 2**31 - 1),
+)
+def test_properties(sizes, size, seed: int) -> None:
+    torch.manual_seed(seed)
+    cams = make_layers(sizes)
+    out = wsfast.fuse_cams(cams, size)
+    assert out.min() >= 0
+    assert out.max() <= 1
+    raw = wsfast.fuse_cams(cams, size, norm=None)
+    moved = [4 * layer + 2 for layer in cams]  # min-max forgets scale and offset
+    torch.testing.assert_close(wsfast.fuse_cams(moved, size, norm=None), raw, rtol=0, atol=1e-5)
+    backwards = wsfast.fuse_cams(cams[::-1], size, norm=None)
+    torch.testing.assert_close(backwards, raw, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
+    cams = make_layers([(4, 4), (8, 8)])
+    cams[1][1, 2, 3] = bad
+    with pytest.raises(ValueError, match="cams must be finite, got NaN or inf in image 1"):
+        wsfast.fuse_cams(cams, (8, 8))
+    out, finite = torch.ops.wsfast.fuse_cams(
+        cams, torch.ones(2), 8, 8, "minmax", "sum", "minmax", 1e-7
+    )
+    assert finite.tolist() == [True, False]
+    assert not out[1].any()
+    assert out[0].isfinite().all()
+
+
+GOOD = [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]
+ERRORS = [
+    (lambda: wsfast.fuse_cams([], (8, 8)), ValueError, "cams must be a list of at least one"),
+    (lambda: wsfast.fuse_cams(GOOD[0], (8, 8)), TypeError, "cams must be a list of tensors"),
+    (lambda: wsfast.fuse_cams([GOOD[0][0]], (8, 8)), ValueError, "cams must be a tensor of 3"),
+    (lambda: wsfast.fuse_cams([GOOD[0].int()], (8, 8)), TypeError, "cams must be float32"),
+    (lambda: wsfast.fuse_cams([GOOD[0], GOOD[1].half()], (8, 8)), TypeError, "of one dtype"),
+    (lambda: wsfast.fuse_cams([GOOD[0], GOOD[1][:1]], (8, 8)), ValueError, "one batch size"),
+    (lambda: wsfast.fuse_cams([GOOD[0], GOOD[1].to("meta")], (8, 8)), ValueError, "on the device"),
+    (lambda: wsfast.fuse_cams([GOOD[0][:, :0]], (8, 8)), ValueError, "maps with H, W >= 1"),
+    (lambda: wsfast.fuse_cams(GOOD, (0, 8)), ValueError, "size must be (height, width)"),
+    (lambda: wsfast.fuse_cams(GOOD, 8), ValueError, "size must be (height, width)"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), reduce="median"), ValueError, "reduce must be one"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), norm="l2"), ValueError, "norm must be one of"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), layer_norm="l2"), ValueError, "layer_norm must be"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1.0]), ValueError, "weights must be of shape"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), reduce="prod", weights=[1, 1]), ValueError, "weights"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), eps=-1), ValueError, "eps must be between"),
+    (lambda: wsfast.normalize_cams(GOOD[0], mode="l2"), ValueError, "mode must be one of"),
+    (lambda: wsfast.normalize_cams([1.0]), TypeError, "cams must be a torch.Tensor"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case: int) -> None:
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
+        call()
+    assert message in str(error.value)
