@@ -1,4 +1,4 @@
-"""Room `fusion`: kernels against the reference, OpenCV and known values; gradients of the reference."""
+"""Room `fusion`: values and gradients against the reference, OpenCV and known cases."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""Room `truncation`: kernels against a float64 sort-based oracle, the reference and the equations."""
+"""Room `truncation`: against a float64 sort-based oracle, the reference and the equations."""
 
 import math
 import warnings

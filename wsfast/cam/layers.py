@@ -63,9 +63,10 @@ def _find(where: str, model: nn.Module, layer: str | nn.Module) -> tuple[str, nn
         value_error(where, "layers", "names of modules of the model", f"'{layer}'{hint}")
     if not isinstance(layer, nn.Module):
         type_error(where, "layers", "module names or modules", type(layer).__name__)
+    assert isinstance(layer, nn.Module)
     for name, module in modules.items():
         if module is layer:
-            return name, module
+            return name, layer
     value_error(where, "layers", "modules of the model", f"a {type(layer).__name__} outside it")
     raise AssertionError  # value_error always raises
 

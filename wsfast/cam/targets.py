@@ -23,7 +23,7 @@ def resolve_target(where: str, target: Target, logits: Tensor) -> Tensor | None:
         return logits.detach().argmax(dim=1)
     if isinstance(target, Tensor):
         return _checked(where, target, logits)
-    if isinstance(target, bool) or isinstance(target, str):
+    if isinstance(target, (bool, str)):
         type_error(where, "target", "class numbers or a callable", type(target).__name__)
     if isinstance(target, int):
         _check_bounds(where, target, target, logits)

@@ -220,7 +220,7 @@ def localize_batch(
                 int(result.target[i]),
                 bool(result.valid[i]),
                 0.0,
-            )  # fmt: skip
+            )
         )
     share = (time.perf_counter() - start) * 1000 / len(batch)
     for item in found:

@@ -80,7 +80,7 @@ class ImageFiles:
 
     Images are uint8 RGB arrays of shape (H, W, 3), read one at a time. A name is the file's stem,
     for a video frame the stem and the frame's index (``clip_000012``); a name met before gets a
-    number, so names are unique. A file that cannot be read is noted in ``skipped``; the rest goes on.
+    number, so names are unique. A file that cannot be read is noted in ``skipped``, the rest read.
 
     Args:
         inputs: as for :func:`expand_inputs`.

@@ -5,7 +5,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import cv2
 import numpy as np
@@ -52,7 +52,7 @@ class KSDD2(Dataset[DefectSample]):
         skipped: the files left out, with the reason.
 
     Raises:
-        ValueError: the folder has no readable image of the split, or with ``strict`` one unreadable.
+        ValueError: no readable image of the split, or with ``strict`` an unreadable one.
 
     Example:
         >>> import tempfile
@@ -134,7 +134,7 @@ class KSDD2(Dataset[DefectSample]):
         )
 
 
-def _read_pair(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _read_pair(path: Path) -> tuple[NDArray[np.uint8], Any]:
     """Read an image and its mask.
 
     Raises:

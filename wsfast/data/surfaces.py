@@ -92,9 +92,9 @@ def _defect_mask(rng: np.random.Generator, height: int, width: int, unit: float)
 
 
 def _defect_shading(rng: np.random.Generator, mask: Mask, unit: float) -> FloatImage:
-    """Brightness a defect adds: dark or bright, textured, softer at its edge, 0 outside the mask."""
+    """Brightness a defect adds: dark or bright, textured, softer at its edge, 0 outside."""
     contrast = rng.choice((-1, 1)) * rng.uniform(*_CONTRAST)
-    texture = 0.8 + 0.12 * _smooth_noise(rng, *mask.shape, 2 * unit, 2 * unit)
+    texture = 0.8 + 0.12 * _smooth_noise(rng, mask.shape[0], mask.shape[1], 2 * unit, 2 * unit)
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7 * unit)
     shading: FloatImage = np.where(mask, contrast * texture * soft, 0).astype(np.float32)
     return shading

@@ -103,7 +103,7 @@ class SyntheticDefects(Dataset[DefectSample]):
         )
 
     def write_ksdd2(self, root: str | PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the split as KolektorSDD2 does: ``root/train/10000.png``, ``10000_GT.png``, …
+        """Write the split as KolektorSDD2 does: ``root/train/10000.png``, ``10000_GT.png``, ….
 
         The images are RGB, the masks grey with 0 and 255. The folder is written under a temporary
         name and renamed when complete, so there is never half a data set.

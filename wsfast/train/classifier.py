@@ -152,7 +152,7 @@ def evaluate_classifier(
     """
     model = classifier.model
     device = next(model.parameters()).device
-    loader = DataLoader(dataset, batch_size)  # type: ignore[arg-type]  # length and items suffice
+    loader: Any = DataLoader(dataset, batch_size)  # type: ignore[arg-type]  # length and items suffice
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -198,7 +198,7 @@ def _train_epoch(
     return {
         "loss": total_loss / seen,
         "accuracy": right / seen,
-        "learning_rate": schedule.get_last_lr()[0],
+        "learning_rate": float(schedule.get_last_lr()[0]),
         "seconds": time.perf_counter() - start,
     }
 

@@ -1,4 +1,4 @@
-"""Connected components, their boxes and Otsu's threshold in pure PyTorch: readable, public, slow."""
+"""Connected components, their boxes and Otsu's threshold in pure PyTorch: readable, slow."""
 
 import torch
 from torch import Tensor

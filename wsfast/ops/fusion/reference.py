@@ -76,10 +76,7 @@ def fuse_cams(
 ) -> Tensor:
     """See :func:`wsfast.fuse_cams`."""
     like = _accumulate(cams[0])
-    if weights is None:
-        scale = like.new_ones(len(cams))
-    else:
-        scale = torch.as_tensor(weights).to(like)
+    scale = like.new_ones(len(cams)) if weights is None else torch.as_tensor(weights).to(like)
     if reduce == "mean":
         scale, reduce = scale / scale.sum(), "sum"
     return fuse_weighted(cams, scale, size, layer_norm or "none", reduce, norm or "none", eps)
