@@ -12,33 +12,44 @@ from .._check import (
     check_range,
     check_rank,
     check_tensor,
-    type_error,
     value_error,
 )
-from . import capture
-from .layers import Layers, resolve_layers, unwrap
+from .capture import Captured, LayerCapture
+from .layers import Layers, dry_run_layers, resolve_layers, unwrap
 from .result import CAMResult
-from .targets import Target, resolve_target, target_scores
+from .targets import ScoreSeed, Target, in_range, resolve_target, score_seeds
 
 Norm = Literal["minmax", "max"] | None
 Reduce = Literal["mean", "sum", "max", "prod"]
+Scope = Literal["map", "sample"]
 
 
 class GradientCAM:
     """Base of the gradient methods; a method defines :meth:`layer_map`.
 
     Args:
-        model: a classifier giving (N, classes) logits. Its mode, ``requires_grad`` flags, ``.grad``
-            and hooks are left as found; DataParallel, DDP and compiled wrappers are looked through.
+        model: a classifier giving (N, classes) logits, alone or as ``logits`` or first item of its
+            output. Its mode, ``requires_grad`` flags, ``.grad``, buffers and hooks are left as
+            found; DataParallel, DDP and compiled wrappers are looked through.
         layers: ``"stages"`` (default: the last layer of each resolution), ``"last"``, a module
-            name, a module, or a list of these.
+            name, a module, or a list of names and modules.
         layer_norm: normalisation of each layer's map before fusion, ``"minmax"``, ``"max"`` or
             None.
         reduce: fusion over layers, ``"mean"``, ``"sum"``, ``"max"`` or ``"prod"``.
         norm: normalisation of the fused map, ``"minmax"``, ``"max"`` or None.
+        weights: one factor per layer, (L,) tensor or list; None weighs all alike.
+        eps: absolute, added to the divisors of the normalisations.
 
     The defaults fuse as pytorch-grad-cam does. ``layer_norm=None, reduce="sum", norm=None`` is the
     literal sum over layers of LTGrad-CAM eq. 8 and 10.
+
+    Raises:
+        ValueError: unknown layers or options.
+        TypeError: a model that is not an eager module.
+
+    Note:
+        timm models name their stages in ``feature_info``; for others ``"stages"`` and ``"last"``
+        cost a dry run on one image, once, at the first call.
     """
 
     def __init__(
@@ -49,20 +60,30 @@ class GradientCAM:
         layer_norm: Norm = "minmax",
         reduce: Reduce = "mean",
         norm: Norm = "minmax",
+        weights: Tensor | list[float] | None = None,
+        eps: float = 1e-7,
     ) -> None:
         where = f"cam.{type(self).__name__}"
-        if not isinstance(model, nn.Module):
-            type_error(where, "model", "a torch.nn.Module", type(model).__name__)
         check_choice(where, "reduce", reduce, ["mean", "sum", "max", "prod"])
         for argument, value in (("layer_norm", layer_norm), ("norm", norm)):
             if value is not None:
                 check_choice(where, argument, value, ["minmax", "max"])
-        self.model = unwrap(model)
+        check_range(where, "eps", eps, 0.0, 1.0)
+        self.model = unwrap(where, model)
         self.layers = layers
         self.layer_norm: Norm = layer_norm
         self.reduce: Reduce = reduce
         self.norm: Norm = norm
+        self.weights = weights
+        self.eps = eps
         self._where = where
+        found = resolve_layers(where, self.model, layers)
+        self._capture = LayerCapture(where, self.model, found) if found else None
+
+    @property
+    def layer_names(self) -> tuple[str, ...] | None:
+        """Names of the layers looked at; None before a first call that has to find them."""
+        return tuple(self._capture.layers) if self._capture else None
 
     def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
         """Map (N, h, w), float32 and >= 0, of one layer from its (N, C, h, w) tensors."""
@@ -80,65 +101,75 @@ class GradientCAM:
             A :class:`CAMResult`; ``cams`` is (N, H, W), or (N, K, H, W) for an (N, K) target.
 
         Raises:
-            ValueError: unknown layer, a layer that does not run or that the scores do not depend
-                on, a target of wrong shape or range, a model that is not a classifier.
-            TypeError: images that are not floating point.
+            ValueError: a layer that does not run, that gives no (N, C, h, w) tensor or that the
+                scores do not depend on; a target of wrong shape or range; a model that is not a
+                classifier; ``torch.inference_mode``.
+            TypeError: images that are not floating point, a target that is no class number.
 
         Note:
             One forward pass and one backward pass per class, down to the shallowest layer only.
-            Works under ``torch.no_grad``; not differentiable.
+            The model runs in evaluation mode whatever its mode. Works under ``torch.no_grad`` and
+            with frozen models; under autocast gradients are reduced in float32. Not
+            differentiable. No device sync.
         """
         where = self._where
         check_tensor(where, "images", images)
         check_floating(where, "images", images)
         check_rank(where, "images", images, 4)
-        if images.shape[0] == 0:
-            value_error(where, "images", "a batch of at least one image", "an empty batch")
-        layers = resolve_layers(where, self.model, self.layers, images)
-        captured, logits = capture.run(where, self.model, layers, images)
-        resolved = resolve_target(where, target, logits)
-        maps = self._maps(captured, logits, target, resolved)
-        with torch.no_grad():
-            cams, valid = self._fuse(maps, logits, (images.shape[2], images.shape[3]))
-        if resolved is None or resolved.dim() == 1:
+        if 0 in images.shape:
+            shape = f"shape {list(images.shape)}"
+            value_error(where, "images", "a batch of at least one image and pixel", shape)
+        if self._capture is None:
+            layers = dry_run_layers(where, self.model, self.layers, images)
+            self._capture = LayerCapture(where, self.model, layers)
+        captured = self._capture.run(images)
+        classes = resolve_target(where, target, captured.logits)
+        seeds = score_seeds(where, target, classes, captured.logits)
+        by_class = [
+            self._maps(captured, seed, images, keep_graph=seed is not seeds[-1]) for seed in seeds
+        ]
+        maps = [torch.stack(layer, dim=1) for layer in zip(*by_class, strict=True)]
+        logits = captured.logits.detach()
+        cams, maps, valid = self._fuse(maps, _finite(logits) & in_range(classes, logits), images)
+        if classes is None or classes.dim() == 1:
             cams, maps = cams[:, 0], [layer[:, 0] for layer in maps]
-        return CAMResult(cams, maps, logits.detach(), resolved, valid)
+        return CAMResult(cams, maps, logits, classes, valid)
 
     def _maps(
-        self,
-        captured: capture.Capture,
-        logits: Tensor,
-        target: Target,
-        resolved: Tensor | None,
+        self, captured: Captured, seed: ScoreSeed, images: Tensor, *, keep_graph: bool
     ) -> list[Tensor]:
-        """(N, K, h, w) maps of every layer."""
-        activations = [captured.activations[name].detach() for name in captured.layers]
-        by_class: list[list[Tensor]] = []
-        with torch.enable_grad():
-            scores = target_scores(self._where, target, resolved, logits)
-        for k, score in enumerate(scores):
-            with torch.enable_grad():
-                total = score.sum()
-            grads = captured.gradients(total, keep_graph=k + 1 < len(scores))
-            with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-                by_class.append(
-                    [self.layer_map(a, g) for a, g in zip(activations, grads, strict=True)]
-                )
-        return [torch.stack(layer, dim=1) for layer in zip(*by_class, strict=True)]
+        """(N, h, w) maps of the layers for one class per image."""
+        grads = captured.gradients(seed.scores, seed.weights, keep_graph=keep_graph)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return [
+                self.layer_map(a, g).float().to(images.device)
+                for a, g in zip(captured.activations(), grads, strict=True)
+            ]
 
     def _fuse(
-        self, maps: list[Tensor], logits: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        n, k = maps[0].shape[:2]
-        valid = logits.isfinite().all(dim=1)
+        self, maps: list[Tensor], valid: Tensor, images: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Fused and single maps, zero where an image is not valid, and which images are."""
+        size = (images.shape[2], images.shape[3])
+        valid = valid.to(images.device)
         for layer in maps:
-            valid = valid & layer.isfinite().flatten(1).all(dim=1)
-        keep = valid[:, None, None, None]
-        flat = [torch.where(keep, layer, 0).flatten(0, 1) for layer in maps]
+            valid = valid & _finite(layer)
+        maps = [layer.masked_fill(~valid[:, None, None, None], 0.0) for layer in maps]
         cams = ops.fuse_cams(
-            flat, size, layer_norm=self.layer_norm, reduce=self.reduce, norm=self.norm
+            [layer.flatten(0, 1) for layer in maps],
+            size,
+            layer_norm=self.layer_norm,
+            reduce=self.reduce,
+            norm=self.norm,
+            weights=self.weights,
+            eps=self.eps,
         )
-        return cams.reshape(n, k, *size), valid
+        return cams.unflatten(0, maps[0].shape[:2]), maps, valid
+
+
+def _finite(values: Tensor) -> Tensor:
+    """(N,) bool: whether all of an image's values are finite."""
+    return values.isfinite().flatten(1).all(dim=1)
 
 
 class GradCAM(GradientCAM):
@@ -156,7 +187,7 @@ class GradCAM(GradientCAM):
 
     def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
         """``relu(sum_k mean(g_k) A_k)``."""
-        weights = grads.float().mean(dim=(2, 3))
+        weights = grads.mean(dim=(2, 3), dtype=torch.float32)
         maps = torch.bmm(weights[:, None], activations.float().flatten(2))
         return maps.relu_().reshape(-1, *activations.shape[2:])
 
@@ -185,6 +216,8 @@ class TruncatedCAM(GradientCAM):
         layer_norm: see :class:`GradientCAM`.
         reduce: see :class:`GradientCAM`.
         norm: see :class:`GradientCAM`.
+        weights: see :class:`GradientCAM`.
+        eps: see :class:`GradientCAM`.
     """
 
     def __init__(
@@ -193,16 +226,26 @@ class TruncatedCAM(GradientCAM):
         layers: Layers = "stages",
         *,
         percentile: float = 50.0,
-        scope: Literal["map", "sample"] = "map",
+        scope: Scope = "map",
         layer_norm: Norm = "minmax",
         reduce: Reduce = "mean",
         norm: Norm = "minmax",
+        weights: Tensor | list[float] | None = None,
+        eps: float = 1e-7,
     ) -> None:
-        super().__init__(model, layers, layer_norm=layer_norm, reduce=reduce, norm=norm)
+        super().__init__(
+            model,
+            layers,
+            layer_norm=layer_norm,
+            reduce=reduce,
+            norm=norm,
+            weights=weights,
+            eps=eps,
+        )
         check_range(self._where, "percentile", percentile, 0.0, 100.0)
         check_choice(self._where, "scope", scope, ["map", "sample"])
         self.percentile = percentile
-        self.scope: Literal["map", "sample"] = scope
+        self.scope: Scope = scope
 
 
 class LTGradCAM(TruncatedCAM):

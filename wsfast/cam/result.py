@@ -14,7 +14,9 @@ class CAMResult(NamedTuple):
             in which the layers were asked for; not normalised.
         logits: the model's output, (N, classes), detached.
         target: the explained class of each image, (N,) or (N, K) int64; None for a callable.
-        valid: (N,) bool, False where logits or maps are not finite. Such an image has a zero map.
+        valid: (N,) bool, False where logits or maps are not finite, or where a class number on an
+            accelerator does not exist. Such an image has zero maps, never NaN. A flat map, too, is
+            zero after min-max, but valid.
     """
 
     cams: Tensor

@@ -1,6 +1,8 @@
 """Which class scores a CAM explains."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ from torch import Tensor
 from .._check import type_error, value_error
 
 Target = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor] | None
+
+_EXPECTED = "class numbers or a callable"
 
 
 def resolve_target(where: str, target: Target, logits: Tensor) -> Tensor | None:
@@ -18,56 +22,77 @@ def resolve_target(where: str, target: Target, logits: Tensor) -> Tensor | None:
         target: None (the class of highest score), one class for all images, one class or K
             classes per image, or a callable from logits to (N,) scores.
         logits: (N, classes).
+
+    Raises:
+        ValueError: a wrong shape; a class outside the logits, unless the target lies on another
+            device, where looking would cost a sync.
+        TypeError: not class numbers.
     """
     if target is None:
         return logits.detach().argmax(dim=1)
     if isinstance(target, Tensor):
         return _checked(where, target, logits)
     if isinstance(target, (bool, str)):
-        type_error(where, "target", "class numbers or a callable", type(target).__name__)
-    if isinstance(target, int):
-        _check_bounds(where, target, target, logits)
-        return torch.full((logits.shape[0],), target, device=logits.device)
+        type_error(where, "target", _EXPECTED, type(target).__name__)
+    if isinstance(target, (int, Integral)):
+        return _checked(where, torch.full((logits.shape[0],), int(target)), logits)
     if callable(target):
         return None
     try:
         numbers = torch.tensor(target)
-    except (TypeError, ValueError):
-        type_error(where, "target", "class numbers or a callable", type(target).__name__)
+    except (TypeError, ValueError, RuntimeError):
+        type_error(where, "target", _EXPECTED, f"{type(target).__name__} {target}")
     return _checked(where, numbers, logits)
 
 
 def _checked(where: str, target: Tensor, logits: Tensor) -> Tensor:
-    if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+    n, classes = logits.shape
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         type_error(where, "target", "integer class numbers", f"{target.dtype}")
-    if target.dim() not in (1, 2) or target.shape[0] != logits.shape[0]:
-        value_error(
-            where,
-            "target",
-            f"of shape ({logits.shape[0]},) or ({logits.shape[0]}, K)",
-            f"shape {list(target.shape)}",
-        )
-    if target.device.type == "cpu" and target.numel():  # seen without a device sync
-        _check_bounds(where, int(target.min()), int(target.max()), logits)
+    if target.dim() not in (1, 2) or target.shape[0] != n or 0 in target.shape:
+        expected = f"of shape ({n},) or ({n}, K)"
+        value_error(where, "target", expected, f"shape {list(target.shape)}")
+    if target.device.type == "cpu":
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= classes:
+            outside = f"{low if low < 0 else high}"
+            value_error(where, "target", f"between 0 and {classes - 1}", outside)
     return target.to(device=logits.device, dtype=torch.int64)
 
 
-def _check_bounds(where: str, low: int, high: int, logits: Tensor) -> None:
-    classes = logits.shape[1]
-    if low < 0 or high >= classes:
-        value_error(where, "target", f"between 0 and {classes - 1}", f"{low if low < 0 else high}")
+def in_range(target: Tensor | None, logits: Tensor) -> Tensor:
+    """(N,) bool: whether an image's classes exist, for targets that could not be looked at."""
+    if target is None:
+        return torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+    exists = (target >= 0) & (target < logits.shape[1])
+    return exists.reshape(logits.shape[0], -1).all(dim=1)
 
 
-def target_scores(
+class ScoreSeed(NamedTuple):
+    """What to differentiate: ``(scores * weights).sum()``, never summed in half precision."""
+
+    scores: Tensor
+    weights: Tensor
+
+
+def score_seeds(
     where: str, target: Target, resolved: Tensor | None, logits: Tensor
-) -> tuple[Tensor, ...]:
-    """One (N,) score vector per asked class: K of them for an (N, K) target, else one."""
+) -> list[ScoreSeed]:
+    """One seed per asked class: K of them for an (N, K) target, else one.
+
+    A class is a one-hot row of weights on the logits; a callable's scores have weight 1.
+    """
     if resolved is None:
         assert callable(target)
-        scores = target(logits)
+        with torch.enable_grad():
+            scores = target(logits)
         if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
             shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             value_error(where, "target", f"a callable giving ({logits.shape[0]},)", f"{shape}")
-        return (scores,)
-    columns = resolved if resolved.dim() == 2 else resolved[:, None]
-    return logits.gather(1, columns).unbind(dim=1)
+        return [ScoreSeed(scores, torch.ones_like(scores))]
+    # A class out of range would be a fatal assert on a GPU; such an image counts as invalid.
+    columns = resolved.reshape(len(logits), -1).clamp(0, logits.shape[1] - 1)
+    return [
+        ScoreSeed(logits, torch.zeros_like(logits).scatter_(1, column, 1.0))
+        for column in columns.split(1, dim=1)
+    ]
