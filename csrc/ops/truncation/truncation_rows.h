@@ -37,7 +37,7 @@ struct Workspace {
 
   explicit Workspace(int64_t row_length)
       : capacity(row_length <= kSmallRow ? row_length
-                 : row_length <= kChunk  ? std::max(kSmallRow, row_length / 6)
+                 : row_length <= kChunk  ? std::max(kSmallRow, row_length / 4)
                                          : (row_length / kChunk + 1) * kChunkCapacity) {
     inside.resize(capacity + 16);  // a vector store may run past the last value
     spare.resize(capacity + 16);
@@ -129,7 +129,7 @@ Collected collect_row(const T* row, int64_t n, Bracket<A> bracket, Workspace<A>&
 template <class T, class A>
 Bracket<A> guess_bracket(const T* row, int64_t n, double percentile, Bracket<A> range) {
   constexpr int64_t segment = 16, most_segments = 1024;
-  const int64_t segments = std::clamp<int64_t>(n / 768, 16, most_segments);
+  const int64_t segments = std::clamp<int64_t>(n / 512, 32, most_segments);
   A sample[segment * most_segments];
   int64_t count = 0;
   for (int64_t s = 0; s < segments; ++s) {
