@@ -1,0 +1,363 @@
+"""Declares benchmark cases and times their contenders side by side.
+
+A :class:`Case` names an operation, its seeded inputs, its sizes and its contenders. All contenders
+of one size run in one process with the same threads, in interleaved rounds, so that drift of the
+machine hits all alike. The result of each contender is compared with a float64 oracle first; a
+result outside its tolerance is reported as wrong and its time is not shown.
+"""
+
+import dataclasses
+import gc
+import importlib.util
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.records import Row, Size, Target
+
+Run = Callable[[], Any]
+Clock = Callable[[Run, int], float]
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work of a case.
+
+    Args:
+        name: Name in tables; ``wsfast`` is ours.
+        build: Takes the inputs and returns the call to time. Whatever it does itself (compiling,
+            NumPy views, registering hooks) is not timed.
+        requires: Modules that must be importable, else the row reads "not installed".
+        same_work: False for a yardstick that does only part of the work; it is not checked.
+        note: What a reader must know to compare it.
+        sweep: False to run it on headline sizes only.
+        compiles: True when ``build`` compiles, which ``--no-compile`` leaves out.
+        devices: Device types it runs on.
+        collect: Turns its result into the form of the oracle's, outside the timed region.
+        tolerance: Its own tolerance where the case's does not fit; say why in ``note``.
+    """
+
+    name: str
+    build: Callable[[Any], Run]
+    requires: tuple[str, ...] = ()
+    same_work: bool = True
+    note: str = ""
+    sweep: bool = True
+    compiles: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    collect: Callable[[Any], Any] = _as_is
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a contender may be timed.
+
+    Rounds fill ``seconds`` but number at least ``min_rounds``; a contender whose single call takes
+    longer than ``one_round_above`` gets one. Calls shorter than ``round_seconds`` are repeated
+    within a round until they fill it.
+    """
+
+    seconds: float = 2.0
+    min_rounds: int = 3
+    max_rounds: int = 200
+    one_round_above: float = 5.0
+    round_seconds: float = 2e-3
+
+    def quick(self) -> "Budget":
+        """Return the budget of a ``--quick`` run."""
+        return dataclasses.replace(
+            self, seconds=min(self.seconds, 0.3), min_rounds=3, one_round_above=1.0
+        )
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A bound on peak extra memory beyond inputs and outputs.
+
+    Args:
+        size: Size to measure at.
+        unit: What the extra bytes are compared with, in words.
+        unit_bytes: The bytes of that unit, from the inputs.
+        at_most: Highest allowed ratio of extra bytes to unit bytes.
+        contenders: Names of the contenders to measure.
+    """
+
+    size: Size
+    unit: str
+    unit_bytes: Callable[[Any], int]
+    at_most: float
+    contenders: tuple[str, ...] = ("wsfast", "reference")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation to benchmark.
+
+    Args:
+        room: Room (or package) it belongs to.
+        operation: Title of the operation, unique within the room.
+        inputs: Makes the inputs of a size on the CPU from a seeded generator.
+        sizes: At least three along one axis, for the fitted exponent.
+        contenders: All ways to do the work.
+        oracle: The expected result from the inputs, in float64. NaN marks entries that are not
+            compared because float32 rounding of the inputs' statistics decides them.
+        tolerance: Largest relative error (see :func:`relative_error`) of a correct result.
+        targets: Speeds to reach.
+        traffic: Bytes that any implementation has to read and write, for the bandwidth column.
+        memory: Bound on extra memory, measured in processes of its own.
+        budget: Time per contender and size.
+    """
+
+    room: str
+    operation: str
+    inputs: Callable[[Size, torch.Generator], Any]
+    sizes: tuple[Size, ...]
+    contenders: tuple[Contender, ...]
+    oracle: Callable[[Any], Any]
+    tolerance: float
+    targets: tuple[Target, ...] = ()
+    traffic: Callable[[Any], int] | None = None
+    memory: MemoryLimit | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    def contender(self, name: str) -> Contender:
+        """Return the contender called ``name``."""
+        return next(contender for contender in self.contenders if contender.name == name)
+
+    def entries(self, size: Size) -> list[Contender]:
+        """Return the contenders that run on ``size``."""
+        return [entry for entry in self.contenders if entry.sweep or size.headline]
+
+    def make_inputs(self, size: Size, device: torch.device) -> Any:
+        """Return the inputs of ``size``, the same on every machine and run."""
+        seed = zlib.crc32(f"{self.room} {self.operation} {size.label}".encode())
+        return to_device(self.inputs(size, torch.Generator().manual_seed(seed)), device)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures: the device, and what ``--no-compile`` and ``--quick`` leave out."""
+
+    device: torch.device = torch.device("cpu")
+    compile: bool = True
+    quick: bool = False
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor and module in nested tuples and lists to ``device``."""
+    if isinstance(value, (Tensor, torch.nn.Module)):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(part, device) for part in value)
+    return value
+
+
+def compiled(function: Callable[..., Any]) -> Callable[[Any], Run]:
+    """Return a ``build`` that compiles ``function`` of the inputs and warms it up."""
+
+    def build(inputs: Any) -> Run:
+        torch.compiler.reset()
+        fast = torch.compile(function, dynamic=False)
+        fast(inputs)
+        return lambda: fast(inputs)
+
+    return build
+
+
+def eager(function: Callable[..., Any]) -> Callable[[Any], Run]:
+    """Return a ``build`` that calls ``function`` on the inputs as they are."""
+    return lambda inputs: lambda: function(inputs)
+
+
+def relative_error(result: Any, expected: Any) -> float:
+    """Return the largest error of ``result`` over the largest finite value of ``expected``.
+
+    Both may be nested; each pair of tensors is taken by itself and the worst one counts. Entries
+    where ``expected`` is NaN are left out. A NaN elsewhere, another shape or another number of
+    tensors is an infinite error.
+    """
+    got, wanted = list(_leaves(result)), list(_leaves(expected))
+    if len(got) != len(wanted):
+        return math.inf
+    return max((_leaf_error(g, w) for g, w in zip(got, wanted, strict=True)), default=0.0)
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, np.ndarray):
+        yield torch.from_numpy(np.ascontiguousarray(value)).double()
+    else:
+        yield torch.as_tensor(value).detach().cpu().double()
+
+
+def _leaf_error(got: Tensor, wanted: Tensor) -> float:
+    if got.shape != wanted.shape:
+        return math.inf
+    compared = ~wanted.isnan()
+    got, wanted = got[compared], wanted[compared]
+    if got.numel() == 0:
+        return 0.0
+    # Equal infinities differ by NaN, so equality is asked first.
+    difference = torch.where(got == wanted, 0.0, (got - wanted).abs())
+    finite = wanted[wanted.isfinite()].abs()
+    scale = finite.max().item() if finite.numel() else 0.0
+    return math.inf if difference.isnan().any() else difference.max().item() / (scale or 1.0)
+
+
+def wall_clock(run: Run, calls: int) -> float:
+    """Return the seconds of ``calls`` calls by the wall clock."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def cuda_clock(run: Run, calls: int) -> float:
+    """Return the seconds of ``calls`` calls between two CUDA events of the current stream."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@dataclass
+class _Lane:
+    """A contender under way: its call, how often to time it and what came out."""
+
+    contender: Contender
+    run: Run
+    error: float | None
+    rounds: int = 0
+    iterations: int = 1
+    seconds: list[float] = field(default_factory=list)
+    round_numbers: list[int] = field(default_factory=list)
+
+
+def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = None) -> list[Row]:
+    """Time all contenders of ``case`` on ``size`` side by side.
+
+    Returns:
+        One row per contender in the declared order; those that could not run are ``absent`` with
+        the reason.
+    """
+    clock = clock or (cuda_clock if settings.device.type == "cuda" else wall_clock)
+    budget = case.budget.quick() if settings.quick else case.budget
+    inputs = case.make_inputs(size, settings.device)
+    expected = case.oracle(inputs)
+    traffic = case.traffic(inputs) if case.traffic else None
+    rows: dict[str, Row] = {}
+    lanes: list[_Lane] = []
+    for contender in case.entries(size):
+        blank = Row(
+            room=case.room,
+            operation=case.operation,
+            size=size,
+            contender=contender.name,
+            state="absent",
+            same_work=contender.same_work,
+            note=contender.note,
+            traffic=traffic,
+        )
+        reason = why_absent(contender, settings)
+        if not reason:
+            try:
+                lanes.append(_prepare(contender, inputs, expected, budget, clock))
+            except Exception as error:  # a peer that breaks must not hide the others
+                reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        rows[contender.name] = dataclasses.replace(blank, reason=reason)
+    del expected
+    run_interleaved(lanes, clock)
+    for lane in lanes:
+        rows[lane.contender.name] = _finished(rows[lane.contender.name], lane, case.tolerance)
+    return list(rows.values())
+
+
+def why_absent(contender: Contender, settings: Settings) -> str:
+    """Return why ``contender`` cannot run here, or an empty string."""
+    missing = [name for name in contender.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        return "not installed"
+    if settings.device.type not in contender.devices:
+        return f"does not run on {settings.device.type}"
+    if contender.compiles and not settings.compile:
+        return "left out (--no-compile)"
+    return ""
+
+
+def _prepare(
+    contender: Contender, inputs: Any, expected: Any, budget: Budget, clock: Clock
+) -> _Lane:
+    """Build and warm up a contender, check its result and plan its rounds."""
+    run = contender.build(inputs)
+    kept: list[Any] = []
+    once = clock(lambda: kept.append(run()), 1)
+    error = None
+    if contender.same_work:
+        error = relative_error(contender.collect(kept[0]), expected)
+    kept.clear()
+    lane = _Lane(contender, run, error)
+    if once > budget.one_round_above:
+        lane.rounds = 1
+        return lane
+    once = max(clock(run, 1), 1e-9)
+    lane.iterations = max(1, math.ceil(budget.round_seconds / once))
+    affordable = int(budget.seconds / (once * lane.iterations))
+    lane.rounds = min(max(affordable, budget.min_rounds), budget.max_rounds)
+    return lane
+
+
+def run_interleaved(lanes: Sequence[_Lane], clock: Clock) -> None:
+    """Time the lanes round by round.
+
+    The lane with the most rounds runs in every round, the others in evenly spread ones. The order
+    turns by one lane per round, so that nobody always follows the same neighbour.
+    """
+    total = max((lane.rounds for lane in lanes), default=0)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(total):
+            turn = number % len(lanes)
+            for lane in (*lanes[turn:], *lanes[:turn]):
+                due = (number + 1) * lane.rounds // total > number * lane.rounds // total
+                if due:
+                    lane.seconds.append(clock(lane.run, lane.iterations) / lane.iterations)
+                    lane.round_numbers.append(number)
+            gc.collect(0)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _finished(row: Row, lane: _Lane, case_tolerance: float) -> Row:
+    own = lane.contender.tolerance
+    tolerance = case_tolerance if own is None else own
+    wrong = lane.error is not None and not lane.error <= tolerance
+    return dataclasses.replace(
+        row,
+        state="wrong" if wrong else "timed",
+        seconds=lane.seconds,
+        rounds=lane.round_numbers,
+        iterations=lane.iterations,
+        error=lane.error,
+        tolerance=tolerance,
+    )

@@ -1,0 +1,44 @@
+"""Seeded inputs that several bench files share."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.records import Size
+
+VGG16_CHANNELS = (64, 128, 256, 512, 512)
+MAX_POOLED = "max-pooled"
+
+
+def stage_sides(side: int) -> list[int]:
+    """Side of each VGG16 stage for images of ``side`` pixels."""
+    return [max(1, side >> stage) for stage in range(len(VGG16_CHANNELS))]
+
+
+def gradients(batch: int, channels: int, side: int, generator: torch.Generator) -> Tensor:
+    """Gaussian gradients (N, C, H, W)."""
+    return torch.randn(batch, channels, side, side, generator=generator)
+
+
+def max_pooled(grads: Tensor, generator: torch.Generator) -> Tensor:
+    """Keep one gradient in four, as they arrive through a 2x2 max-pool."""
+    return grads * (torch.rand(grads.shape, generator=generator) < 0.25)
+
+
+def stages(size: Size, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Activations and gradients of VGG16's five stages, (N, C, H, W) each."""
+    pairs = []
+    for channels, side in zip(VGG16_CHANNELS, stage_sides(size.side), strict=True):
+        grads = gradients(size.batch, channels, side, generator)
+        if size.variant == MAX_POOLED:
+            grads = max_pooled(grads, generator)
+        pairs.append((gradients(size.batch, channels, side, generator).relu(), grads))
+    return pairs
+
+
+def blobs(batch: int, side: int, generator: torch.Generator, cells: int = 14) -> Tensor:
+    """Smooth maps (N, H, W) in 0-1, like an upsampled CAM of ``cells`` x ``cells``."""
+    coarse = torch.randn(batch, 1, cells, cells, generator=generator)
+    maps = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)[:, 0]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / (high - low)

@@ -1,0 +1,148 @@
+"""The machine side of a run: threads, allocator, copy bandwidth and the facts to print."""
+
+import ctypes
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Allocator = Literal["keep", "system"]
+ALLOCATORS: tuple[Allocator, ...] = ("keep", "system")
+PACKAGES = ("torch", "torchvision", "numpy", "grad-cam", "torchcam")
+SIMD_FLAGS = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512vbmi2", "asimd", "sve")
+# mallopt's parameters, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def use_threads(threads: int) -> None:
+    """Give torch and OpenCV the same number of threads."""
+    torch.set_num_threads(threads)
+    if importlib.util.find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(threads)
+
+
+def use_allocator(allocator: Allocator) -> None:
+    """Choose whether freed memory stays with the process (``keep``) or not (``system``).
+
+    glibc hands every freed block above 32 MB back to the kernel, so that each large result costs
+    page faults that take several times as long as a copy of it. ``keep`` holds on to freed memory,
+    as the allocators recommended by PyTorch's tuning guide do; it holds for every contender.
+    """
+    if allocator == "keep":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
+            raise RuntimeError("this C library has no mallopt: use --allocator system")
+
+
+def copy_bandwidth(device: torch.device, *, megabytes: int = 256, rounds: int = 15) -> float:
+    """Return the bytes per second (read plus written) of ``Tensor.copy_`` on ``device``."""
+    source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
+    destination = torch.empty_like(source)
+    destination.copy_(source)
+    seconds = []
+    for _ in range(rounds):
+        _synchronize(device)
+        start = time.perf_counter()
+        destination.copy_(source)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def facts(device: torch.device, threads: int, allocator: Allocator) -> dict[str, Any]:
+    """Return what a reader needs to judge the figures, and no name of host or user."""
+    model, flags = _cpu()
+    known = {
+        "cpu": model,
+        "simd": flags,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": threads,
+        "allocator": allocator,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES} | {"opencv": _opencv_version()},
+        "wsfast": _wsfast_facts(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "load_before": round(os.getloadavg()[0], 2),
+        "device": device.type,
+        "copy_bandwidth": copy_bandwidth(device),
+    }
+    if device.type == "cuda":
+        known["gpu"] = torch.cuda.get_device_name(device)
+        known["cuda"] = torch.version.cuda
+    return known
+
+
+def slug(known: dict[str, Any]) -> str:
+    """Return the file name stem for results of this machine."""
+    if known["device"] == "cuda":
+        name = known["gpu"]
+    else:
+        name = f"{known['cpu']} {known['threads']} threads"
+    words = re.sub(r"\((r|tm)\)", "", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
+def _cpu() -> tuple[str, list[str]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), []
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags.group(1).split()) if flags else set()
+    name = found.group(1) if found else platform.machine()
+    return name, [flag for flag in SIMD_FLAGS if flag in present]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _opencv_version() -> str:
+    # Several distributions provide cv2, so the module is asked.
+    if importlib.util.find_spec("cv2") is None:
+        return "not installed"
+    import cv2
+
+    return str(cv2.__version__)
+
+
+def _wsfast_facts() -> dict[str, Any]:
+    import wsfast
+
+    found = wsfast.info()
+    return {key: found[key] for key in ("wsfast", "libraries", "cpu_simd")}
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    found = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,126 @@
+"""What a benchmark run writes and the report reads: sizes, targets, rows and their JSON form."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Measure = Literal["speedup", "slowdown", "copy_bandwidth", "milliseconds"]
+State = Literal["timed", "wrong", "absent"]
+OURS = "wsfast"
+
+
+@dataclass(frozen=True)
+class Size:
+    """One input size of a case.
+
+    Args:
+        batch: Images (or maps) per call.
+        side: Height and width of one image in pixels.
+        variant: Kind of content when a case has several, such as "noisy".
+        headline: The size people quote: all contenders run on it, also under ``--quick``.
+    """
+
+    batch: int
+    side: int
+    variant: str = ""
+    headline: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name of the size in tables, such as ``8x224x224 noisy``."""
+        return f"{self.batch}x{self.side}x{self.side} {self.variant}".rstrip()
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one image."""
+        return self.side * self.side
+
+
+@dataclass(frozen=True)
+class Target:
+    """A speed to reach.
+
+    Args:
+        size: Label of the size it holds for.
+        at_least: Bound that has to be kept.
+        aim: Bound worth having.
+        against: Contenders to compare with; the fastest of them counts.
+        measure: ``speedup`` (their time over ours, to exceed), ``slowdown`` (our time over
+            theirs, not to exceed), ``copy_bandwidth`` (fraction of the measured copy bandwidth,
+            to exceed) or ``milliseconds`` (our time, not to exceed).
+        device: Device type on which the target is meant.
+    """
+
+    size: str
+    at_least: float
+    aim: float
+    against: tuple[str, ...] = ()
+    measure: Measure = "speedup"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times of one contender on one size.
+
+    ``seconds[i]`` is the time of one call in round ``rounds[i]``; rounds with the same number ran
+    side by side. ``state`` is ``absent`` when nothing was timed (``reason`` says why) and
+    ``wrong`` when the result missed its tolerance.
+    """
+
+    room: str
+    operation: str
+    size: Size
+    contender: str
+    state: State
+    reason: str = ""
+    seconds: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    iterations: int = 1
+    error: float | None = None
+    tolerance: float | None = None
+    same_work: bool = True
+    note: str = ""
+    traffic: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Row":
+        """Rebuild a row from :meth:`to_json`."""
+        return cls(**{**values, "size": Size(**values["size"])})
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peak extra memory of one contender beyond its inputs and outputs.
+
+    ``unit_bytes`` is what ``extra_bytes`` is compared with (``unit`` in words) and ``at_most`` the
+    highest allowed ratio of the two. ``extra_bytes`` is None when it could not be measured.
+    """
+
+    room: str
+    operation: str
+    size: str
+    contender: str
+    extra_bytes: int | None
+    unit_bytes: int
+    unit: str
+    at_most: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The part of a case that the report needs to judge its rows."""
+
+    room: str
+    operation: str
+    targets: tuple[Target, ...]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Declared":
+        """Rebuild a declaration from ``dataclasses.asdict``."""
+        targets = [Target(**{**t, "against": tuple(t["against"])}) for t in values["targets"]]
+        return cls(values["room"], values["operation"], tuple(targets))
