@@ -25,6 +25,7 @@ class Playback:
         self._recorded: Iterator[float] = iter(())
 
     def __call__(self) -> float:
+        """Return the present time."""
         return self.now
 
     def load(self, seconds: list[float]) -> None:

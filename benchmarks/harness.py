@@ -150,7 +150,7 @@ class Case:
 class Settings:
     """How a run measures: the device, and what ``--no-compile`` and ``--quick`` leave out."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile: bool = True
     quick: bool = False
 

@@ -61,6 +61,19 @@ struct Vec {
   static int count(Mask m) {
     return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m)));
   }
+  // Counts masked lanes; at most 2^31 adds.
+  struct Counter {
+    __m256i n;
+    Counter() : n(_mm256_setzero_si256()) {}
+    void add(Mask m) { n = _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
+    int64_t total() const {
+      alignas(32) int32_t lane[lanes];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(lane), n);
+      int64_t sum = 0;
+      for (const int32_t count : lane) sum += count;
+      return sum;
+    }
+  };
   static Vec keep(Mask m, const Vec& a) { return {_mm256_and_ps(m, a.v)}; }
   static int compress(float* p, Mask m, const Vec& a) {
     const int bits = _mm256_movemask_ps(m);

@@ -48,6 +48,13 @@ struct Vec {
   }
   static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static int count(Mask m) { return __builtin_popcount(m); }
+  // Counts masked lanes; at most 2^31 adds.
+  struct Counter {
+    __m512i n;
+    Counter() : n(_mm512_setzero_si512()) {}
+    void add(Mask m) { n = _mm512_mask_add_epi32(n, m, n, _mm512_set1_epi32(1)); }
+    int64_t total() const { return _mm512_reduce_add_epi32(n); }
+  };
   static Vec keep(Mask m, const Vec& a) { return {_mm512_maskz_mov_ps(m, a.v)}; }
   static int compress(float* p, Mask m, const Vec& a) {
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, a.v));

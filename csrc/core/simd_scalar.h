@@ -60,6 +60,12 @@ struct Vec {
   }
   static Mask both(Mask a, Mask b) { return a & b; }
   static int count(Mask m) { return __builtin_popcount(m); }
+  // Counts masked lanes.
+  struct Counter {
+    int64_t n = 0;
+    void add(Mask m) { n += __builtin_popcount(m); }
+    int64_t total() const { return n; }
+  };
   static Vec keep(Mask m, Vec a) {
     for (int i = 0; i < lanes; ++i) a.v[i] = (m >> i & 1u) ? a.v[i] : 0.0f;
     return a;

@@ -142,7 +142,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path, channels):
 
 def test_an_existing_split_is_replaced_only_on_request(tmp_path):
     SyntheticDefects(3, size=SMALL).write_ksdd2(tmp_path)
-    with pytest.raises(ValueError, match=r"write_ksdd2: root must be a place without this split"):
+    with pytest.raises(ValueError, match=r"write_ksdd2: root must be without this split"):
         SyntheticDefects(1, size=SMALL).write_ksdd2(tmp_path)
     assert len(list((tmp_path / "train").iterdir())) == 6
     SyntheticDefects(1, size=SMALL).write_ksdd2(tmp_path, overwrite=True)

@@ -79,7 +79,8 @@ def _is_cut_short(data: bytes) -> bool:
     """Whether a JPEG or PNG ends before its end marker."""
     if data.startswith(b"\xff\xd8"):
         # An EXIF thumbnail brings an end marker too, but before the main scan starts.
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+        # Equal positions mean that neither was found.
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
     return data.startswith(b"\x89PNG") and b"IEND" not in data
 
 

@@ -16,19 +16,27 @@ constexpr int64_t kGroupBytes = int64_t{8} << 20;    // samples whose gradients 
 // Few long rows are split across threads, many rows are shared out whole.
 bool split_rows(int64_t rows, int64_t n) { return n >= 2 * kChunk && rows < 8 * thread_count(); }
 
-// Calls row(index, workspace, parallel_inside) for rows [first, last) of length n.
-template <class A, class Row>
-void for_rows(int64_t first, int64_t last, int64_t n, const Row& row) {
+// Calls rows(begin, end, workspace, parallel_inside) for runs of the rows [first, last) of length n.
+template <class A, class Rows>
+void for_row_runs(int64_t first, int64_t last, int64_t n, const Rows& rows) {
   const bool split = split_rows(last - first, n);
   const auto run = [&](int64_t begin, int64_t end) {
-    Workspace<A> work(n);
-    for (int64_t r = begin; r < end; ++r) row(r, work, split);
+    Workspace<A> work(inside_capacity(n));
+    rows(begin, end, work, split);
   };
   if (split) {
     run(first, last);
   } else {
     parallel_for(first, last, std::max<int64_t>(1, 8192 / std::max<int64_t>(n, 1)), run);
   }
+}
+
+// Calls row(index, workspace, parallel_inside) for each of them.
+template <class A, class Row>
+void for_rows(int64_t first, int64_t last, int64_t n, const Row& row) {
+  for_row_runs<A>(first, last, n, [&](int64_t begin, int64_t end, Workspace<A>& work, bool split) {
+    for (int64_t r = begin; r < end; ++r) row(r, work, split);
+  });
 }
 
 struct Shape {
@@ -57,19 +65,60 @@ void percentile_rows(const T* grads, const Shape& shape, double percentile, T* o
   });
 }
 
+template <class T>
+struct TruncateArgs {
+  const T* grads;
+  int64_t n;
+  double percentile;
+  T *out, *thresholds;
+  bool stream;
+};
+
+// Rows that do not fit a cache, each by chunks, on all threads when `parallel`.
+template <class Passes, class T, class A = acc_t<T>>
+void truncate_long_rows(const TruncateArgs<T>& in, int64_t begin, int64_t end, Workspace<A>& work,
+                        bool parallel) {
+  for (int64_t r = begin; r < end; ++r) {
+    const T* row = in.grads + r * in.n;
+    const A threshold = row_threshold<Passes>(row, in.n, in.percentile, work, parallel);
+    in.thresholds[r] = from_acc<T>(threshold);
+    for_chunks(in.n, parallel, [&](int64_t, int64_t first, int64_t last) {
+      Passes::keep_at_least(row + first, last - first, threshold, in.out + r * in.n + first,
+                            in.stream);
+    });
+  }
+}
+
+// Rows one after the other on one thread; while one is written, the next is counted.
+template <class Passes, class T, class A = acc_t<T>>
+void truncate_rows(const TruncateArgs<T>& in, int64_t begin, int64_t end, Workspace<A>& work) {
+  const int64_t n = in.n;
+  const T* row = in.grads + begin * n;
+  Bracket<A> bracket = first_bracket<Passes>(row, n, in.percentile, work);
+  Collected c = collect_row<Passes>(row, n, bracket, work, false);
+  for (int64_t r = begin; r < end; ++r, row += n) {
+    const A threshold = threshold_from<Passes>(bracket, c, row, n, in.percentile, work, false);
+    in.thresholds[r] = from_acc<T>(threshold);
+    if (r + 1 == end) return Passes::keep_at_least(row, n, threshold, in.out + r * n, in.stream);
+    bracket = first_bracket<Passes>(row + n, n, in.percentile, work);
+    c = Passes::keep_and_collect(row, n, threshold, in.out + r * n, in.stream, row + n,
+                                 bracket.lower, bracket.upper, work.inside.data(), work.capacity);
+  }
+}
+
 template <class Passes, class T>
-void truncate_rows(const T* grads, const Shape& shape, double percentile, T* out, T* thresholds) {
+void truncate_all(const T* grads, const Shape& shape, double percentile, T* out, T* thresholds) {
   const int64_t n = shape.row_length();
   const int64_t bytes = shape.rows() * n * static_cast<int64_t>(sizeof(T));
-  const bool stream = bytes >= kStreamBytes;
-  if (stream) prefer_huge_pages(out, bytes);
-  for_rows<acc_t<T>>(0, shape.rows(), n, [&](int64_t r, Workspace<acc_t<T>>& work, bool split) {
-    const T* row = grads + r * n;
-    const acc_t<T> threshold = row_threshold<Passes>(row, n, percentile, work, split);
-    thresholds[r] = from_acc<T>(threshold);
-    for_chunks(n, split, [&](int64_t, int64_t begin, int64_t end) {
-      Passes::keep_at_least(row + begin, end - begin, threshold, out + r * n + begin, stream);
-    });
+  const TruncateArgs<T> in{grads, n, percentile, out, thresholds, bytes >= kStreamBytes};
+  if (in.stream) prefer_huge_pages(out, bytes);
+  for_row_runs<acc_t<T>>(0, shape.rows(), n, [&](int64_t begin, int64_t end,
+                                                 Workspace<acc_t<T>>& work, bool split) {
+    if (n > kChunk) {
+      truncate_long_rows<Passes>(in, begin, end, work, split);
+    } else if (begin < end) {
+      truncate_rows<Passes>(in, begin, end, work);
+    }
   });
 }
 
@@ -204,8 +253,8 @@ std::tuple<Tensor, Tensor> truncate_gradients_cpu(const Tensor& grads, double pe
   Tensor thresholds = new_row_tensor(g, shape, g.scalar_type());
   dispatch_floating(g.scalar_type(), "truncate_gradients", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
-      truncate_rows<Passes>(read_ptr<T>(g), shape, percentile, write_ptr<T>(out),
-                            write_ptr<T>(thresholds));
+      truncate_all<Passes>(read_ptr<T>(g), shape, percentile, write_ptr<T>(out),
+                           write_ptr<T>(thresholds));
     });
   });
   return {out, thresholds};

@@ -8,10 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
-#include "truncation_math.h"
+#include "truncation_select.h"
 
 namespace wsfast::truncation {
 
@@ -20,71 +19,21 @@ struct Collected {
   int64_t positives, below, inside, written;
 };
 
+// The positives of a row, those below a limit, and the largest of these.
 template <class A>
-struct Bracket {
-  A lower, upper;
+struct Below {
+  int64_t positives, smaller;
+  A largest;
 };
 
-inline constexpr int64_t kSmallRow = 2048;         // shorter rows are copied whole
+inline constexpr int64_t kSmallRow = 8192;           // shorter rows are copied whole
 inline constexpr int64_t kChunk = int64_t{1} << 17;  // a unit of work within a long row
 inline constexpr int64_t kChunkCapacity = kChunk / 26;
 
-// Room for the values inside the bracket; reused from row to row by one thread.
-template <class A>
-struct Workspace {
-  std::vector<A> inside, spare;
-  int64_t capacity;
-
-  explicit Workspace(int64_t row_length)
-      : capacity(row_length <= kSmallRow ? row_length
-                 : row_length <= kChunk  ? std::max(kSmallRow, row_length / 4)
-                                         : (row_length / kChunk + 1) * kChunkCapacity) {
-    inside.resize(capacity + 16);  // a vector store may run past the last value
-    spare.resize(capacity + 16);
-  }
-};
-
-// Values of `sample` that enclose the wanted fraction with a margin of `sigmas` standard errors.
-// Reorders the sample. Ends that the sample cannot give are those of `range`.
-template <class A>
-Bracket<A> enclose(A* sample, int64_t count, double fraction, double sigmas, Bracket<A> range) {
-  const double center = fraction * static_cast<double>(count - 1);
-  const double error = std::sqrt(static_cast<double>(count) * fraction * (1.0 - fraction));
-  const int64_t low = static_cast<int64_t>(std::floor(center - sigmas * error - 2.0));
-  const int64_t high = static_cast<int64_t>(std::ceil(center + sigmas * error + 2.0));
-  A* first = sample;
-  if (low > 0) {
-    std::nth_element(sample, sample + low, sample + count);
-    range.lower = std::max(range.lower, sample[low]);
-    first = sample + low;
-  }
-  if (high < count - 1) {
-    std::nth_element(first, sample + high, sample + count);
-    range.upper = std::min(range.upper, sample[high]);
-  }
-  return range;
-}
-
-// The value of rank `rank` among n values in memory. Overwrites both buffers.
-template <class Passes, class A>
-A select_in_memory(A* values, int64_t n, int64_t rank, A* spare) {
-  constexpr int64_t samples = 64;
-  while (n > 3 * samples) {
-    A sample[samples];
-    for (int64_t i = 0; i < samples; ++i) sample[i] = values[i * n / samples];
-    const double fraction = (static_cast<double>(rank) + 0.5) / static_cast<double>(n);
-    const Bracket<A> bracket =
-        enclose(sample, samples, fraction, 2.5, {smallest_positive<A>(), infinity<A>()});
-    const Collected c = Passes::collect(values, n, bracket.lower, bracket.upper, spare, n);
-    const bool missed = rank < c.below || rank >= c.below + c.inside;
-    if (missed || c.inside == n) break;
-    if (bracket.lower == bracket.upper) return bracket.lower;
-    rank -= c.below;
-    n = c.inside;
-    std::swap(values, spare);
-  }
-  std::nth_element(values, values + rank, values + n);
-  return values[rank];
+// How many values of a row of length n may fall inside the first bracket.
+inline int64_t inside_capacity(int64_t n) {
+  if (n <= kSmallRow) return n;
+  return n <= kChunk ? std::max(kSmallRow, n / 4) : (n / kChunk + 1) * kChunkCapacity;
 }
 
 // Runs chunk(index, begin, end) over the row's chunks, on all threads when `parallel`.
@@ -126,41 +75,45 @@ Collected collect_row(const T* row, int64_t n, Bracket<A> bracket, Workspace<A>&
 }
 
 // A first bracket from short segments spread over the row.
-template <class T, class A>
-Bracket<A> guess_bracket(const T* row, int64_t n, double percentile, Bracket<A> range) {
-  constexpr int64_t segment = 16, most_segments = 1024;
+template <class Passes, class T, class A>
+Bracket<A> guess_bracket(const T* row, int64_t n, double percentile, Bracket<A> range,
+                         Workspace<A>& work) {
+  constexpr int64_t segment = 16, most_segments = Workspace<A>::most_samples / segment;
   const int64_t segments = std::clamp<int64_t>(n / 512, 32, most_segments);
-  A sample[segment * most_segments];
+  A* sample = work.sample.data();
   int64_t count = 0;
   for (int64_t s = 0; s < segments; ++s) {
-    const T* from = row + s * (n - segment) / segments;
-    for (int64_t i = 0; i < segment; ++i) {
-      const A x = to_acc(from[i]);
-      sample[count] = x;
-      count += x > A(0);
-    }
+    count += Passes::positives(row + s * (n - segment) / segments, segment, sample + count);
   }
   if (count < 32) return range;
-  return enclose(sample, count, percentile / 100.0, 4.0, range);
+  return enclose<Passes>(work, count, percentile / 100.0, 4.0, range);
 }
 
-// A tighter bracket inside a crowded one, from the values copied so far.
-template <class A>
-Bracket<A> narrow_bracket(Bracket<A> range, A* sample, int64_t count, double fraction) {
-  const Bracket<A> tighter = enclose(sample, count, fraction, 4.0, range);
+// A tighter bracket inside a crowded one, from some of the values copied so far.
+template <class Passes, class A>
+Bracket<A> narrow_bracket(Bracket<A> range, Workspace<A>& work, int64_t written, double fraction) {
+  const int64_t count = std::min(written, Workspace<A>::most_samples);
+  for (int64_t i = 0; i < count; ++i) work.sample[i] = work.inside[i * written / count];
+  const Bracket<A> tighter = enclose<Passes>(work, count, fraction, 4.0, range);
   if (tighter.lower > range.lower || tighter.upper < range.upper) return tighter;
-  std::nth_element(sample, sample + count / 2, sample + count);
-  return {sample[count / 2], sample[count / 2]};
+  const A middle = select<Passes>(work.sample.data(), count, count / 2, work.spare.data());
+  return {middle, middle};
 }
 
-// The smallest kept value of the row: the order statistic of rank ceil(q/100 (m-1)) among its m
-// positives; +inf where nothing is positive.
-template <class Passes, class T, class A = acc_t<T>>
-A row_threshold(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
+// The bracket to look into first.
+template <class Passes, class T, class A>
+Bracket<A> first_bracket(const T* row, int64_t n, double percentile, Workspace<A>& work) {
+  const Bracket<A> all{smallest_positive<A>(), infinity<A>()};
+  return n > kSmallRow ? guess_bracket<Passes>(row, n, percentile, all, work) : all;
+}
+
+// The smallest kept value of a row whose first bracket has been collected: the order statistic of
+// rank ceil(q/100 (m-1)) among its m positives; +inf where nothing is positive.
+template <class Passes, class T, class A>
+A threshold_from(Bracket<A> bracket, Collected c, const T* row, int64_t n, double percentile,
+                 Workspace<A>& work, bool parallel) {
   Bracket<A> range{smallest_positive<A>(), infinity<A>()};
-  Bracket<A> bracket = n > kSmallRow ? guess_bracket(row, n, percentile, range) : range;
   for (;;) {
-    const Collected c = collect_row<Passes>(row, n, bracket, work, parallel);
     if (c.positives == 0) return infinity<A>();
     const int64_t rank = percentile_rank(percentile, c.positives).upper;
     if (rank < c.below) {
@@ -172,47 +125,42 @@ A row_threshold(const T* row, int64_t n, double percentile, Workspace<A>& work, 
     } else if (bracket.lower == bracket.upper) {
       return bracket.lower;
     } else if (c.written == c.inside) {
-      return select_in_memory<Passes>(work.inside.data(), c.inside, rank - c.below,
-                                      work.spare.data());
+      return select<Passes>(work.inside.data(), c.inside, rank - c.below, work.spare.data());
     } else {
       range = bracket;
       const double fraction =
           (static_cast<double>(rank - c.below) + 0.5) / static_cast<double>(c.inside);
-      bracket = narrow_bracket(range, work.inside.data(), c.written, fraction);
+      bracket = narrow_bracket<Passes>(range, work, c.written, fraction);
     }
+    c = collect_row<Passes>(row, n, bracket, work, parallel);
   }
+}
+
+template <class Passes, class T, class A = acc_t<T>>
+A row_threshold(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
+  const Bracket<A> bracket = first_bracket<Passes>(row, n, percentile, work);
+  const Collected c = collect_row<Passes>(row, n, bracket, work, parallel);
+  return threshold_from<Passes>(bracket, c, row, n, percentile, work, parallel);
 }
 
 // The linearly interpolated percentile itself: the kept order statistic and the one below it.
 template <class Passes, class T, class A = acc_t<T>>
 A row_percentile(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
   const A upper = row_threshold<Passes>(row, n, percentile, work, parallel);
-  std::vector<int64_t> positives((n + kChunk - 1) / kChunk), below(positives.size());
-  std::vector<A> largest_below(positives.size());
+  std::vector<Below<A>> parts((n + kChunk - 1) / kChunk);
   for_chunks(n, parallel, [&](int64_t k, int64_t begin, int64_t end) {
-    int64_t count = 0, smaller = 0;
-    A largest = A(0);
-    for (int64_t i = begin; i < end; ++i) {
-      const A x = to_acc(row[i]);
-      const bool positive = x > A(0), under = positive && x < upper;
-      count += positive;
-      smaller += under;
-      largest = under && x > largest ? x : largest;
-    }
-    positives[k] = count;
-    below[k] = smaller;
-    largest_below[k] = largest;
+    parts[k] = Passes::below(row + begin, end - begin, upper);
   });
-  int64_t count = 0, smaller = 0;
-  for (size_t k = 0; k < positives.size(); ++k) {
-    count += positives[k];
-    smaller += below[k];
+  Below<A> all{0, 0, A(0)};
+  for (const Below<A>& part : parts) {
+    all.positives += part.positives;
+    all.smaller += part.smaller;
+    all.largest = std::max(all.largest, part.largest);
   }
-  if (count == 0) return infinity<A>();
-  const Rank rank = percentile_rank(percentile, count);
-  const bool tied = rank.lower >= smaller;  // the lower neighbour has the same value
-  const A lower = tied ? upper : *std::max_element(largest_below.begin(), largest_below.end());
-  return interpolate(lower, upper, rank.fraction);
+  if (all.positives == 0) return infinity<A>();
+  const Rank rank = percentile_rank(percentile, all.positives);
+  const bool tied = rank.lower >= all.smaller;  // the lower neighbour has the same value
+  return interpolate(tied ? upper : all.largest, upper, rank.fraction);
 }
 
 }  // namespace wsfast::truncation
