@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import wsfast
+from tests.native.emulator import from_bits, to_bits
 from wsfast.ops.fusion import reference
 from wsfast.testing import FLOATING_DTYPES, tolerance
 
@@ -25,10 +26,34 @@ LAYERS = (
 )
 NORMS = ("minmax", "max", None)
 REDUCES = ("mean", "sum", "max", "prod")
+EMULATED_OPTIONS = (
+    ("minmax", "sum", "minmax"),
+    ("max", "max", "none"),
+    ("none", "prod", "max"),
+    ("none", "sum", "none"),
+)
 
 
 def make_layers(sizes, dtype=torch.float32, n: int = 2) -> list[torch.Tensor]:
     return [torch.rand(n, h, w).to(dtype) + 0.25 for h, w in sizes]
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+def close_enough(layers: int, dtype: torch.dtype) -> dict[str, float]:
+    """Half types round once more per pass; products of 20 factors amplify rounding."""
+    loose = layers == 20 or dtype.itemsize == 2
+    return {"rtol": 0.02, "atol": 0.02} if loose else tolerance(dtype)
+
+
+def emulate(emulator, cams, weights, size, layer_norm, reduce, norm) -> tuple[torch.Tensor, ...]:
+    dtype = cams[0].dtype
+    maps = [to_bits(layer) for layer in cams]
+    options = (layer_norm, reduce, norm, 1e-7)
+    out, finite = emulator.call("fuse_cams", maps, to_bits(weights), *size, *options, dtype=dtype)
+    return from_bits(out, dtype), torch.from_numpy(finite)
 
 
 def test_known_values() -> None:
@@ -60,10 +85,7 @@ def test_forward_matches_reference(device: torch.device, case: int, dtype: torch
                 ours = wsfast.fuse_cams(cams, size, **options)
                 theirs = reference.fuse_cams(cams, size, **options)
                 assert ours.dtype == dtype
-                if len(sizes) == 20 or dtype.itemsize == 2:
-                    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
-                else:
-                    torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+                torch.testing.assert_close(ours, theirs, **close_enough(len(sizes), dtype))
     for mode in ("minmax", "max"):
         torch.testing.assert_close(
             wsfast.normalize_cams(cams[0], mode=mode),
@@ -275,3 +297,34 @@ def test_errors(case: int) -> None:
     with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("case", range(len(LAYERS)))
+def test_emulated_kernel(emulator, case: int, dtype: torch.dtype) -> None:
+    sizes, size = LAYERS[case]
+    cams = make_layers(sizes, dtype)
+    weights = torch.linspace(0.5, 1.5, len(cams), dtype=accumulate_dtype(dtype))
+    for layer_norm, reduce, norm in EMULATED_OPTIONS:
+        ours, finite = emulate(emulator, cams, weights, size, layer_norm, reduce, norm)
+        theirs = reference.fuse_weighted(cams, weights, size, layer_norm, reduce, norm, 1e-7)
+        torch.testing.assert_close(ours, theirs, **close_enough(len(cams), dtype))
+        assert finite.all()
+
+
+def test_emulated_kernel_in_every_order(emulator) -> None:
+    cams, weights = make_layers([(70, 40), (9, 50)], n=3), torch.ones(2)
+    cams[1][1, 4, 7] = math.inf
+    arguments = ([x.numpy() for x in cams], weights.numpy(), 66, 70, "minmax", "sum", "max", 1e-7)
+    out, finite = emulator.call_in_every_order("fuse_cams", *arguments)
+    assert finite.tolist() == [True, False, True]
+    assert not out[1].any()
+    theirs = reference.fuse_weighted(cams, weights, (66, 70), "minmax", "sum", "max", 1e-7)
+    torch.testing.assert_close(torch.from_numpy(out)[[0, 2]], theirs[[0, 2]])
+
+
+def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
+    cams = [torch.rand(0, 4, 4), torch.rand(0, 2, 2)]
+    out, finite = emulate(emulator, cams, torch.ones(2), (8, 8), "minmax", "sum", "minmax")
+    assert out.shape == (0, 8, 8)
+    assert finite.shape == (0,)

@@ -38,6 +38,8 @@ inline FuseArgs fuse_args(const std::vector<Tensor>& cams, const Tensor& weights
   WS_CHECK(weights.numel() == static_cast<int64_t>(cams.size()) &&
                weights.scalar_type() == accumulate_dtype(cams[0].scalar_type()),
            "wsfast::fuse_cams: weights must hold one accumulator value per layer");
+  WS_CHECK(weights.get_device_index() == cams[0].get_device_index(),
+           "wsfast::fuse_cams: weights must live on the device of cams");
   FuseArgs args{{}, cams[0].size(0), height, width, norm_named(layer_norm), reduce_named(reduce),
                 norm_named(norm), eps};
   for (const Tensor& layer : cams) {

@@ -143,19 +143,15 @@ class Fusion {
         const int64_t at = (n * args_.height + y) * args_.width;
         const int64_t count = std::min(kRowBlock, args_.height - y) * args_.width;
         const Affine<A> affine =
-            normalization(merge(stats.data() + n * blocks_), args_.norm, args_.eps);
+            normalization(merge_blocks(stats.data() + n * blocks_), args_.norm, args_.eps);
         Rows::normalize(reduced + at, affine, count, out_ + at);
       }
     });
   }
 
-  Stats<A> merge(const Stats<A>* parts) const {
-    Stats<A> all = parts[0];
-    for (int64_t b = 1; b < blocks_; ++b) {
-      all.low = std::min(all.low, parts[b].low);
-      all.high = std::max(all.high, parts[b].high);
-      all.finite = all.finite && parts[b].finite;
-    }
+  Stats<A> merge_blocks(const Stats<A>* blocks) const {
+    Stats<A> all = blocks[0];
+    for (int64_t b = 1; b < blocks_; ++b) all = merge(all, blocks[b]);
     return all;
   }
 

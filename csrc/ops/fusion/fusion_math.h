@@ -17,6 +17,12 @@ struct Stats {
   bool finite;
 };
 
+template <class A>
+WS_HD Stats<A> merge(const Stats<A>& a, const Stats<A>& b) {
+  const bool finite = a.finite & b.finite;  // no branch
+  return {b.low < a.low ? b.low : a.low, b.high > a.high ? b.high : a.high, finite};
+}
+
 // value -> (value - shift) * scale
 template <class A>
 struct Affine {
@@ -38,21 +44,26 @@ WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
 
 // The two source positions of an output position and the weight of the second: half-pixel centres,
 // clamped at the border (F.interpolate with align_corners=False).
-template <class A>
+template <class A, class Index = int64_t>
 struct Tap {
-  int64_t first, second;
+  Index first, second;
   A weight;
 };
 
-template <class A>
-WS_HD Tap<A> bilinear_tap(int64_t position, int64_t in_size, int64_t out_size) {
-  const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
+// `scale` is in_size / out_size.
+template <class A, class Index>
+WS_HD Tap<A, Index> scaled_tap(Index position, Index in_size, A scale) {
   A source = (static_cast<A>(position) + A(0.5)) * scale - A(0.5);
   if (source < A(0)) source = A(0);
-  int64_t first = static_cast<int64_t>(source);
+  Index first = static_cast<Index>(source);
   if (first > in_size - 1) first = in_size - 1;
-  const int64_t second = first + 1 < in_size ? first + 1 : first;
+  const Index second = first + 1 < in_size ? first + 1 : first;
   return {first, second, source - static_cast<A>(first)};
+}
+
+template <class A>
+WS_HD Tap<A> bilinear_tap(int64_t position, int64_t in_size, int64_t out_size) {
+  return scaled_tap<A>(position, in_size, static_cast<A>(in_size) / static_cast<A>(out_size));
 }
 
 template <class A>

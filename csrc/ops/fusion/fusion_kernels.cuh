@@ -1,0 +1,312 @@
+// CUDA kernels of the fusion room: statistics of every layer's maps, one pass over the output, the
+// final normalisation. Fixed partitions and reduction trees only, so results do not depend on
+// scheduling. No torch: the emulator runs this file on the CPU.
+#pragma once
+
+#include <limits>
+
+#include "fusion_math.h"
+
+namespace wsfast::fusion {
+
+inline constexpr int kStatsThreads = 512;
+inline constexpr int kReduceThreads = 256;
+inline constexpr int kNormalizeThreads = 256;
+inline constexpr int kTileColumns = kWarpSize;  // a warp reads and writes along a row
+inline constexpr int kRowsPerThread = 8;
+inline constexpr int kTileRows = kReduceThreads / kTileColumns * kRowsPerThread;
+inline constexpr int kLayersPerLaunch = 16;  // bounds kernel arguments and shared memory
+
+// One layer's maps (images, height, width). They are measured in parts of part_length pixels, which
+// are the parts [first_part, first_part + parts) of every image.
+template <class T>
+struct LayerMaps {
+  const T* maps;
+  int height, width;
+  int first_part, parts;
+  int64_t part_length;
+  acc_t<T> row_scale, column_scale;  // source size / output size
+
+  WS_HD int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+};
+
+// The layers of one launch; they follow each other in the parts, too.
+template <class T>
+struct Layers {
+  LayerMaps<T> at[kLayersPerLaunch];
+  int count;
+  int parts;
+};
+
+// What the output looks like.
+struct Output {
+  int height, width;
+  int column_tiles, tiles;  // of one image
+  int parts;                // of one image, all layers
+  Norm layer_norm;
+  Reduce reduce;
+  double eps;
+};
+
+// ---- statistics ---------------------------------------------------------------------------------
+
+// Statistics of the values seen so far.
+template <class A>
+struct Range {
+  A low = std::numeric_limits<A>::infinity(), high = -low, residue = 0;
+
+  WS_DEVICE void add(A value) {
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+    residue += value - value;  // NaN once any value is not finite
+  }
+  WS_DEVICE Stats<A> stats() const { return {low, high, residue == A(0)}; }
+};
+
+// All threads' statistics together; once per kernel. `scratch` holds one value per warp.
+template <class A>
+WS_DEVICE Stats<A> block_stats(const Stats<A>& mine, Stats<A>* scratch) {
+  const Stats<A> warp = {warp_min(mine.low), warp_max(mine.high),
+                         warp_ballot(mine.finite) == kFullWarp};
+  if (warp_lane() == 0) scratch[block_warp()] = warp;
+  __syncthreads();
+  Stats<A> all = scratch[0];
+  for (int w = 1; w < block_threads() / kWarpSize; ++w) all = merge(all, scratch[w]);
+  return all;
+}
+
+// 16 bytes of consecutive values: one load.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int size = 16 / sizeof(T);
+  T values[size];
+};
+
+// visit(value) for all n values, shared out among the block's threads; 16-byte loads between the
+// first and the last aligned place.
+template <class T, class Visit>
+WS_DEVICE void visit_values(const T* values, int64_t n, const Visit& visit) {
+  constexpr int size = Pack<T>::size;
+  const int past = static_cast<int>(reinterpret_cast<uintptr_t>(values) / sizeof(T) % size);
+  const int64_t aligned = (size - past) % size;
+  const int64_t head = aligned < n ? aligned : n;
+  const int64_t packs = (n - head) / size;
+  const auto* pack = reinterpret_cast<const Pack<T>*>(values + head);
+  for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
+    const Pack<T> loaded = pack[p];
+    for (int i = 0; i < size; ++i) visit(loaded.values[i]);
+  }
+  const int64_t tail = head + packs * size;
+  const int64_t loose = threadIdx.x < head ? threadIdx.x : tail + threadIdx.x - head;
+  if (loose < n) visit(values[loose]);  // head and tail hold fewer values than a block has threads
+}
+
+// One block: statistics of one part of one image's map of one layer.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kStatsThreads)
+    layer_stats_kernel(const Layers<T> layers, int parts_per_image, Stats<acc_t<T>>* stats) {
+  __shared__ Stats<acc_t<T>> scratch[kStatsThreads / kWarpSize];
+  const int64_t image = blockIdx.x / layers.parts;
+  const int part = layers.at[0].first_part + static_cast<int>(blockIdx.x % layers.parts);
+  int l = 0;
+  while (part >= layers.at[l].first_part + layers.at[l].parts) ++l;
+  const LayerMaps<T>& layer = layers.at[l];
+  const int64_t pixels = layer.pixels(), begin = (part - layer.first_part) * layer.part_length;
+  const int64_t length = pixels - begin < layer.part_length ? pixels - begin : layer.part_length;
+  Range<acc_t<T>> range;
+  visit_values(layer.maps + image * pixels + begin, length,
+               [&](T value) { range.add(to_acc(value)); });
+  const Stats<acc_t<T>> all = block_stats(range.stats(), scratch);
+  if (threadIdx.x == 0) stats[image * parts_per_image + part] = all;
+}
+
+// ---- resizing and reduction ---------------------------------------------------------------------
+
+// The two source rows of an output row and their shares, the layer's weight included.
+template <class A>
+struct RowTap {
+  int first, second;
+  A first_share, second_share;
+};
+
+// What a block needs to know of its layers for its image.
+template <class A>
+struct LayerValues {
+  Affine<A> affine;
+  A weight;
+};
+
+// One layer of one image above one output column. As the output row goes down, a stretched source
+// row stays as long as it is one of the two.
+template <class T>
+class Column {
+ public:
+  using A = acc_t<T>;
+
+  WS_DEVICE Column(const LayerMaps<T>& layer, const T* map, const Affine<A>& affine, int x)
+      : map_(map),
+        width_(layer.width),
+        affine_(affine),
+        tap_(scaled_tap<A>(x, layer.width, layer.column_scale)) {}
+
+  WS_DEVICE A at(const RowTap<A>& row) {
+    if (row.first != held_) {
+      top_ = row.first == held_below_ ? bottom_ : stretched(row.first);
+      bottom_ = row.second == row.first ? top_ : stretched(row.second);
+      held_ = row.first;
+      held_below_ = row.second;
+    }
+    return row.first_share * top_ + row.second_share * bottom_;
+  }
+
+ private:
+  WS_DEVICE A stretched(int y) const {
+    const T* row = map_ + static_cast<int64_t>(y) * width_;
+    const A a = affine_(to_acc(row[tap_.first])), b = affine_(to_acc(row[tap_.second]));
+    return a + tap_.weight * (b - a);
+  }
+
+  const T* map_;
+  int width_;
+  Affine<A> affine_;
+  Tap<A, int> tap_;
+  A top_ = 0, bottom_ = 0;
+  int held_ = -1, held_below_ = -1;
+};
+
+// Fills the block's tables: every layer's normalisation and weight, and its taps of the tile's rows.
+template <class T>
+WS_DEVICE void prepare_layers(const Layers<T>& layers, const acc_t<T>* weights,
+                              const Output& output, const Stats<acc_t<T>>* image_stats,
+                              int first_row, LayerValues<acc_t<T>>* values,
+                              RowTap<acc_t<T>>* rows) {
+  using A = acc_t<T>;
+  for (int l = block_thread(); l < layers.count; l += kReduceThreads) {
+    const Stats<A>* parts = image_stats + layers.at[l].first_part;
+    Stats<A> stats = parts[0];
+    for (int p = 1; p < layers.at[l].parts; ++p) stats = merge(stats, parts[p]);
+    values[l] = {normalization(stats, output.layer_norm, output.eps), weights[l]};
+  }
+  for (int i = block_thread(); i < layers.count * kTileRows; i += kReduceThreads) {
+    const LayerMaps<T>& layer = layers.at[i / kTileRows];
+    const int y = first_row + i % kTileRows;
+    const A weight = weights[i / kTileRows];
+    const Tap<A, int> tap = scaled_tap<A>(y, layer.height, layer.row_scale);
+    rows[i] = {tap.first, tap.second, weight * (A(1) - tap.weight), weight * tap.weight};
+  }
+}
+
+// Adds all layers of the launch to `sums`: the output pixels (y .. y + rows - 1, x). `rows` of the
+// taps are the thread's first row's on.
+template <class T>
+WS_DEVICE void reduce_column(const Layers<T>& layers, const Output& output, int64_t image, int x,
+                             int y, int rows, const LayerValues<acc_t<T>>* values,
+                             const RowTap<acc_t<T>>* taps, bool begun, acc_t<T>* sums) {
+  using A = acc_t<T>;
+  for (int l = 0; l < layers.count; ++l, begun = true) {
+    const LayerMaps<T>& layer = layers.at[l];
+    const T* map = layer.maps + image * layer.pixels();
+    const auto add = [&](int k, A value) {
+      sums[k] = begun ? combine(sums[k], value, output.reduce) : value;
+    };
+    if (layer.height == output.height && layer.width == output.width) {
+      const T* pixel = map + static_cast<int64_t>(y) * layer.width + x;
+      T pixels[kRowsPerThread];  // all loads before the first use
+      for (int k = 0; k < kRowsPerThread; ++k, pixel += layer.width) {
+        if (k < rows) pixels[k] = *pixel;
+      }
+      for (int k = 0; k < kRowsPerThread; ++k) {
+        if (k < rows) add(k, values[l].weight * values[l].affine(to_acc(pixels[k])));
+      }
+    } else {
+      Column<T> column(layer, map, values[l].affine, x);
+      for (int k = 0; k < kRowsPerThread; ++k) {
+        if (k < rows) add(k, column.at(taps[l * kTileRows + k]));
+      }
+    }
+  }
+}
+
+// One block: one tile of one output image. With `begun`, `reduced` holds the earlier layers.
+// Images with a map that is not finite become zero. Dynamic shared memory: layers.count * kTileRows
+// row taps.
+template <class T, class Out>
+WS_GLOBAL void __launch_bounds__(kReduceThreads)
+    reduce_kernel(const Layers<T> layers, const acc_t<T>* weights, const Output output,
+                  const Stats<acc_t<T>>* layer_stats, bool begun, Out* reduced,
+                  Stats<acc_t<T>>* tile_stats, bool* finite) {
+  using A = acc_t<T>;
+  WS_DYNAMIC_SHARED(RowTap<A>, row_taps);
+  __shared__ LayerValues<A> values[kLayersPerLaunch];
+  __shared__ Stats<A> scratch[kReduceThreads / kWarpSize];
+  __shared__ int all_finite[kReduceThreads / kWarpSize];
+  const int64_t image = blockIdx.x / output.tiles;
+  const int tile = static_cast<int>(blockIdx.x % output.tiles);
+  const int first_row = tile / output.column_tiles * kTileRows;
+  const Stats<A>* image_stats = layer_stats + image * output.parts;
+  prepare_layers(layers, weights, output, image_stats, first_row, values, row_taps);
+  int usable = 1;
+  for (int p = block_thread(); p < output.parts; p += kReduceThreads) {
+    usable &= image_stats[p].finite;
+  }
+  usable = block_min(usable, all_finite);  // its barriers also publish the tables
+  if (tile == 0 && threadIdx.x == 0) finite[image] = usable != 0;
+
+  const int first_tap = block_warp() * kRowsPerThread;
+  const int x = tile % output.column_tiles * kTileColumns + warp_lane(), y = first_row + first_tap;
+  const int rows = x < output.width ? output.height - y : 0;
+  Out* pixel = reduced + (image * output.height + y) * output.width + x;
+  A sums[kRowsPerThread] = {};
+  if (usable) {
+    if (begun) {
+      for (int k = 0; k < kRowsPerThread; ++k) {
+        if (k < rows) sums[k] = to_acc(pixel[static_cast<int64_t>(k) * output.width]);
+      }
+    }
+    reduce_column(layers, output, image, x, y, rows, values, row_taps + first_tap, begun, sums);
+  }
+  Range<A> range;
+  for (int k = 0; k < kRowsPerThread; ++k) {
+    if (k >= rows) continue;
+    pixel[static_cast<int64_t>(k) * output.width] = from_acc<Out>(sums[k]);
+    range.add(sums[k]);
+  }
+  const Stats<A> all = block_stats(range.stats(), scratch);
+  if (threadIdx.x == 0) tile_stats[blockIdx.x] = all;
+}
+
+// ---- final normalisation ------------------------------------------------------------------------
+
+// One block: one span of one image. `out` may be `reduced`.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kNormalizeThreads)
+    normalize_kernel(const acc_t<T>* reduced, int64_t pixels, int spans, int64_t span_length,
+                     const Output output, const Stats<acc_t<T>>* tile_stats, Norm norm, T* out) {
+  using A = acc_t<T>;
+  constexpr int batch = 4;  // loads in flight before the first store
+  __shared__ Stats<A> scratch[kNormalizeThreads / kWarpSize];
+  const int64_t image = blockIdx.x / spans, first = blockIdx.x % spans * span_length;
+  const Stats<A>* parts = tile_stats + image * output.tiles;
+  Stats<A> mine = parts[0];
+  for (int t = threadIdx.x; t < output.tiles; t += kNormalizeThreads) {
+    mine = merge(mine, parts[t]);
+  }
+  const Stats<A> stats = block_stats(mine, scratch);
+  const Affine<A> affine =
+      norm == Norm::none ? Affine<A>{A(0), A(1)} : normalization(stats, norm, output.eps);
+  const int64_t begin = image * pixels + first;
+  const int64_t end = image * pixels + (first + span_length < pixels ? first + span_length : pixels);
+  for (int64_t i = begin + threadIdx.x; i < end; i += batch * kNormalizeThreads) {
+    A values[batch];
+    for (int b = 0; b < batch; ++b) {
+      if (i + b * kNormalizeThreads < end) values[b] = reduced[i + b * kNormalizeThreads];
+    }
+    for (int b = 0; b < batch; ++b) {
+      if (i + b * kNormalizeThreads < end) {
+        out[i + b * kNormalizeThreads] = from_acc<T>(affine(values[b]));
+      }
+    }
+  }
+}
+
+}  // namespace wsfast::fusion

@@ -1,0 +1,128 @@
+// The launches of one fuse_cams call, for fusion_cuda.cu and the emulator alike. No torch.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "fusion_kernels.cuh"
+
+namespace wsfast::fusion {
+
+inline constexpr int64_t kPartLength = 32768;  // pixels of a map that one block measures, at least
+inline constexpr int64_t kMostParts = 128;
+inline constexpr int64_t kSpanLength = 4096;  // pixels that one block normalises, at least
+inline constexpr int64_t kMostSpans = 1024;
+inline constexpr int64_t kLargestSide = int64_t{1} << 30;  // positions inside a map are int
+
+// A whole call: layers, options and sizes. The buffers belong to the caller.
+template <class T>
+class Fusion {
+ public:
+  using A = acc_t<T>;
+
+  struct Buffers {
+    Stats<A>* layer_stats;  // layer_stats_count()
+    Stats<A>* tile_stats;   // tile_stats_count()
+    A* reduced;             // output pixels where needs_reduced()
+    T* out;
+    bool* finite;
+  };
+
+  Fusion(int64_t images, int64_t height, int64_t width, Norm layer_norm, Reduce reduce, Norm norm,
+         double eps)
+      : images_(images), norm_(norm) {
+    const int64_t columns = ceil_div(width, kTileColumns);
+    output_ = {static_cast<int>(height),
+               static_cast<int>(width),
+               static_cast<int>(columns),
+               static_cast<int>(columns * ceil_div(height, kTileRows)),
+               0,
+               layer_norm,
+               reduce,
+               eps};
+    span_length_ = std::max(kSpanLength, ceil_div(height * width, kMostSpans));
+    spans_ = ceil_div(height * width, span_length_);
+  }
+
+  void add_layer(const T* maps, int64_t height, int64_t width) {
+    const int64_t part_length = std::max(kPartLength, ceil_div(height * width, kMostParts));
+    const int parts = static_cast<int>(ceil_div(height * width, part_length));
+    layers_.push_back({maps, static_cast<int>(height), static_cast<int>(width), output_.parts, parts,
+                       part_length, static_cast<A>(height) / output_.height,
+                       static_cast<A>(width) / output_.width});
+    output_.parts += parts;
+  }
+
+  int64_t layer_stats_count() const { return images_ * output_.parts; }
+  int64_t tile_stats_count() const { return images_ * output_.tiles; }
+  // The blocks of the largest launch; CUDA takes 2^31 - 1.
+  int64_t largest_grid() const {
+    return images_ * std::max({int64_t{output_.parts}, int64_t{output_.tiles}, spans_});
+  }
+  // Half types keep the reduced values in float until nothing more is done with them.
+  bool needs_reduced() const {
+    return !std::is_same_v<T, A> && (norm_ != Norm::none || layers_.size() > kLayersPerLaunch);
+  }
+
+  void launch(const A* weights, const Buffers& buffers,
+              [[maybe_unused]] cudaStream_t stream) const {
+    if (images_ == 0) return;
+    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
+      const Layers<T> layers = chunk(first);
+      WS_LAUNCH(layer_stats_kernel<T>, grid(layers.parts), dim3(kStatsThreads), 0, stream, layers,
+                output_.parts, buffers.layer_stats);
+    }
+    if constexpr (std::is_same_v<T, A>) {
+      reduce(weights, buffers, buffers.out, stream);
+      if (norm_ != Norm::none) normalize(buffers.out, buffers, stream);
+    } else if (needs_reduced()) {
+      reduce(weights, buffers, buffers.reduced, stream);
+      normalize(buffers.reduced, buffers, stream);
+    } else {
+      reduce(weights, buffers, buffers.out, stream);
+    }
+  }
+
+ private:
+  dim3 grid(int64_t blocks_per_image) const {
+    return dim3(static_cast<unsigned>(images_ * blocks_per_image));
+  }
+
+  Layers<T> chunk(size_t first) const {
+    Layers<T> layers = {};
+    const size_t end = std::min(first + kLayersPerLaunch, layers_.size());
+    for (size_t l = first; l < end; ++l) {
+      layers.at[layers.count++] = layers_[l];
+      layers.parts += layers_[l].parts;
+    }
+    return layers;
+  }
+
+  template <class Out>
+  void reduce(const A* weights, const Buffers& buffers, Out* reduced,
+              [[maybe_unused]] cudaStream_t stream) const {
+    const auto kernel = reduce_kernel<T, Out>;
+    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
+      const Layers<T> layers = chunk(first);
+      WS_LAUNCH(kernel, grid(output_.tiles), dim3(kReduceThreads),
+                layers.count * kTileRows * sizeof(RowTap<A>), stream, layers, weights + first,
+                output_, buffers.layer_stats, first > 0, reduced, buffers.tile_stats,
+                buffers.finite);
+    }
+  }
+
+  void normalize(const A* reduced, const Buffers& buffers,
+              [[maybe_unused]] cudaStream_t stream) const {
+    const int64_t pixels = static_cast<int64_t>(output_.height) * output_.width;
+    WS_LAUNCH(normalize_kernel<T>, grid(spans_), dim3(kNormalizeThreads), 0, stream, reduced,
+              pixels, static_cast<int>(spans_), span_length_, output_, buffers.tile_stats, norm_,
+              buffers.out);
+  }
+
+  int64_t images_, spans_, span_length_;
+  Norm norm_;
+  Output output_;
+  std::vector<LayerMaps<T>> layers_;
+};
+
+}  // namespace wsfast::fusion
