@@ -34,6 +34,11 @@ struct Vec {
   static Vec gather(const float* p, const int32_t* lane) {
     return {_mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane)), 4)};
   }
+  // table[lane[i] - base]; all of these lie inside the table
+  static Vec pick(const Vec& table, const int32_t* lane, int32_t base) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane));
+    return {_mm256_permutevar8x32_ps(table.v, _mm256_sub_epi32(at, _mm256_set1_epi32(base)))};
+  }
   static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   template <class T>

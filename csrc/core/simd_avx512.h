@@ -19,6 +19,11 @@ struct Vec {
   static Vec gather(const float* p, const int32_t* lane) {
     return {_mm512_i32gather_ps(_mm512_loadu_si512(lane), p, 4)};
   }
+  // table[lane[i] - base]; all of these lie inside the table
+  static Vec pick(const Vec& table, const int32_t* lane, int32_t base) {
+    const __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(lane), _mm512_set1_epi32(base));
+    return {_mm512_permutexvar_ps(at, table.v)};
+  }
   static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   template <class T>

@@ -19,6 +19,11 @@ struct Vec {
   static Vec gather(const float* p, const int32_t* lane) {
     return {{p[lane[0]], p[lane[1]], p[lane[2]], p[lane[3]]}};
   }
+  // table[lane[i] - base]; all of these lie inside the table
+  static Vec pick(const Vec& table, const int32_t* lane, int32_t base) {
+    const float* t = table.v;
+    return {{t[lane[0] - base], t[lane[1] - base], t[lane[2] - base], t[lane[3] - base]}};
+  }
   static Vec set1(float x) { return {{x, x, x, x}}; }
   template <class T>
   void store(T* p) const {

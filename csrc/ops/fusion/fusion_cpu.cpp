@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kRowBlock = 32;  // output rows of one task; fixed, so results do not depend on threads
 
+constexpr int64_t kRowPadding = 16;  // a vector load of a row may run past its end
+
 // One layer's maps and how its columns reach the output's width.
 template <class T>
 struct Layer {
@@ -50,7 +52,7 @@ class RowPair {
   using A = acc_t<T>;
 
   RowPair(const Layer<T>& layer, int64_t image, int64_t width)
-      : layer_(layer), image_(image), width_(width), buffer_(2 * width), source_(layer.width) {}
+      : layer_(layer), image_(image), width_(width), buffer_(2 * width), source_(layer.width + kRowPadding) {}
 
   const A* get(int64_t y, int64_t other) {
     for (int slot = 0; slot < 2; ++slot) {

@@ -41,7 +41,7 @@ struct Rows {
     return {low, high, residue == 0.0f};
   }
 
-  // One normalised row, resized to the output's width.
+  // One normalised row, resized to the output's width. kRowPadding values past its end may be read.
   template <class A>
   static void stretch(const A* row, const int32_t* first, const int32_t* second, const A* weight,
                       int64_t width, A* out) {
@@ -49,8 +49,15 @@ struct Rows {
     if constexpr (std::is_same_v<A, float>) {
       using Vec = simd::WS_SIMD::Vec;
       for (; x + Vec::lanes <= width; x += Vec::lanes) {
-        const Vec a = Vec::gather(row, first + x), b = Vec::gather(row, second + x);
-        Vec::fma(Vec::load(weight + x), b - a, a).store(out + x);
+        const Vec share = Vec::load(weight + x);
+        if (second[x + Vec::lanes - 1] - first[x] < Vec::lanes) {
+          const Vec near = Vec::load(row + first[x]);
+          const Vec a = Vec::pick(near, first + x, first[x]);
+          Vec::fma(share, Vec::pick(near, second + x, first[x]) - a, a).store(out + x);
+        } else {
+          const Vec a = Vec::gather(row, first + x);
+          Vec::fma(share, Vec::gather(row, second + x) - a, a).store(out + x);
+        }
       }
     }
     for (; x < width; ++x) {
