@@ -41,4 +41,4 @@ def blobs(batch: int, side: int, generator: torch.Generator, cells: int = 14) ->
     coarse = torch.randn(batch, 1, cells, cells, generator=generator)
     maps = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)[:, 0]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low)
+    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)  # one pixel is flat

@@ -1,0 +1,243 @@
+"""The benchmark harness: interleaving, errors, ratios, verdicts and the written report."""
+
+import importlib
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
+from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
+from benchmarks.records import Row, Size, Target
+
+SIZE = Size(2, 4, headline=True)
+MODULES = ("bench_truncation", "bench_fusion", "bench_cam")
+FACTS = {
+    "cpu": "Some Processor (R) 1.0GHz",
+    "simd": ["avx2"],
+    "cores": 2,
+    "threads": 2,
+    "allocator": "keep",
+    "system": "Linux x86_64",
+    "python": "3.11",
+    "packages": {"torch": "2.11"},
+    "wsfast": {"wsfast": "0", "libraries": {"_C": "loaded"}, "cpu_simd": "avx2"},
+    "commit": "abc",
+    "date": "today",
+    "load_before": 0.0,
+    "device": "cpu",
+    "copy_bandwidth": 1e9,
+}
+
+
+def row(contender: str, seconds: list[float], **changes) -> Row:
+    values = {
+        "room": "room",
+        "operation": "double",
+        "size": SIZE,
+        "contender": contender,
+        "state": "timed",
+        "seconds": seconds,
+        "rounds": list(range(len(seconds))),
+        "error": 0.0,
+        "tolerance": 1e-6,
+    }
+    return Row(**{**values, **changes})
+
+
+def case_of(*contenders: Contender) -> Case:
+    return Case(
+        room="room",
+        operation="double",
+        inputs=lambda size, generator: torch.rand(size.batch, size.side, generator=generator),
+        sizes=(SIZE,),
+        contenders=contenders,
+        oracle=lambda x: 2 * x.double(),
+        tolerance=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([1.0, 9.0], [1.0, math.nan], 0.0),  # NaN of the oracle: not compared
+        ([math.nan, 2.0], [1.0, 2.0], math.inf),
+        ([math.inf, 2.0], [math.inf, 2.0], 0.0),
+        ([math.inf, 2.0], [1.0, 2.0], math.inf),
+        ([1.0], [1.0, 2.0], math.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_relative_error(got: list[float], wanted: list[float], error: float) -> None:
+    assert relative_error(torch.tensor(got), torch.tensor(wanted)) == error
+
+
+def test_a_missing_tensor_is_an_infinite_error() -> None:
+    assert relative_error([torch.ones(1)], [torch.ones(1), torch.ones(1)]) == math.inf
+
+
+def test_contenders_are_interleaved_and_wrong_results_are_found() -> None:
+    ticks = itertools.count(1)
+    order: list[str] = []
+
+    def noted(name: str, factor: float) -> Contender:
+        return Contender(name, eager(lambda x: order.append(name) or factor * x))
+
+    def clock(run, calls: int) -> float:
+        for _ in range(calls):
+            run()
+        next(ticks)
+        return 0.1 * calls
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("cannot\nsecond line")
+
+    contenders = (
+        noted("wsfast", 2.0),
+        noted("wrong", 2.1),
+        Contender("broken", eager(broken)),
+        Contender("absent", eager(broken), requires=("no_such_module",)),
+        Contender("elsewhere", eager(broken), devices=("cuda",)),
+        Contender("compiled", eager(broken), compiles=True),
+    )
+    rows = {
+        r.contender: r for r in measure(case_of(*contenders), SIZE, Settings(compile=False), clock)
+    }
+    assert [r.state for r in rows.values()] == ["timed", "wrong", *["absent"] * 4]
+    assert rows["broken"].reason == "failed: RuntimeError: cannot"
+    assert rows["absent"].reason == "not installed"
+    assert rows["elsewhere"].reason == "does not run on cpu"
+    assert rows["compiled"].reason == "left out (--no-compile)"
+    assert rows["wsfast"].seconds == pytest.approx([0.1] * len(rows["wsfast"].rounds))
+    timed = order[-2 * len(rows["wsfast"].rounds) :]
+    assert {timed.count("wsfast"), timed.count("wrong")} == {len(rows["wsfast"].rounds)}
+    assert timed[:4] == ["wsfast", "wrong", "wrong", "wsfast"]  # the order turns
+
+
+def test_inputs_are_the_same_in_every_run() -> None:
+    case = case_of()
+    first, second = (case.make_inputs(SIZE, torch.device("cpu")) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_ratios_are_paired_by_round() -> None:
+    drifting = row("wsfast", [1.0, 2.0, 4.0])
+    assert time_ratio(row("peer", [3.0, 6.0, 12.0]), drifting).value == 3.0
+    assert time_ratio(row("peer", [3.0, 6.0, 12.0]), drifting).paired
+    few = time_ratio(row("peer", [8.0], rounds=[7]), drifting)
+    assert (few.value, few.paired) == (4.0, False)
+
+
+def test_exponents_need_three_sizes() -> None:
+    assert fitted_exponent([1, 2, 4], [5.0, 10.0, 20.0]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="3 different sizes"):
+        fitted_exponent([1, 2, 2], [1.0, 2.0, 2.0])
+    rows = [row("wsfast", [float(s * s)], size=Size(2, s)) for s in (4, 8, 16)]
+    assert scaling(rows, "pixels") == (pytest.approx(1.0), [16, 64, 256])
+    assert scaling(rows, "batch") is None
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        (Target(SIZE.label, 2, 4, ("peer",)), "met"),
+        (Target(SIZE.label, 2, 3, ("peer",)), "aim met"),
+        (Target(SIZE.label, 4, 5, ("peer",)), "MISSED"),
+        (Target(SIZE.label, 0.5, 0.2, ("peer",), "slowdown"), "met"),
+        (Target(SIZE.label, 0.2, 0.1, ("peer",), "slowdown"), "MISSED"),
+        (Target(SIZE.label, 2, 4, ("nobody",)), "not measured"),
+        (Target("9x9x9", 2, 4, ("peer",)), "not measured"),
+        (Target(SIZE.label, 2000, 500, measure="milliseconds"), "met"),
+        (Target(SIZE.label, 0.5, 0.6, measure="copy_bandwidth"), "not measured"),
+    ],
+)
+def test_verdicts(target: Target, outcome: str) -> None:
+    rows = [row("wsfast", [1.0, 1.0, 1.0]), row("peer", [3.0, 3.0, 3.0])]
+    assert judge(target, rows, copy_bandwidth=1e9).outcome == outcome
+
+
+def test_wrong_rows_never_win() -> None:
+    wrong = row("wsfast", [0.001] * 3, state="wrong", error=1.0)
+    right = row("peer", [1.0] * 3)
+    target = Target(SIZE.label, 2, 4, ("peer",))
+    assert judge(target, [wrong, right], None).outcome == "MISSED"
+    cheating = row("peer", [0.001] * 3, state="wrong", error=1.0)
+    assert judge(target, [row("wsfast", [1.0] * 3), cheating], None).outcome == "not measured"
+
+
+def write_run(path, rows: list[Row], targets: list[Target]) -> None:
+    declared = {"room": "room", "operation": "double", "targets": [vars(t) for t in targets]}
+    content = {
+        "benchmarks": [{"extra_info": r.to_json()} for r in rows if r.state != "absent"],
+        "wsfast": {
+            "machine": FACTS,
+            "absent": [r.to_json() for r in rows if r.state == "absent"],
+            "memory": [],
+            "declared": [declared],
+        },
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_report_prints_losses_and_writes_whole_files(tmp_path, capsys) -> None:
+    rows = [
+        row("wsfast", [1.0] * 3),
+        row("fast peer", [0.5] * 3),
+        row("wrong peer", [0.1] * 3, state="wrong", error=0.3),
+        row("missing", [], state="absent", reason="not installed", rounds=[]),
+    ]
+    write_run(tmp_path / "run.json", rows, [Target(SIZE.label, 2, 4, ("fast peer",))])
+    out = tmp_path / "results"
+    arguments = [str(tmp_path / "run.json"), "--write", "--out", str(out)]
+    assert report.main(arguments) == 0
+    assert report.main([*arguments, "--strict"]) == 1
+    printed = capsys.readouterr().out
+    for text in ("2.00× slower", "WRONG", "not installed", "MISSED", "0.50×"):
+        assert text in printed
+    names = {path.name for path in out.iterdir()}
+    assert names == {f"some-processor-1-0ghz-2-threads.{end}" for end in ("json", "md")}
+    assert report.main([str(tmp_path / "run.json"), "--markdown"]) == 0
+    assert "2.00× slower" in (out / "some-processor-1-0ghz-2-threads.md").read_text()
+
+
+def test_report_keeps_rooms_of_earlier_runs(tmp_path) -> None:
+    for room in ("first", "second"):
+        write_run(tmp_path / "run.json", [row("wsfast", [1.0] * 3)], [])
+        text = (tmp_path / "run.json").read_text().replace('"room"', f'"{room}"')
+        text = text.replace(f'"{room}":', '"room":')
+        (tmp_path / "run.json").write_text(text)
+        arguments = [str(tmp_path / "run.json"), "--write", "--out", str(tmp_path / "out")]
+        assert report.main(arguments) == 0
+    written = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert list(written["rooms"]) == ["first", "second"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"wsfast": {}, "benchmarks": []}', "[1]"])
+def test_report_refuses_other_files(tmp_path, capsys, content: str | None) -> None:
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    assert report.main([str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("benchmarks.report: ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_cases_are_right_at_a_small_size(module: str) -> None:
+    """Ours and every reference agree with the oracle of each case."""
+    small = Size(1, 32, headline=True)
+    for case in importlib.import_module(f"benchmarks.{module}").CASES:
+        inputs = case.make_inputs(small, torch.device("cpu"))
+        expected = case.oracle(inputs)
+        for name in ("wsfast", "reference"):
+            contender = case.contender(name)
+            found = contender.collect(contender.build(inputs)())
+            assert relative_error(found, expected) <= case.tolerance, (case.operation, name)
+        labels = [size.label for size in case.sizes]
+        assert all(target.size in labels for target in case.targets)
