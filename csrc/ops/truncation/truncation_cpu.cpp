@@ -85,14 +85,16 @@ void truncate_long_rows(const TruncateArgs<T>& in, int64_t begin, int64_t end, W
     for_chunks(in.n, parallel, [&](int64_t, int64_t first, int64_t last) {
       Passes::keep_at_least(row + first, last - first, threshold, in.out + r * in.n + first,
                             in.stream);
+      if (in.stream) Passes::end_stream();
     });
   }
 }
 
-// Rows one after the other on one thread; while one is written, the next is counted.
+// Rows one after the other on one thread; while one is written, the next is counted and the sample
+// of the one after it fetched.
 template <class Passes, class T, class A = acc_t<T>>
 void truncate_rows(const TruncateArgs<T>& in, int64_t begin, int64_t end, Workspace<A>& work) {
-  const int64_t n = in.n;
+  const int64_t n = in.n, stride = sample_plan(n).stride;
   const T* row = in.grads + begin * n;
   Bracket<A> bracket = first_bracket<Passes>(row, n, in.percentile, work);
   Collected c = collect_row<Passes>(row, n, bracket, work, false);
@@ -102,7 +104,8 @@ void truncate_rows(const TruncateArgs<T>& in, int64_t begin, int64_t end, Worksp
     if (r + 1 == end) return Passes::keep_at_least(row, n, threshold, in.out + r * n, in.stream);
     bracket = first_bracket<Passes>(row + n, n, in.percentile, work);
     c = Passes::keep_and_collect(row, n, threshold, in.out + r * n, in.stream, row + n,
-                                 bracket.lower, bracket.upper, work.inside.data(), work.capacity);
+                                 stride, bracket.lower, bracket.upper, work.inside.data(),
+                                 work.capacity);
   }
 }
 
@@ -118,6 +121,7 @@ void truncate_all(const T* grads, const Shape& shape, double percentile, T* out,
       truncate_long_rows<Passes>(in, begin, end, work, split);
     } else if (begin < end) {
       truncate_rows<Passes>(in, begin, end, work);
+      if (in.stream) Passes::end_stream();
     }
   });
 }

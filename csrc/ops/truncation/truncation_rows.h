@@ -50,16 +50,31 @@ void for_chunks(int64_t n, bool parallel, const Chunk& chunk) {
   }
 }
 
+// The sample of a row: `count` segments, `stride` apart. Both lie on whole cache lines, and the odd
+// number of lines between them keeps clear of the widths that maps have.
+inline constexpr int64_t kSegment = 16;
+
+struct SamplePlan {
+  int64_t count, stride;
+};
+
+inline SamplePlan sample_plan(int64_t n) {
+  if (n <= kSmallRow) return {0, n};
+  const int64_t count = std::clamp<int64_t>(n / 512, 32, kMostSamples / kSegment);
+  return {count, ((n / count / kSegment - 1) | 1) * kSegment};
+}
+
 template <class Passes, class T, class A>
 Collected collect_row(const T* row, int64_t n, Bracket<A> bracket, Workspace<A>& work,
                       bool parallel) {
   A* inside = work.inside.data();
+  const int64_t stride = sample_plan(n).stride;
   if (n <= kChunk) {
-    return Passes::collect(row, n, bracket.lower, bracket.upper, inside, work.capacity);
+    return Passes::collect(row, n, stride, bracket.lower, bracket.upper, inside, work.capacity);
   }
   std::vector<Collected> parts((n + kChunk - 1) / kChunk);
   for_chunks(n, parallel, [&](int64_t k, int64_t begin, int64_t end) {
-    parts[k] = Passes::collect(row + begin, end - begin, bracket.lower, bracket.upper,
+    parts[k] = Passes::collect(row + begin, end - begin, stride, bracket.lower, bracket.upper,
                                inside + k * kChunkCapacity, kChunkCapacity);
   });
   Collected all{0, 0, 0, 0};
@@ -74,16 +89,15 @@ Collected collect_row(const T* row, int64_t n, Bracket<A> bracket, Workspace<A>&
   return all;
 }
 
-// A first bracket from short segments spread over the row.
+// A first bracket from the positives of those segments.
 template <class Passes, class T, class A>
 Bracket<A> guess_bracket(const T* row, int64_t n, double percentile, Bracket<A> range,
                          Workspace<A>& work) {
-  constexpr int64_t segment = 16, most_segments = Workspace<A>::most_samples / segment;
-  const int64_t segments = std::clamp<int64_t>(n / 512, 32, most_segments);
+  const SamplePlan plan = sample_plan(n);
   A* sample = work.sample.data();
   int64_t count = 0;
-  for (int64_t s = 0; s < segments; ++s) {
-    count += Passes::positives(row + s * (n - segment) / segments, segment, sample + count);
+  for (int64_t s = 0; s < plan.count; ++s) {
+    count += Passes::positives(row + s * plan.stride, kSegment, sample + count);
   }
   if (count < 32) return range;
   return enclose<Passes>(work, count, percentile / 100.0, 4.0, range);
@@ -92,7 +106,7 @@ Bracket<A> guess_bracket(const T* row, int64_t n, double percentile, Bracket<A> 
 // A tighter bracket inside a crowded one, from some of the values copied so far.
 template <class Passes, class A>
 Bracket<A> narrow_bracket(Bracket<A> range, Workspace<A>& work, int64_t written, double fraction) {
-  const int64_t count = std::min(written, Workspace<A>::most_samples);
+  const int64_t count = std::min(written, kMostSamples);
   for (int64_t i = 0; i < count; ++i) work.sample[i] = work.inside[i * written / count];
   const Bracket<A> tighter = enclose<Passes>(work, count, fraction, 4.0, range);
   if (tighter.lower > range.lower || tighter.upper < range.upper) return tighter;

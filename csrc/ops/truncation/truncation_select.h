@@ -50,17 +50,18 @@ A select(A* values, int64_t n, int64_t rank, A* spare) {
   return values[rank];
 }
 
+inline constexpr int64_t kMostSamples = 16384;
+
 // Buffers of one thread, reused from row to row.
 template <class A>
 struct Workspace {
-  static constexpr int64_t most_samples = 16384;
   int64_t capacity;
   std::vector<A> sample, inside, spare;
 
   explicit Workspace(int64_t values_inside)
       : capacity(values_inside),
-        sample(most_samples + kPadding),
-        inside(std::max(values_inside, most_samples) + kPadding),
+        sample(kMostSamples + kPadding),
+        inside(std::max(values_inside, kMostSamples) + kPadding),
         spare(inside.size()) {}
 };
 

@@ -55,19 +55,24 @@ class Collector {
 
 struct Passes {
   // Counts the positives of row and those below `lower`, and copies the values in [lower, upper]
-  // to `out` (up to `capacity` of them; `inside` counts all). lower > 0.
+  // to `out` (up to `capacity` of them; `inside` counts all). lower > 0. Of the row after this one,
+  // one line per `stride` values is fetched.
   template <class T>
-  static Collected collect(const T* row, int64_t n, float lower, float upper, float* out,
-                           int64_t capacity) {
+  static Collected collect(const T* row, int64_t n, int64_t stride, float lower, float upper,
+                           float* out, int64_t capacity) {
     Collector collector(lower, upper, out, capacity);
-    int64_t i = 0;
-    for (; i + Vec::lanes <= n; i += Vec::lanes) collector.add(Vec::load(row + i));
+    int64_t i = 0, fetch = 0;
+    for (; i + Vec::lanes <= n; i += Vec::lanes) {
+      fetch_line(row + n, stride, i, fetch);
+      __builtin_prefetch(row + i + 512, 0, 3);
+      collector.add(Vec::load(row + i));
+    }
     collector.add_scalars(row, i, n);
     return collector.result();
   }
 
-  static Collected collect(const double* row, int64_t n, double lower, double upper, double* out,
-                           int64_t capacity) {
+  static Collected collect(const double* row, int64_t n, int64_t, double lower, double upper,
+                           double* out, int64_t capacity) {
     Collected c{0, 0, 0, 0};
     for (int64_t i = 0; i < n; ++i) {
       const double x = row[i];
@@ -79,6 +84,14 @@ struct Passes {
       }
     }
     return c;
+  }
+
+  // Fetches the line at `fetch` once a loop has come to `i` = fetch.
+  template <class T>
+  static void fetch_line(const T* row, int64_t stride, int64_t i, int64_t& fetch) {
+    if (i < fetch) return;
+    __builtin_prefetch(row + fetch, 0, 3);
+    fetch += stride;
   }
 
   // Copies the positives of row to `out`, which has room for n + kPadding values.
@@ -187,7 +200,8 @@ struct Passes {
     all.largest = smaller && x > all.largest ? x : all.largest;
   }
 
-  // out = row where row >= threshold, else 0. NaN is never kept. `stream` bypasses the caches.
+  // out = row where row >= threshold, else 0. NaN is never kept. `stream` bypasses the caches: call
+  // end_stream before another thread reads.
   template <class T>
   static void keep_at_least(const T* row, int64_t n, float threshold, T* out, bool stream) {
     const int64_t head = stream ? std::min(n, elements_to_alignment(out)) : 0;
@@ -196,40 +210,42 @@ struct Passes {
     int64_t i = head;
     for (; i + Vec::lanes <= n; i += Vec::lanes) keep_one(row + i, limit, out + i, stream);
     keep_scalars(row, i, n, threshold, out);
-    if (stream) simd::WS_SIMD::stream_fence();
   }
 
   static void keep_at_least(const double* row, int64_t n, double threshold, double* out, bool) {
     keep_scalars(row, 0, n, threshold, out);
   }
 
+  static void end_stream() { simd::WS_SIMD::stream_fence(); }
+
   // keep_at_least of one row and collect of the next in one loop: arithmetic hides behind memory.
+  // Of the row after these, one line per `stride` values is fetched.
   template <class T>
   static Collected keep_and_collect(const T* row, int64_t n, float threshold, T* out, bool stream,
-                                    const T* next, float lower, float upper, float* inside,
-                                    int64_t capacity) {
+                                    const T* next, int64_t stride, float lower, float upper,
+                                    float* inside, int64_t capacity) {
     Collector collector(lower, upper, inside, capacity);
     const int64_t head = stream ? std::min(n, elements_to_alignment(out)) : 0;
     keep_scalars(row, 0, head, threshold, out);
     collector.add_scalars(next, 0, head);
     const Vec limit = Vec::set1(threshold);
-    int64_t i = head;
+    int64_t i = head, fetch = 0;
     for (; i + Vec::lanes <= n; i += Vec::lanes) {
+      fetch_line(next + n, stride, i, fetch);
       keep_one(row + i, limit, out + i, stream);
       __builtin_prefetch(next + i + 512, 0, 3);
       collector.add(Vec::load(next + i));
     }
     keep_scalars(row, i, n, threshold, out);
     collector.add_scalars(next, i, n);
-    if (stream) simd::WS_SIMD::stream_fence();
     return collector.result();
   }
 
   static Collected keep_and_collect(const double* row, int64_t n, double threshold, double* out,
-                                    bool, const double* next, double lower, double upper,
-                                    double* inside, int64_t capacity) {
+                                    bool, const double* next, int64_t, double lower,
+                                    double upper, double* inside, int64_t capacity) {
     keep_scalars(row, 0, n, threshold, out);
-    return collect(next, n, lower, upper, inside, capacity);
+    return collect(next, n, n, lower, upper, inside, capacity);
   }
 
   template <class T>
