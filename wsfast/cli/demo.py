@@ -22,7 +22,15 @@ from ..data import KSDD2, SyntheticDefects
 from ..metrics import DefectSegmentation
 from ..models import save_checkpoint
 from ..train import TrainedClassifier, evaluate_classifier, train_classifier
-from .drawing import Image, contact_sheet, draw_boxes, draw_outline, heat_overlay, write_png
+from .drawing import (
+    Image,
+    contact_sheet,
+    draw_boxes,
+    draw_outline,
+    enlarge,
+    heat_overlay,
+    write_png,
+)
 
 NAME = "demo"
 SUMMARY = "train a small classifier and localise defects, from nothing to pictures"
@@ -36,6 +44,7 @@ _METHODS: dict[str, type[GradientCAM]] = {
 }
 _BATCH = 50
 _SHEET_ROWS = 6
+_ZOOM = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,19 +105,20 @@ def draw_sheet(
     """Image, true mask and every method's map, mask outline and boxes for the chosen images."""
     rows = []
     for i in chosen:
-        picture = np.repeat(images[i, 0].numpy()[:, :, None], 3, axis=2)
+        picture = enlarge(np.repeat(images[i, 0].numpy()[:, :, None], 3, axis=2), _ZOOM)
         outlined = picture.copy()
-        draw_outline(outlined, truth[i].numpy())
+        draw_outline(outlined, enlarge(truth[i].numpy(), _ZOOM))
         row = [picture, outlined]
         for cams, masks in found.values():
-            overlay = heat_overlay(picture, cams[i].numpy())
-            draw_outline(overlay, masks[i].numpy())
+            overlay = heat_overlay(picture, enlarge(cams[i].numpy(), _ZOOM))
+            draw_outline(overlay, enlarge(masks[i].numpy(), _ZOOM))
             boxes = ops.cam_boxes(cams[i : i + 1], "otsu", max_boxes=4, min_area=16)
             count = min(int(boxes.counts[0]), 4)
-            draw_boxes(overlay, boxes.boxes[0, :count].numpy(), boxes.scores[0, :count].numpy())
+            corners = boxes.boxes[0, :count].numpy() * _ZOOM
+            draw_boxes(overlay, corners, boxes.scores[0, :count].numpy())
             row.append(overlay)
         rows.append(row)
-    return contact_sheet(rows, ["image", "true mask", *found], zoom=2)
+    return contact_sheet(rows, ["image", "true mask", *found])
 
 
 def save_model(trained: TrainedClassifier, path: Path, size: tuple[int, int]) -> None:

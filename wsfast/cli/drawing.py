@@ -1,6 +1,7 @@
 """Pictures for people: heat maps, outlines, boxes with scores, labelled grids."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ def draw_outline(image: Image, mask: NDArray[np.bool_]) -> None:
 def draw_boxes(image: Image, boxes: NDArray[np.int32], scores: NDArray[np.float32]) -> None:
     """Draw half-open pixel boxes (x0, y0, x1, y1) with their scores in place."""
     scale = _scale_of(image)
-    thickness = round(1.5 * scale)
+    thickness = round(scale)
     for (x0, y0, x1, y1), score in zip(boxes.tolist(), scores.tolist(), strict=True):
         cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), _BOX, thickness)
         write_text(image, f"{score:.2f}", (x0 + 2, max(int(12 * scale), y0 - 3)), _BOX)
@@ -68,10 +69,15 @@ def localization_picture(
     return np.concatenate([image, gap, overlay], axis=1)
 
 
-def contact_sheet(rows: list[list[Image]], titles: list[str], *, zoom: int = 2) -> Image:
+def enlarge(image: NDArray[Any], zoom: int) -> NDArray[Any]:
+    """Every pixel as a zoom x zoom square."""
+    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def contact_sheet(rows: list[list[Image]], titles: list[str]) -> Image:
     """A grid of equally large pictures under column titles."""
     margin, header = 6, 26
-    height, width = (side * zoom for side in rows[0][0].shape[:2])
+    height, width = rows[0][0].shape[:2]
     column = max(width, 92)
     sheet = np.full(
         (header + len(rows) * (height + margin), margin + len(titles) * (column + margin), 3),
@@ -83,8 +89,7 @@ def contact_sheet(rows: list[list[Image]], titles: list[str], *, zoom: int = 2) 
         cv2.putText(sheet, title, (left, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 0, 1, cv2.LINE_AA)
         for r, row in enumerate(rows):
             top = header + r * (height + margin)
-            picture = cv2.resize(row[c], (width, height), interpolation=cv2.INTER_NEAREST)
-            sheet[top : top + height, left : left + width] = picture
+            sheet[top : top + height, left : left + width] = row[c]
     return sheet
 
 
