@@ -47,7 +47,7 @@ def draw_boxes(image: Image, boxes: NDArray[np.int32], scores: NDArray[np.float3
 def write_text(image: Image, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
     """Write shadowed text in place; ``at`` is the left end of its base line."""
     scale = _scale_of(image)
-    for ink, width in ((_TEXT_SHADOW, 3), (colour, 1)):
+    for ink, width in ((_TEXT_SHADOW, 2), (colour, 1)):
         cv2.putText(
             image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, ink, round(width * scale),
             cv2.LINE_AA,
