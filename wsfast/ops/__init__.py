@@ -9,6 +9,7 @@ from .boxes import (
     otsu_threshold,
 )
 from .fusion import fuse_cams, normalize_cams
+from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
 from .truncation import (
     positive_percentile,
     truncate_gradients,
@@ -23,9 +24,13 @@ __all__ = [
     "component_boxes",
     "connected_components",
     "fuse_cams",
+    "level_best_iou",
+    "level_boxes",
     "normalize_cams",
     "otsu_threshold",
     "positive_percentile",
+    "score_histograms",
+    "threshold_levels",
     "truncate_gradients",
     "truncated_gradcam",
     "truncated_layercam",
