@@ -8,6 +8,7 @@
 
 #include <array>
 
+#include "levels_basins.h"
 #include "levels_tree.h"
 
 namespace wsfast::levels {
@@ -29,6 +30,93 @@ class Contours {
   // first of equals in OpenCV's order is the one whose first pixel comes last in raster order.
   void largest(int32_t* boxes, int32_t* area2) {
     fill_holes();
+    const Output out{boxes, area2};
+    if (basins_.split<8>(map_)) {
+      largest_of_basins(out);
+    } else {
+      largest_of_tree(out);
+    }
+  }
+
+  // The best of score(box) over the outer contours at each level, -1 where there is none.
+  template <class Score>
+  void best_component(const Score& score, double* result) {
+    if (basins_.split<8>(map_)) {
+      best_of_basins(-1, result, [](int level) { return level - 1; }, score);
+      return;
+    }
+    tree_.build<8, false>(map_);
+    best_of_tree(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
+      best.offer(component_range(level, parent), score(tree_.box(node)));
+    });
+  }
+
+  // The same over the contours of holes.
+  template <class Score>
+  void best_hole(const Score& score, double* result) {
+    frame_inverted();
+    const auto score_hole = [&](const Box& hole) {  // the frame shifts it by one pixel
+      return score(around_hole({hole.x0 - 1, hole.y0 - 1, hole.x1 - 1, hole.y1 - 1}));
+    };
+    if (basins_.split<4>(inverted_)) {
+      best_of_basins(kFrame, result, [](int level) { return 255 - level; }, score_hole);
+      return;
+    }
+    build_background();
+    best_of_tree(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
+      if (!outside_[node]) best.offer(hole_range(level, parent), score_hole(tree_.box(node)));
+    });
+  }
+
+ private:
+  static constexpr int32_t kFrame = 0;  // the basin of the inverted map's frame, and its group
+
+  struct Output {
+    int32_t* boxes;
+    int32_t* area2;
+
+    void write(int level, const Box& box, int32_t area) const {
+      const std::array<int32_t, 4> corners{box.x0, box.y0, box.x1, box.y1};
+      std::copy(corners.begin(), corners.end(), boxes + 4 * level);
+      area2[level] = area;
+    }
+  };
+
+  struct Largest {
+    int32_t area2, first, node;
+
+    bool operator<(const Largest& other) const {
+      return area2 != other.area2 ? area2 < other.area2 : first < other.first;
+    }
+  };
+
+  void largest_of_basins(const Output& out) {
+    basins_.measure_boxes();
+    basins_.measure_areas();
+    out.write(kLevels - 1, kNoBox, -1);
+    basins_.descend([&](int level) {
+      const std::vector<Box>& boxes = basins_.group_boxes(level);
+      const std::vector<int32_t>& areas = basins_.group_areas(level);
+      int32_t best = -1;
+      for (int32_t group = 0; group < basins_.count(); ++group) {
+        if (!Basins::is_somewhere(boxes[group])) continue;
+        if (best < 0 || areas[group] > areas[best] ||
+            (areas[group] == areas[best] && starts_before(best, group, level, boxes))) {
+          best = group;
+        }
+      }
+      out.write(level - 1, best < 0 ? kNoBox : boxes[best], best < 0 ? -1 : areas[best]);
+    });
+  }
+
+  // Whether group a has a pixel at the level, in raster order, before group b has.
+  bool starts_before(int32_t a, int32_t b, int level, const std::vector<Box>& boxes) const {
+    const int32_t y = boxes[a].y0;
+    if (y != boxes[b].y0) return y < boxes[b].y0;
+    return basins_.first_column(a, y, level) < basins_.first_column(b, y, level);
+  }
+
+  void largest_of_tree(const Output& out) {
     tree_.build<8, true>(map_);
     LevelMaximum<Largest> best(Largest{-1, -1, -1});
     for (const int32_t node : tree_.nodes()) {
@@ -39,45 +127,30 @@ class Contours {
     const Largest* at = best.settle();
     for (int level = 0; level < kLevels; ++level) {
       const int32_t node = at[level].node;
-      const Box box = node < 0 ? Box{-1, -1, -1, -1} : tree_.box(node);
-      const std::array<int32_t, 4> corners{box.x0, box.y0, box.x1, box.y1};
-      std::copy(corners.begin(), corners.end(), boxes + 4 * level);
-      area2[level] = at[level].area2;
+      out.write(level, node < 0 ? kNoBox : tree_.box(node), at[level].area2);
     }
   }
 
-  // The best of score(box) over the outer contours at each level, -1 where there is none.
-  template <class Score>
-  void best_component(const Score& score, double* result) {
-    tree_.build<8, false>(map_);
-    offer_all(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
-      best.offer(component_range(level, parent), score(tree_.box(node)));
+  // `slot(level)` is where the result for the image's level belongs; leaves one group out.
+  template <class Slot, class Score>
+  void best_of_basins(int32_t left_out, double* result, const Slot& slot, const Score& score) {
+    basins_.measure_boxes();
+    std::fill_n(result, kLevels, -1.0);
+    scored_.assign(basins_.count(), {kNoBox, -1.0});
+    basins_.descend([&](int level) {
+      const std::vector<Box>& boxes = basins_.group_boxes(level);
+      double& best = result[slot(level)];
+      for (int32_t group = 0; group < basins_.count(); ++group) {
+        if (group == left_out || !Basins::is_somewhere(boxes[group])) continue;
+        Scored& last = scored_[group];  // boxes often stay as they are from level to level
+        if (!(last.box == boxes[group])) last = {boxes[group], score(boxes[group])};
+        best = std::max(best, last.score);
+      }
     });
   }
-
-  // The same over the contours of holes.
-  template <class Score>
-  void best_hole(const Score& score, double* result) {
-    build_background();
-    offer_all(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
-      if (outside_[node]) return;
-      const Box hole = tree_.box(node);  // the frame shifts it by one pixel
-      const Box inner{hole.x0 - 1, hole.y0 - 1, hole.x1 - 1, hole.y1 - 1};
-      best.offer(hole_range(level, parent), score(around_hole(inner)));
-    });
-  }
-
- private:
-  struct Largest {
-    int32_t area2, first, node;
-
-    bool operator<(const Largest& other) const {
-      return area2 != other.area2 ? area2 < other.area2 : first < other.first;
-    }
-  };
 
   template <class Offer>
-  void offer_all(double* result, const Offer& offer) {
+  void best_of_tree(double* result, const Offer& offer) {
     LevelMaximum<double> best(-1.0);
     for (const int32_t node : tree_.nodes()) {
       offer(node, tree_.level(node), tree_.level(tree_.parent(node)), best);
@@ -85,9 +158,9 @@ class Contours {
     std::copy_n(best.settle(), kLevels, result);
   }
 
-  // The tree of the inverted map inside a frame of the highest level: the frame's node and those
-  // below it are the outside, all others are holes. The background is 4-connected.
-  void build_background() {
+  // The inverted map inside a frame of the highest level: the outside. The background is
+  // 4-connected.
+  void frame_inverted() {
     const int32_t height = map_.height(), width = map_.width();
     inverted_.resize(height + 2, width + 2);
     std::fill_n(inverted_.row(0), width + 2, uint8_t{255});
@@ -98,6 +171,11 @@ class Contours {
       row[0] = row[width + 1] = 255;
       for (int32_t x = 0; x < width; ++x) row[x + 1] = static_cast<uint8_t>(255 - from[x]);
     }
+  }
+
+  // The tree of the background: the frame's node and those below it are the outside, all others
+  // are holes.
+  void build_background() {
     tree_.build<4, false>(inverted_);
     outside_.assign(tree_.id_count(), 0);
     for (int32_t node = tree_.node_of(tree_.row_ids(0)[0]); node != 0; node = tree_.parent(node)) {
@@ -107,9 +185,35 @@ class Contours {
 
   // Raises every pixel to the lowest level at which it sees the outside.
   void fill_holes() {
+    frame_inverted();
+    if (basins_.split<4>(inverted_)) {
+      fill_basins();
+    } else {
+      fill_tree();
+    }
+  }
+
+  void fill_basins() {
+    filled_.assign(basins_.count(), 255);  // by basin, where it meets the outside
+    basins_.descend([&](int level) {
+      for (int32_t basin = 0; basin < basins_.count(); ++basin) {
+        if (basins_.group(basin) != kFrame) continue;
+        filled_[basin] = std::min(filled_[basin], static_cast<uint8_t>(255 - level));
+      }
+    });
+    basins_.each_segment([&](int32_t y, int32_t begin, int32_t end, int32_t basin) {
+      const uint8_t least = filled_[basin];
+      if (least == 0 || y == 0 || y > map_.height()) return;
+      uint8_t* row = map_.row(y - 1);
+      const int32_t last = std::min(end - 1, map_.width());
+      for (int32_t x = std::max(begin - 1, 0); x < last; ++x) row[x] = std::max(row[x], least);
+    });
+  }
+
+  void fill_tree() {
     build_background();
     const std::vector<int32_t>& nodes = tree_.nodes();
-    filled_.assign(tree_.id_count(), 255);
+    filled_.assign(tree_.id_count(), 255);  // by node
     bool any_hole = false;
     for (size_t k = nodes.size(); k-- > 0;) {  // parents first
       const int32_t node = nodes[k];
@@ -125,9 +229,16 @@ class Contours {
     }
   }
 
+  struct Scored {
+    Box box;
+    double score;
+  };
+
   Plane map_, inverted_;
+  Basins basins_;
   ComponentTree tree_;
-  std::vector<uint8_t> outside_, filled_;  // by node
+  std::vector<uint8_t> outside_, filled_;
+  std::vector<Scored> scored_;  // by group
 };
 
 }  // namespace wsfast::levels

@@ -15,7 +15,11 @@ using boxes::level_of;
 // Columns [x0, x1) and rows [y0, y1).
 struct Box {
   int32_t x0, y0, x1, y1;
+
+  bool operator==(const Box&) const = default;
 };
+
+inline constexpr Box kNoBox{-1, -1, -1, -1};
 
 // The contour of a hole runs through the pixels around it.
 inline Box around_hole(const Box& hole) {
@@ -34,10 +38,12 @@ inline int64_t inclusive_area(int64_t x0, int64_t y0, int64_t x1, int64_t y1) {
 
 // Intersection over union of two boxes with inclusive corners; `truth` is x0, y0, x1, y1.
 inline double inclusive_iou(const Box& box, const int64_t* truth) {
-  const int64_t width = std::min<int64_t>(box.x1, truth[2]) - std::max<int64_t>(box.x0, truth[0]) + 1;
-  const int64_t height = std::min<int64_t>(box.y1, truth[3]) - std::max<int64_t>(box.y0, truth[1]) + 1;
-  if (width <= 0 || height <= 0) return 0.0;
-  const int64_t shared = width * height;
+  const int64_t x0 = std::max<int64_t>(box.x0, truth[0]);
+  const int64_t y0 = std::max<int64_t>(box.y0, truth[1]);
+  const int64_t x1 = std::min<int64_t>(box.x1, truth[2]);
+  const int64_t y1 = std::min<int64_t>(box.y1, truth[3]);
+  if (x1 < x0 || y1 < y0) return 0.0;
+  const int64_t shared = inclusive_area(x0, y0, x1, y1);
   const int64_t united = inclusive_area(box.x0, box.y0, box.x1, box.y1) +
                          inclusive_area(truth[0], truth[1], truth[2], truth[3]) - shared;
   return static_cast<double>(shared) / static_cast<double>(united);

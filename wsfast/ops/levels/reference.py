@@ -6,6 +6,7 @@ background with 4 neighbours that does not reach the outside of the image.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def map_levels(maps: Tensor) -> Tensor:
 def _distinct_masks(image: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (L, next L, {image > L}) wherever the mask of an (H, W) image changes."""
     changes = sorted({0, LEVELS, *image.unique().tolist()})
-    for level, following in zip(changes[:-1], changes[1:], strict=True):
+    for level, following in pairwise(changes):
         yield level, following, image > level
 
 
