@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -20,6 +21,13 @@ namespace wsfast::levels {
 
 class Basins {
  public:
+  // Columns [begin, end) of a row rise up to the plateau [peak, fall) of value `top`, then fall.
+  struct Segment {
+    int32_t begin, end, peak, fall;
+    int32_t uphill, basin;
+    uint8_t top;
+  };
+
   // False where the image has too many segments or maxima for this to pay. `connectivity` is 4 or
   // 8; the image must outlive the use of its basins.
   template <int connectivity>
@@ -49,12 +57,12 @@ class Basins {
     }
   }
 
-  // Calls emit(y, begin, end, basin) for every segment.
+  // Calls emit(y, segment) for every segment.
   template <class Emit>
   void each_segment(const Emit& emit) const {
     for (int32_t y = 0; y < image_->height(); ++y) {
       for (int32_t s = row_[y]; s < row_[y + 1]; ++s) {
-        emit(y, segments_[s].begin, segments_[s].end, segments_[s].basin);
+        emit(y, segments_[s]);
       }
     }
   }
@@ -64,15 +72,14 @@ class Basins {
     const int32_t height = image_->height(), width = image_->width();
     column_top_.assign(int64_t{count_} * width, 0);
     row_top_.assign(int64_t{count_} * height, 0);
-    each_segment([&](int32_t y, int32_t begin, int32_t end, int32_t basin) {
+    each_segment([&](int32_t y, const Segment& segment) {
       const uint8_t* row = image_->row(y);
-      uint8_t* column_top = column_top_.data() + int64_t{basin} * width;
-      uint8_t top = row_top_[int64_t{basin} * height + y];
-      for (int32_t x = begin; x < end; ++x) {
+      uint8_t* column_top = column_top_.data() + int64_t{segment.basin} * width;
+      for (int32_t x = segment.begin; x < segment.end; ++x) {
         column_top[x] = std::max(column_top[x], row[x]);
-        top = std::max(top, row[x]);
       }
-      row_top_[int64_t{basin} * height + y] = top;
+      uint8_t& row_top = row_top_[int64_t{segment.basin} * height + y];
+      row_top = std::max(row_top, segment.top);
     });
     boxes_.assign(int64_t{count_} * kLevels, kNowhere);
     for (int32_t basin = 0; basin < count_; ++basin) measure_box(basin);
@@ -93,7 +100,7 @@ class Basins {
 
   // Needed once before group_areas().
   void measure_areas() {
-    new_areas_.assign(int64_t{count_} * kLevels, 0);
+    new_areas_.assign(int64_t{count_} * kLevels, {});
     areas_.assign(count_, 0);
     for (int32_t y = 1; y < image_->height(); ++y) count_quads(y);
   }
@@ -102,7 +109,8 @@ class Basins {
   const std::vector<int32_t>& group_areas(int level) {
     group_areas_.assign(count_, 0);
     for (int32_t basin = 0; basin < count_; ++basin) {
-      areas_[basin] += new_areas_[int64_t{basin} * kLevels + level];
+      const Lanes& lanes = new_areas_[int64_t{basin} * kLevels + level];
+      areas_[basin] += lanes[0] + lanes[1] + lanes[2] + lanes[3];
       group_areas_[group_[basin]] += areas_[basin];
     }
     return group_areas_;
@@ -124,10 +132,8 @@ class Basins {
   static constexpr int32_t kPixelsPerSegment = 8;
   static constexpr Box kNowhere{INT32_MAX, INT32_MAX, 0, 0};
 
-  // Columns [begin, end) rise up to the plateau [peak, fall) of value `top`, then fall.
-  struct Segment {
-    int32_t begin, end, peak, fall, uphill, basin, top;
-  };
+  // Neighbours often share a level: counts in four lanes do not wait for each other.
+  using Lanes = std::array<int32_t, 4>;
   // Basins a and b touch; one of a list per level.
   struct Saddle {
     int32_t next, a, b;
@@ -188,7 +194,7 @@ class Basins {
       Segment& segment = segments_[s];
       const int32_t begin = std::max(segment.peak - reach, 0);
       const int32_t end = std::min(segment.fall + reach, image_->width());
-      const auto lead = [&](int32_t to, int32_t least) {
+      const auto lead = [&](int32_t to, int least) {
         if (to < 0 || to >= image_->height()) return false;
         const uint8_t* row = image_->row(to);
         int32_t x = begin;
@@ -298,21 +304,23 @@ class Basins {
     const uint8_t* row = image_->row(y);
     third_.resize(width);
     fourth_.resize(width);
+    uint8_t* third = third_.data();
+    uint8_t* fourth = fourth_.data();
     for (int32_t x = 0; x + 1 < width; ++x) {
       const uint8_t low = std::min(above[x], above[x + 1]), low2 = std::min(row[x], row[x + 1]);
       const uint8_t high = std::max(above[x], above[x + 1]), high2 = std::max(row[x], row[x + 1]);
-      fourth_[x] = std::min(low, low2);
-      third_[x] = std::min(std::max(low, low2), std::min(high, high2));
+      fourth[x] = std::min(low, low2);
+      third[x] = std::min(std::max(low, low2), std::min(high, high2));
     }
     each_touching(y, 0, [&](const Segment& a, const Segment& b) {
       const int32_t begin = std::max(a.begin, b.begin);
       const int32_t end = std::min({a.end, b.end, width - 1});
-      int32_t* const areas_a = new_areas_.data() + int64_t{a.basin} * kLevels;
-      int32_t* const areas_b = new_areas_.data() + int64_t{b.basin} * kLevels;
+      Lanes* const areas_a = new_areas_.data() + int64_t{a.basin} * kLevels;
+      Lanes* const areas_b = new_areas_.data() + int64_t{b.basin} * kLevels;
       for (int32_t x = begin; x < end; ++x) {
-        int32_t* areas = above[x] >= row[x] ? areas_a : areas_b;
-        ++areas[third_[x]];
-        ++areas[fourth_[x]];
+        Lanes* areas = above[x] >= row[x] ? areas_a : areas_b;
+        ++areas[third[x]][x & 1];
+        ++areas[fourth[x]][2 | (x & 1)];
       }
     });
   }
@@ -326,7 +334,8 @@ class Basins {
   std::vector<int32_t> group_;  // by basin, as all below; tables have a row per basin
   std::vector<uint8_t> column_top_, row_top_;
   std::vector<Box> boxes_, group_boxes_;
-  std::vector<int32_t> new_areas_, areas_, group_areas_;
+  std::vector<Lanes> new_areas_;
+  std::vector<int32_t> areas_, group_areas_;
   std::vector<uint8_t> rises_, falls_, third_, fourth_;  // of one row
 };
 

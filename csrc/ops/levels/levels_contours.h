@@ -201,12 +201,13 @@ class Contours {
         filled_[basin] = std::min(filled_[basin], static_cast<uint8_t>(255 - level));
       }
     });
-    basins_.each_segment([&](int32_t y, int32_t begin, int32_t end, int32_t basin) {
-      const uint8_t least = filled_[basin];
-      if (least == 0 || y == 0 || y > map_.height()) return;
+    basins_.each_segment([&](int32_t y, const Basins::Segment& segment) {
+      const uint8_t least = filled_[segment.basin];
+      if (least == 0) return;  // the frame's own, among them the rows that are all frame
       uint8_t* row = map_.row(y - 1);
-      const int32_t last = std::min(end - 1, map_.width());
-      for (int32_t x = std::max(begin - 1, 0); x < last; ++x) row[x] = std::max(row[x], least);
+      const int32_t begin = std::max(segment.begin - 1, 0);
+      const int32_t end = std::min(segment.end - 1, map_.width());
+      for (int32_t x = begin; x < end; ++x) row[x] = std::max(row[x], least);
     });
   }
 
