@@ -21,15 +21,12 @@ from . import reference, registration  # noqa: F401
 
 __all__ = ["level_best_iou", "level_boxes", "score_histograms", "threshold_levels"]
 
-MAX_PIXELS = 1 << 30  # twice an area fits an int32
-MAX_COORDINATE = (1 << 31) - 1
-
 
 def _check_maps(where: str, maps: Tensor) -> None:
     check_tensor(where, "maps", maps)
     check_rank(where, "maps", maps, 3)
     pixels = maps.shape[1] * maps.shape[2]
-    if pixels == 0 or pixels >= MAX_PIXELS:
+    if pixels == 0 or pixels >= 1 << 30:  # twice an area fits an int32
         value_error(
             where, "maps", "images with 1 <= H * W < 2^30 pixels", f"shape {list(maps.shape)}"
         )
@@ -46,16 +43,23 @@ def _check_whole(where: str, argument: str, tensor: Tensor) -> None:
         type_error(where, argument, "int32 or int64", f"{tensor.dtype}")
 
 
-def _can_look(tensor: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, where that costs no device sync."""
+def _out_of_sight(tensor: Tensor) -> bool:
+    """Whether values stay unseen: they do off the CPU, where looking costs a device sync."""
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
-    return tensor.device.type == "cpu" and type(tensor) is Tensor
+        return True
+    return tensor.device.type != "cpu" or type(tensor) is not Tensor
 
 
-def _raise_where_nan(where: str, valid: Tensor) -> None:
-    if _can_look(valid) and not bool(valid.all()):
-        value_error(where, "maps", "free of NaN", f"NaN in image {int((~valid).nonzero()[0])}")
+def _check_images(where: str, argument: str, fits: Tensor, expected: str, trouble: str) -> None:
+    if torch.jit.is_scripting() or _out_of_sight(fits) or bool(fits.all()):
+        return
+    value_error(where, argument, expected, f"{trouble} in image {int((~fits).nonzero()[0])}")
+
+
+def _check_values(where: str, argument: str, values: Tensor, fits: Tensor, expected: str) -> None:
+    if torch.jit.is_scripting() or _out_of_sight(fits) or bool(fits.all()):
+        return
+    value_error(where, argument, expected, f"{values[int((~fits).nonzero()[0])].tolist()}")
 
 
 def _check_gt(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> None:
@@ -75,27 +79,26 @@ def _check_gt(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> None:
             f"of shape ({maps.shape[0] + 1},), one more than there are maps",
             f"shape {list(gt_offsets.shape)}",
         )
-    if _can_look(gt_boxes):
-        _check_gt_values(gt_boxes, gt_offsets)
-
-
-def _check_gt_values(gt_boxes: Tensor, gt_offsets: Tensor) -> None:
     low, high = gt_boxes[:, :2], gt_boxes[:, 2:]
-    wrong = ((low < 0) | (high < low) | (high > MAX_COORDINATE)).any(dim=1)
-    if bool(wrong.any()):
-        value_error(
-            "level_best_iou",
-            "gt_boxes",
-            "boxes with 0 <= x0 <= x1 < 2^31 and 0 <= y0 <= y1 < 2^31",
-            f"{gt_boxes[int(wrong.nonzero()[0])].tolist()}",
-        )
-    steps = gt_offsets[1:] - gt_offsets[:-1]
-    ends_meet = int(gt_offsets[0]) == 0 and int(gt_offsets[-1]) == gt_boxes.shape[0]
-    if not ends_meet or bool((steps < 0).any()):
+    _check_values(
+        where,
+        "gt_boxes",
+        gt_boxes,
+        ((low >= 0) & (high >= low) & (high <= (1 << 31) - 1)).all(dim=1),
+        "boxes with 0 <= x0 <= x1 < 2^31 and 0 <= y0 <= y1 < 2^31",
+    )
+    _check_offsets(gt_offsets, gt_boxes.shape[0])
+
+
+def _check_offsets(gt_offsets: Tensor, count: int) -> None:
+    if torch.jit.is_scripting() or _out_of_sight(gt_offsets):
+        return
+    ends_meet = int(gt_offsets[0]) == 0 and int(gt_offsets[-1]) == count
+    if not ends_meet or bool((gt_offsets[1:] < gt_offsets[:-1]).any()):
         value_error(
             "level_best_iou",
             "gt_offsets",
-            f"non-decreasing from 0 to the number of gt_boxes ({gt_boxes.shape[0]})",
+            f"non-decreasing from 0 to the number of gt_boxes ({count})",
             f"{gt_offsets.tolist()}",
         )
 
@@ -107,10 +110,8 @@ def _check_edges(maps: Tensor, edges: Tensor) -> None:
     check_floating(where, "edges", edges)
     if edges.dim() != 1 or edges.shape[0] < 2:
         value_error(where, "edges", "of shape (E,), E >= 2", f"shape {list(edges.shape)}")
-    if _can_look(edges):
-        ordered = bool((edges[1:] >= edges[:-1]).all())
-        if not ordered or not bool(edges.isfinite().all()):
-            value_error(where, "edges", "finite and non-decreasing", f"{edges.tolist()}")
+    ordered = torch.cat([edges[:1] == edges[:1], edges[1:] >= edges[:-1]])
+    _check_values(where, "edges", edges, ordered & edges.isfinite(), "finite and non-decreasing")
 
 
 def _check_masks(maps: Tensor, masks: Tensor) -> None:
@@ -128,7 +129,7 @@ def _check_masks(maps: Tensor, masks: Tensor) -> None:
 def _level_boxes(maps: Tensor) -> tuple[Tensor, Tensor]:
     _check_level_maps("level_boxes", maps)
     boxes, area2, valid = torch.ops.wsfast.level_boxes(maps.detach())
-    _raise_where_nan("level_boxes", valid)
+    _check_images("level_boxes", "maps", valid, "free of NaN", "NaN")
     return boxes, area2
 
 
@@ -140,7 +141,7 @@ def _level_best_iou(
     best, valid = torch.ops.wsfast.level_best_iou(
         maps.detach(), gt_boxes.long(), gt_offsets.long(), holes
     )
-    _raise_where_nan("level_best_iou", valid)
+    _check_images("level_best_iou", "maps", valid, "free of NaN", "NaN")
     return best
 
 
@@ -153,10 +154,8 @@ def _score_histograms(maps: Tensor, masks: Tensor, edges: Tensor) -> Tensor:
     counts, valid, known = torch.ops.wsfast.score_histograms(
         maps.detach(), masks.to(torch.uint8), edges.detach().double()
     )
-    _raise_where_nan(where, valid)
-    if _can_look(known) and not bool(known.all()):
-        image = int((~known).nonzero()[0])
-        value_error(where, "masks", "0, 1 or 255 everywhere", f"other values in image {image}")
+    _check_images(where, "maps", valid, "free of NaN", "NaN")
+    _check_images(where, "masks", known, "0, 1 or 255 everywhere", "other values")
     return counts
 
 
@@ -167,8 +166,8 @@ def _threshold_levels(maps: Tensor, thresholds: Tensor) -> Tensor:
     check_same_device(where, "maps", maps, "thresholds", thresholds)
     check_floating(where, "thresholds", thresholds)
     check_rank(where, "thresholds", thresholds, 1)
-    if _can_look(thresholds) and not bool(((thresholds >= 0) & (thresholds <= 1)).all()):
-        value_error(where, "thresholds", "between 0 and 1", f"{thresholds.tolist()}")
+    fits = (thresholds >= 0) & (thresholds <= 1)
+    _check_values(where, "thresholds", thresholds, fits, "between 0 and 1")
     highest = maps.detach().flatten(1).amax(dim=1)
     if highest.dtype == torch.float16 or highest.dtype == torch.bfloat16:
         highest = highest.float()
