@@ -1,0 +1,130 @@
+"""Boxes and overlaps as the localisation protocol of Choe et al. (CVPR 2020) has them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from .._check import (
+    check_floating,
+    check_rank,
+    check_same_device,
+    check_tensor,
+    type_error,
+    value_error,
+)
+
+
+def protocol_thresholds(where: str, thresholds: Sequence[float] | Tensor | None) -> Tensor:
+    """(T,) float64 thresholds; by default the protocol's thousand, 0, 0.001, ..., 0.999."""
+    if thresholds is None:
+        return torch.from_numpy(np.arange(0, 1, 0.001))
+    found = torch.as_tensor(thresholds, dtype=torch.float64).cpu()
+    if found.dim() != 1 or found.numel() == 0:
+        value_error(where, "thresholds", "a list of at least one", f"shape {list(found.shape)}")
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        value_error(where, "thresholds", "between 0 and 1", f"{found.tolist()}")
+    return found
+
+
+def check_maps(where: str, maps: Tensor) -> None:
+    """Raise unless ``maps`` are floating-point (N, H, W) with values in 0-1.
+
+    The values are looked at on the CPU only, where that costs no device sync.
+    """
+    check_tensor(where, "maps", maps)
+    check_floating(where, "maps", maps)
+    check_rank(where, "maps", maps, 3)
+    if maps.device.type == "cpu" and maps.numel() > 0:
+        low, high = (float(extreme) for extreme in maps.aminmax())
+        if not (low >= 0 and high <= 1):
+            value_error(where, "maps", "free of NaN and within 0-1", f"values of {low} to {high}")
+
+
+def flatten_boxes(where: str, boxes: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
+    """All images' boxes (G, 4) int64 and where each image's begin, (N + 1,)."""
+    if isinstance(boxes, Tensor):
+        boxes = list(boxes.unsqueeze(1)) if boxes.dim() == 2 else [boxes]
+    if len(boxes) != maps.shape[0]:
+        value_error(where, "boxes", f"one tensor per map ({maps.shape[0]})", f"{len(boxes)}")
+    for found in boxes:
+        check_tensor(where, "boxes", found)
+        if found.is_floating_point() or found.dtype == torch.bool:
+            type_error(where, "boxes", "integers", f"{found.dtype}")
+        if found.dim() != 2 or found.shape[1] != 4 or found.shape[0] == 0:
+            value_error(where, "boxes", "(G, 4) with G >= 1 each", f"shape {list(found.shape)}")
+        check_same_device(where, "maps", maps, "boxes", found)
+    counts = torch.tensor([0, *(found.shape[0] for found in boxes)], device=maps.device)
+    flat = torch.cat(list(boxes)).long() if boxes else maps.new_zeros((0, 4), dtype=torch.int64)
+    _check_convention(where, flat)
+    return flat, counts.cumsum(0)
+
+
+def _check_convention(where: str, boxes: Tensor) -> None:
+    """Looks at values on the CPU only, where that costs no device sync."""
+    if boxes.device.type != "cpu":
+        return
+    wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < boxes[:, :2])).any(dim=1)
+    if bool(wrong.any()):
+        first = boxes[int(wrong.nonzero()[0])].tolist()
+        value_error(where, "boxes", "0 <= x0 <= x1 and 0 <= y0 <= y1", f"{first}")
+
+
+def inclusive_areas(boxes: Tensor) -> Tensor:
+    """Pixels of boxes (..., 4) whose corners both belong to them."""
+    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
+
+
+def shared_areas(boxes: Tensor, others: Tensor) -> Tensor:
+    """Pixels that boxes (..., 4) share with others of the same or a broadcast shape."""
+    ends = torch.minimum(boxes[..., 2:], others[..., 2:])
+    sides = ends - torch.maximum(boxes[..., :2], others[..., :2]) + 1
+    return sides.clamp(min=0).prod(dim=-1)
+
+
+def inclusive_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Float64 IoU of int64 boxes; exact integers up to the one division, as the protocol's."""
+    shared = shared_areas(boxes, others)
+    united = inclusive_areas(boxes) + inclusive_areas(others) - shared
+    return shared.double() / united.double()
+
+
+def protocol_corners(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Half-open boxes as the protocol scores them: ends clipped, then taken as inclusive.
+
+    An empty level (-1) gives [0, 0, 0, 0].
+    """
+    last = torch.tensor([width, height, width - 1, height - 1], device=boxes.device)
+    corners = torch.minimum(boxes.long(), last)
+    return torch.where(boxes[..., :1] < 0, 0, corners)
+
+
+def best_iou_of_largest(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> Tensor:
+    """(N, 256) float64: IoU of each level's largest contour with the best true box."""
+    boxes, _ = ops.level_boxes(maps)
+    corners = protocol_corners(boxes, maps.shape[1], maps.shape[2])
+    images = torch.arange(maps.shape[0], device=maps.device)
+    image = images.repeat_interleave(gt_offsets.diff())
+    iou = inclusive_iou(corners[image], gt_boxes[:, None])
+    best = iou.new_zeros(boxes.shape[:2])
+    return best.scatter_reduce(0, image[:, None].expand_as(iou), iou, "amax")
+
+
+def best_iou_at_thresholds(
+    where: str,
+    maps: Tensor,
+    boxes: Sequence[Tensor],
+    thresholds: Tensor,
+    *,
+    every_contour: bool,
+) -> Tensor:
+    """(N, T) float64 best IoU at every threshold, over the largest or over every contour."""
+    check_maps(where, maps)
+    gt_boxes, gt_offsets = flatten_boxes(where, boxes, maps)
+    if every_contour:
+        best = ops.level_best_iou(maps, gt_boxes, gt_offsets)
+    else:
+        best = best_iou_of_largest(maps, gt_boxes, gt_offsets)
+    return best.gather(1, ops.threshold_levels(maps, thresholds))

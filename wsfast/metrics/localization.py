@@ -1,0 +1,195 @@
+"""Box accuracies of the localisation protocol (Choe et al., CVPR 2020), bit for bit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from .._check import check_range, type_error, value_error
+from ._curve import draw_curves
+from ._protocol import best_iou_at_thresholds, protocol_thresholds
+
+
+class BoxAccuracy(Metric):
+    """Base of the box accuracies: hits per IoU level and threshold, and the images seen."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    every_contour = False
+    iou_levels: tuple[int, ...] = (50,)
+
+    num_correct: Tensor
+    total: Tensor
+
+    def __init__(
+        self, *, thresholds: Sequence[float] | Tensor | None = None, **kwargs: Any
+    ) -> None:
+        found = protocol_thresholds(type(self).__name__, thresholds)
+        super().__init__(**kwargs)
+        self.register_buffer("thresholds", found, persistent=False)
+        shape = (len(self.iou_levels), len(found))
+        self.add_state("num_correct", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "BoxAccuracy":
+        """Do nothing: thresholds stay float64, as the protocol's products need them."""
+        return self
+
+    def count(self, maps: Tensor, boxes: Sequence[Tensor], counted: Tensor | None = None) -> None:
+        """Count the hits of a batch; those of images where ``counted`` (N,) is False do not."""
+        where = f"{type(self).__name__}.update"
+        every_contour, thresholds = self.every_contour, self.thresholds.to(maps.device)
+        iou = best_iou_at_thresholds(where, maps, boxes, thresholds, every_contour=every_contour)
+        for row, level in enumerate(self.iou_levels):
+            hits = iou >= level / 100
+            if counted is not None:
+                hits &= counted[:, None]
+            self.num_correct[row] += hits.sum(dim=0)
+        self.total += maps.shape[0]
+
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """Accuracies at every threshold.
+
+        Returns:
+            The thresholds (T,) and the accuracies (K, T) in 0-1, one row per IoU level; float64.
+        """
+        return self.thresholds, self.num_correct.double() / self.total
+
+    def best_thresholds(self) -> Tensor:
+        """Return the threshold of highest accuracy for each IoU level, (K,); ties: the lowest."""
+        return self.thresholds[self.num_correct.argmax(dim=1)]
+
+    def compute(self) -> Tensor:
+        """Return the mean over the IoU levels of the best accuracy of each, float64 in 0-1."""
+        return self.curve()[1].amax(dim=1).mean()
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw accuracy over threshold, one line per IoU level; returns figure and axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        thresholds, accuracies = self.curve()
+        labels = [f"IoU {level} %" for level in self.iou_levels]
+        return draw_curves(thresholds, accuracies, labels, ax, x="threshold", y=type(self).__name__)
+
+
+class MaxBoxAcc(BoxAccuracy):
+    r"""MaxBoxAcc: share of images whose largest box has IoU >= 0.5, at the best threshold.
+
+    At each threshold t the map's 8-bit levels above trunc(t max) are a mask; its largest contour
+    (OpenCV's ``contourArea``) gives the box. Counts equal those of the protocol's code with
+    ``multi_contour_eval=False``, bit for bit, for float64 and float32 maps, on any device.
+
+    Args:
+        thresholds: (T,) in 0-1; None for the protocol's ``numpy.arange(0, 1, 0.001)``.
+        **kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: thresholds out of range.
+
+    Note:
+        ``compute`` gives a float64 scalar in 0-1, where the protocol prints percent; ``curve``,
+        ``best_thresholds`` and ``plot`` show more. Counts are int64 and summed over processes.
+
+    Example:
+        >>> maps = torch.zeros(1, 8, 8)
+        >>> maps[0, 2:5, 2:6] = 1.0
+        >>> metric = MaxBoxAcc()
+        >>> metric.update(maps, [torch.tensor([[2, 2, 6, 5]])])
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    def update(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Count a batch.
+
+        Args:
+            maps: (N, H, W) floating-point score maps in 0-1 at the size of the boxes.
+            boxes: one (G, 4) integer tensor per image, G >= 1: x0, y0, x1, y1 in pixels, both
+                corners inclusive; or (N, 4), one box per image.
+
+        Raises:
+            ValueError: wrong shapes or devices, boxes out of convention (negative, x1 < x0); on
+                the CPU also maps with NaN or values outside 0-1.
+            TypeError: maps not floating-point, boxes not integers.
+        """
+        self.count(maps, boxes)
+
+
+class MaxBoxAccV2(MaxBoxAcc):
+    r"""MaxBoxAccV2: as :class:`MaxBoxAcc`, of every contour, averaged over IoU 0.3, 0.5 and 0.7.
+
+    Every contour of the mask gives a box, those of holes too; the best IoU counts, and each IoU
+    level has its own best threshold. Counts equal those of the protocol's code with
+    ``multi_contour_eval=True``.
+
+    Example:
+        >>> maps = torch.zeros(1, 8, 8)
+        >>> maps[0, 2:5, 2:6] = 1.0
+        >>> metric = MaxBoxAccV2()
+        >>> metric.update(maps, [torch.tensor([[2, 2, 6, 7]])])
+        >>> round(metric.compute().item(), 3)
+        0.667
+    """
+
+    every_contour = True
+    iou_levels = (30, 50, 70)
+
+
+class TopKLocalization(BoxAccuracy):
+    r"""Top-k localisation: the class is among the first k predicted and the box has IoU >= 0.5.
+
+    Boxes as for :class:`MaxBoxAcc`; the best threshold is that of the joint accuracy.
+
+    Args:
+        k: how many predicted classes count, usually 1 or 5.
+        thresholds: as for :class:`MaxBoxAcc`.
+        **kwargs: passed to ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: k below 1, thresholds out of range.
+
+    Example:
+        >>> maps = torch.ones(1, 4, 4)
+        >>> metric = TopKLocalization(k=1)
+        >>> logits = torch.tensor([[0.2, 0.8]])
+        >>> metric.update(maps, [torch.tensor([[0, 0, 3, 3]])], logits, torch.tensor([0]))
+        >>> metric.compute()
+        tensor(0., dtype=torch.float64)
+    """
+
+    def __init__(
+        self, *, k: int = 1, thresholds: Sequence[float] | Tensor | None = None, **kwargs: Any
+    ) -> None:
+        check_range("TopKLocalization", "k", k, 1, 2**31)
+        super().__init__(thresholds=thresholds, **kwargs)
+        self.k = k
+
+    def update(self, maps: Tensor, boxes: Sequence[Tensor], logits: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            maps: as for :meth:`MaxBoxAcc.update`.
+            boxes: as for :meth:`MaxBoxAcc.update`.
+            logits: (N, classes) scores of the classifier; of equal ones the first class comes
+                first.
+            target: (N,) int64 true classes.
+
+        Raises:
+            ValueError: wrong shapes or devices, and as :meth:`MaxBoxAcc.update`.
+            TypeError: wrong dtypes.
+        """
+        where = "TopKLocalization.update"
+        n = maps.shape[0]
+        if logits.dim() != 2 or logits.shape[0] != n:
+            value_error(where, "logits", f"of shape ({n}, classes)", f"shape {list(logits.shape)}")
+        if target.shape != (n,):
+            value_error(where, "target", f"of shape ({n},)", f"shape {list(target.shape)}")
+        if target.dtype != torch.int64:
+            type_error(where, "target", "int64", f"{target.dtype}")
+        first = logits.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self.count(maps, boxes, (first == target[:, None]).any(dim=1))
