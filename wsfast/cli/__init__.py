@@ -1,4 +1,4 @@
-"""The ``wsfast`` command: localize, demo, info.
+"""The ``wsfast`` command: localize, evaluate, demo, info.
 
 Bad input ends with exit code 2 and one plain line, never a traceback.
 """
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import demo, info, localize
+from . import demo, evaluate, info, localize
 
-_COMMANDS = (localize, demo, info)
+_COMMANDS = (localize, evaluate, demo, info)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,113 @@
+"""``wsfast evaluate`` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.wsol_files import Split, write_split
+from wsfast.cli import main
+from wsfast.compat import wsolevaluation as compat
+
+
+def run(split: Split, *more: object) -> int:
+    arguments = ["--scoremaps", split.scoremaps, "--metadata", split.metadata, *more]
+    return main(["evaluate", *map(str, arguments)])
+
+
+def test_boxes(tmp_path: Path) -> None:
+    split = write_split(tmp_path, "CUB")
+    assert run(split, "--out", tmp_path / "scores.json", "--batch-size", 4) == 0
+    report = json.loads((tmp_path / "scores.json").read_text())
+    options = {"dataset_name": "CUB", "split": "test", "iou_threshold_list": [30, 50, 70]}
+    roots = [str(tmp_path / name) for name in ("scoremaps", "metadata", "dataset")]
+    for name, multi in (("MaxBoxAcc", False), ("MaxBoxAccV2", True)):
+        expected = compat.evaluate_wsol(
+            *roots, multi_contour_eval=multi, multi_iou_eval=multi, **options
+        )
+        assert report[name]["percent"] == pytest.approx(expected)
+        assert len(report[name]["accuracies"][0]) == len(report["thresholds"]) == 1000
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_masks_and_plot(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    split = write_split(tmp_path, "OpenImages")
+    plot, out = tmp_path / "curve.png", tmp_path / "scores.json"
+    assert run(split, "--masks", split.masks, "--plot", plot, "--out", out) == 0
+    assert "PxAP" in capsys.readouterr().out
+    assert cv2.imread(str(plot)).shape[0] > 100
+    assert 0 < json.loads(out.read_text())["PxAP"]["percent"] < 100
+
+
+def test_maps_without_the_image_suffix(tmp_path: Path) -> None:
+    split = write_split(tmp_path, "CUB")
+    for path in (split.scoremaps / "cat").glob("*.jpg.npy"):
+        path.rename(path.with_name(path.name.replace(".jpg", "")))
+    assert run(split) == 0
+
+
+def break_line(split: Split) -> None:
+    path = split.metadata / "localization.txt"
+    lines = path.read_text().splitlines()
+    lines[1] = "cat/1.jpg,3,four,5,6"
+    path.write_text("\n".join(lines))
+
+
+def swap_corners(split: Split) -> None:
+    path = split.metadata / "localization.txt"
+    path.write_text("cat/0.jpg,9,9,3,3\n")
+
+
+def drop_map(split: Split) -> None:
+    (split.scoremaps / "cat" / "2.jpg.npy").unlink()
+
+
+def drop_box(split: Split) -> None:
+    path = split.metadata / "localization.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:1]))
+
+
+def tear_map(split: Split) -> None:
+    (split.scoremaps / "cat" / "2.jpg.npy").write_bytes(b"\x93NUMPY")
+
+
+def write_map(split: Split, values: np.ndarray) -> None:
+    np.save(split.scoremaps / "cat" / "2.jpg.npy", values)
+
+
+BREAKAGES = (
+    (break_line, "localization.txt, line 2: must be 5 comma-separated fields"),
+    (swap_corners, "localization.txt, line 1: must be 5"),
+    (drop_map, "--scoremaps must be a map for every image id, got none for cat/2.jpg"),
+    (drop_box, "localization.txt: must have a line for every image id, got none for cat/1.jpg"),
+    (tear_map, "2.jpg.npy: not a readable .npy file"),
+    (lambda split: write_map(split, np.zeros((9, 9))), "floating-point map of 224 x 224"),
+    (lambda split: write_map(split, np.zeros((224, 224), int)), "floating-point map of 224"),
+    (lambda split: write_map(split, np.full((224, 224), 2.0)), "free of NaN and within 0-1"),
+    (lambda split: write_map(split, np.full((224, 224), np.nan)), "free of NaN and within 0-1"),
+    (lambda split: (split.metadata / "image_sizes.txt").unlink(), "image_sizes.txt: No such file"),
+    (lambda split: (split.metadata / "image_ids.txt").write_text(""), "an empty image_ids.txt"),
+)
+
+
+@pytest.mark.parametrize("case", range(len(BREAKAGES)))
+def test_bad_input_ends_in_one_line(tmp_path: Path, capsys, case: int) -> None:
+    split = write_split(tmp_path, "CUB", images=3)
+    spoil, message = BREAKAGES[case]
+    spoil(split)
+    out = tmp_path / "scores.json"
+    assert run(split, "--out", out) == 2
+    said = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    assert said.startswith("wsfast evaluate: error: ")
+    assert message in said
+    assert not out.exists()
+
+
+def test_missing_folders(tmp_path: Path, capsys) -> None:
+    split = write_split(tmp_path, "CUB", images=1)
+    split.scoremaps = tmp_path / "nowhere"
+    assert run(split) == 2
+    assert "--scoremaps must be a folder" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""Score heat maps by the localisation protocol: MaxBoxAcc and MaxBoxAccV2, or PxAP.
+
+Maps are NumPy files in 0-1, 224 x 224, named after the image ids (cat/1.jpg: cat/1.jpg.npy or
+cat/1.npy). The metadata folder holds image_ids.txt, image_sizes.txt and localization.txt as the
+benchmark of Choe et al. (CVPR 2020) ships them; with masks in localization.txt PxAP is scored.
+The figures equal those of the benchmark's own code.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from .._check import check_range, value_error
+from .._files import write_atomically
+from ..data import wsol
+from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
+from ..metrics.localization import BoxAccuracy
+
+NAME = "evaluate"
+SUMMARY = "MaxBoxAcc, MaxBoxAccV2 and PxAP of saved heat maps"
+EXAMPLES = """examples:
+  wsfast evaluate --scoremaps train_log/scoremaps --metadata metadata/CUB/test --out scores.json
+  wsfast evaluate --scoremaps scoremaps --metadata metadata/OpenImages/test \\
+      --masks dataset/OpenImages --plot curve.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--scoremaps", type=Path, required=True, help="folder of .npy maps")
+    parser.add_argument("--metadata", type=Path, required=True, help="folder of the .txt files")
+    parser.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
+    parser.add_argument("--interval", type=float, default=0.001, help="threshold step (0.001)")
+    parser.add_argument("--out", type=Path, help="write the figures and curves as JSON")
+    parser.add_argument("--plot", type=Path, help="write the curves as PNG (needs matplotlib)")
+    parser.add_argument("--batch-size", type=int, default=64, help="maps at a time (default: 64)")
+
+
+def map_path(folder: Path, image_id: str) -> Path:
+    """The file of an image's map.
+
+    Raises:
+        ValueError: there is none.
+    """
+    candidates = [folder / f"{image_id}.npy", (folder / image_id).with_suffix(".npy")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    value_error("evaluate", "--scoremaps", "a map for every image id", f"none for {image_id}")
+    raise AssertionError
+
+
+def read_map(path: Path) -> NDArray[np.floating[Any]]:
+    """One map, checked.
+
+    Raises:
+        ValueError: not a NumPy file of floating-point values, or of another size.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise ValueError(f"wsfast.evaluate: {path}: not a readable .npy file") from None
+    shape = (wsol.SIDE, wsol.SIDE)
+    if found.shape != shape or found.dtype.kind != "f":
+        wanted = f"must be a floating-point map of {shape[0]} x {shape[1]}"
+        raise ValueError(f"wsfast.evaluate: {path}: {wanted}, got {found.dtype} {found.shape}")
+    if not (found.min() >= 0 and found.max() <= 1):
+        raise ValueError(f"wsfast.evaluate: {path}: must be free of NaN and within 0-1")
+    return np.asarray(found, np.float64)
+
+
+def batches(folder: Path, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], Tensor]]:
+    """Ids and maps (n, 224, 224), with a progress bar."""
+    with tqdm(total=len(ids), unit="map", desc="evaluating") as bar:
+        for first in range(0, len(ids), size):
+            some = list(ids[first : first + size])
+            maps = np.stack([read_map(map_path(folder, image_id)) for image_id in some])
+            yield some, torch.from_numpy(maps)
+            bar.update(len(some))
+
+
+def evaluate_boxes(
+    options: argparse.Namespace, metadata: wsol.WSOLMetadata, thresholds: Tensor
+) -> tuple[dict[str, Any], list[BoxAccuracy]]:
+    """Figures and metrics of a split with boxes."""
+    metrics: list[BoxAccuracy] = [
+        MaxBoxAcc(thresholds=thresholds),
+        MaxBoxAccV2(thresholds=thresholds),
+    ]
+    for ids, maps in batches(options.scoremaps, metadata.image_ids, options.batch_size):
+        boxes = [torch.tensor(metadata.boxes[image_id]) for image_id in ids]
+        for metric in metrics:
+            metric.update(maps, boxes)
+    figures: dict[str, Any] = {"images": len(metadata.image_ids)}
+    for metric in metrics:
+        figures[type(metric).__name__] = {
+            "percent": 100 * metric.compute().item(),
+            "iou_levels": list(metric.iou_levels),
+            "best_thresholds": metric.best_thresholds().tolist(),
+            "accuracies": metric.curve()[1].tolist(),
+        }
+    return figures, metrics
+
+
+def evaluate_masks(
+    options: argparse.Namespace, metadata: wsol.WSOLMetadata, thresholds: Tensor
+) -> tuple[dict[str, Any], list[PxAP]]:
+    """Figures and metric of a split with masks."""
+    root = options.masks or options.metadata
+    metric = PxAP(thresholds=thresholds)
+    for ids, maps in batches(options.scoremaps, metadata.image_ids, options.batch_size):
+        masks = [
+            wsol.read_protocol_mask(root, metadata.masks[image_id], metadata.ignore[image_id])
+            for image_id in ids
+        ]
+        metric.update(maps, torch.from_numpy(np.stack(masks)))
+    precision, recall = metric.curve()
+    curves = {"precision": precision.nan_to_num(0.0).tolist(), "recall": recall.tolist()}
+    scores = {"percent": 100 * metric.compute().item(), **curves}
+    return {"images": len(metadata.image_ids), "PxAP": scores}, [metric]
+
+
+def plot_curves(path: Path, metrics: Sequence[BoxAccuracy | PxAP]) -> None:
+    """Write the metrics' curves side by side.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
+    for place, metric in enumerate(metrics, start=1):
+        metric.plot(figure.add_subplot(1, len(metrics), place))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise before any work where an option cannot do."""
+    check_range("evaluate", "--interval", options.interval, 1e-4, 1)
+    check_range("evaluate", "--batch-size", options.batch_size, 1, 4096)
+    for name in ("scoremaps", "metadata"):
+        folder: Path = getattr(options, name)
+        if not folder.is_dir():
+            value_error("evaluate", f"--{name}", "a folder", f"{folder}")
+    if options.plot is not None:
+        try:
+            import matplotlib  # noqa: F401
+        except ModuleNotFoundError:
+            value_error("evaluate", "--plot", "left out without matplotlib", f"{options.plot}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate a folder of maps."""
+    check_options(options)
+    metadata = wsol.read_wsol_metadata(options.metadata)
+    if not metadata.image_ids:
+        value_error("evaluate", "--metadata", "of at least one image", "an empty image_ids.txt")
+    thresholds = torch.from_numpy(np.arange(0, 1, options.interval))
+    evaluate = evaluate_masks if metadata.masks else evaluate_boxes
+    figures, metrics = evaluate(options, metadata, thresholds)
+    for name, scores in figures.items():
+        if name != "images":
+            print(f"{name:<12}{scores['percent']:8.3f} %")
+    if options.out is not None:
+        report = {"thresholds": thresholds.tolist(), **figures}
+        write_atomically(options.out, json.dumps(report).encode())
+    if options.plot is not None:
+        plot_curves(options.plot, metrics)
+    return 0

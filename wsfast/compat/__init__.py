@@ -1,0 +1,1 @@
+"""Modules that answer for code people already import."""

@@ -1,0 +1,215 @@
+"""Metadata and masks of the localisation benchmarks (CUB, ILSVRC, OpenImages).
+
+A folder holds ``image_ids.txt``, ``class_labels.txt``, ``image_sizes.txt`` and
+``localization.txt``, one comma-separated record per line:
+
+- image_ids: ``<id>``
+- class_labels: ``<id>,<class>``
+- image_sizes: ``<id>,<width>,<height>``
+- localization, boxes: ``<id>,<x0>,<y0>,<x1>,<y1>``, several lines per image
+- localization, masks: ``<id>,<mask file>,<ignore file>``, several lines per image, of which the
+  first names the ignore file
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 224  # the protocol scores maps, boxes and masks at this size
+
+Box = tuple[int, int, int, int]
+_Record = TypeVar("_Record")
+
+
+class MetadataError(ValueError):
+    """A metadata file that is not as it should be; the message names file and line."""
+
+
+def _records(path: Path, fields: tuple[int, ...], parse: Callable[..., _Record]) -> list[_Record]:
+    """Every line of a file, parsed from its fields; the last line may be empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise MetadataError(f"wsfast.data: {path}: {reason}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.split(",")
+        try:
+            if len(parts) not in fields or not parts[0]:
+                raise ValueError
+            found.append(parse(*parts))
+        except ValueError:
+            wanted = " or ".join(str(count) for count in fields)
+            raise MetadataError(
+                f"wsfast.data: {path}, line {number}: must be {wanted} comma-separated fields of "
+                f"the protocol's format, got {line[:80]!r}"
+            ) from None
+    return found
+
+
+def _numbers(*texts: str) -> tuple[int, ...]:
+    return tuple(int(text) for text in texts)
+
+
+def read_image_ids(path: str | PathLike[str]) -> list[str]:
+    """Ids in file order.
+
+    Raises:
+        MetadataError: the file is missing or a line malformed.
+    """
+    return _records(Path(path), (1,), str)
+
+
+def read_class_labels(path: str | PathLike[str]) -> dict[str, int]:
+    """Class by image id.
+
+    Raises:
+        MetadataError: the file is missing or a line malformed.
+    """
+    return dict(_records(Path(path), (2,), lambda name, label: (name, int(label))))
+
+
+def read_image_sizes(path: str | PathLike[str]) -> dict[str, tuple[int, int]]:
+    """(width, height) by image id.
+
+    Raises:
+        MetadataError: the file is missing or a line malformed.
+    """
+
+    def parse(name: str, *sides: str) -> tuple[str, tuple[int, int]]:
+        width, height = _numbers(*sides)
+        if width < 1 or height < 1:
+            raise ValueError
+        return name, (width, height)
+
+    return dict(_records(Path(path), (3,), parse))
+
+
+def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
+    """Boxes (x0, y0, x1, y1), inclusive corners, by image id.
+
+    Raises:
+        MetadataError: the file is missing, a line malformed or a box out of convention.
+    """
+
+    def parse(name: str, *corners: str) -> tuple[str, Box]:
+        x0, y0, x1, y1 = _numbers(*corners)
+        if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
+            raise ValueError
+        return name, (x0, y0, x1, y1)
+
+    boxes: dict[str, list[Box]] = {}
+    for name, box in _records(Path(path), (5,), parse):
+        boxes.setdefault(name, []).append(box)
+    return boxes
+
+
+def read_mask_paths(path: str | PathLike[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Mask files and the ignore file by image id, relative to the masks' folder.
+
+    Raises:
+        MetadataError: the file is missing or a line malformed.
+    """
+    masks: dict[str, list[str]] = {}
+    ignore: dict[str, str] = {}
+    for name, mask, ignored in _records(Path(path), (3,), lambda *parts: parts):
+        masks.setdefault(name, []).append(mask)
+        ignore.setdefault(name, ignored)
+    return masks, ignore
+
+
+def holds_masks(path: str | PathLike[str]) -> bool:
+    """Whether a localization file names masks; else it holds boxes.
+
+    Raises:
+        MetadataError: the file is missing or its first line neither.
+    """
+    first = _records(Path(path), (3, 5), lambda *parts: len(parts))[:1]
+    return first == [3]
+
+
+def resize_box(box: Iterable[float], size: Iterable[float], new_size: Iterable[float]) -> Box:
+    """Scale a box between images of two (width, height): multiplied, divided, cut off."""
+    corners = zip(box, [*size] * 2, [*new_size] * 2, strict=True)
+    x0, y0, x1, y1 = (int(float(at) * float(new) / float(old)) for at, old, new in corners)
+    return x0, y0, x1, y1
+
+
+def read_protocol_mask(
+    root: str | PathLike[str], masks: Sequence[str], ignore: str
+) -> NDArray[np.uint8]:
+    """(224, 224) mask of an image: 1 on any of its masks, 255 where ignored, else 0.
+
+    Raises:
+        MetadataError: a file cannot be read.
+    """
+    foreground = np.stack([_read_binary(Path(root) / name) for name in masks]).any(axis=0)
+    ignored = _read_binary(Path(root) / ignore) & ~foreground
+    return (foreground + 255 * ignored).astype(np.uint8)
+
+
+def _read_binary(path: Path) -> NDArray[np.bool_]:
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    except OSError as error:
+        raise MetadataError(f"wsfast.data: {path}: {error.strerror}") from None
+    if mask is None:
+        raise MetadataError(f"wsfast.data: {path}: not an image or damaged")
+    resized = cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized > 0.5)
+
+
+@dataclass(frozen=True)
+class WSOLMetadata:
+    """What is known of the images of one split.
+
+    Attributes:
+        image_ids: in file order.
+        boxes: true boxes at 224 x 224 by id; empty where the split has masks.
+        masks: mask files by id; empty where the split has boxes.
+        ignore: ignore file by id.
+    """
+
+    image_ids: list[str]
+    boxes: dict[str, list[Box]]
+    masks: dict[str, list[str]]
+    ignore: dict[str, str]
+
+
+def read_wsol_metadata(folder: str | PathLike[str]) -> WSOLMetadata:
+    """Read ``image_ids.txt``, ``localization.txt`` and, for boxes, ``image_sizes.txt``.
+
+    Raises:
+        MetadataError: a file is missing or malformed (file and line are named), or an id lacks its
+            boxes, masks or size.
+    """
+    root = Path(folder)
+    ids = read_image_ids(root / "image_ids.txt")
+    localization = root / "localization.txt"
+    if holds_masks(localization):
+        masks, ignore = read_mask_paths(localization)
+        _require_all(ids, masks, localization)
+        return WSOLMetadata(ids, {}, masks, ignore)
+    boxes, sizes = read_boxes(localization), read_image_sizes(root / "image_sizes.txt")
+    _require_all(ids, boxes, localization)
+    _require_all(ids, sizes, root / "image_sizes.txt")
+    resized = {
+        name: [resize_box(box, sizes[name], (SIDE, SIDE)) for box in boxes[name]] for name in ids
+    }
+    return WSOLMetadata(ids, resized, {}, {})
+
+
+def _require_all(ids: Sequence[str], known: Mapping[str, object], path: Path) -> None:
+    missing = next((name for name in ids if name not in known), None)
+    if missing is not None:
+        raise MetadataError(
+            f"wsfast.data: {path}: must have a line for every image id, got none for {missing}"
+        )
