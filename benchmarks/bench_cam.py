@@ -107,7 +107,7 @@ def channels_last(inputs: Inputs) -> Run:
 
 
 FLOOR = Contender("forward and autograd.grad", eager(passes), same_work=False, note="no maps")
-MINUTES = Budget(seconds=20.0, one_round_above=30.0)
+MINUTES = Budget(seconds=10.0, one_round_above=30.0)
 
 CASES = [
     Case(

@@ -69,7 +69,7 @@ class Budget:
     within a round until they fill it.
     """
 
-    seconds: float = 2.0
+    seconds: float = 1.0
     min_rounds: int = 3
     max_rounds: int = 200
     one_round_above: float = 5.0
