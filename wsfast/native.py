@@ -23,6 +23,7 @@ SIMD_LEVELS = ("scalar", "avx2", "avx512")
 
 _status: dict[str, str] = {}
 _schemas: dict[str, str] = {}
+_cuda_ways: dict[str, str] = {}
 _warned: set[tuple[str, str]] = set()
 
 
@@ -104,6 +105,26 @@ def register_op(schema: str, reference: Callable[..., Any]) -> None:
     _schemas[name] = schema
 
 
+def register_cuda_way(name: str, way: str, kernel: Callable[..., Any]) -> None:
+    """Serve an op's CUDA tensors without a CUDA kernel of its own, where there is a CPU kernel.
+
+    Args:
+        name: the op, registered before.
+        way: ``"host"`` if ``kernel`` calls the CPU kernel on copies, ``"torch"`` if it is made of
+            torch's own operators on the device.
+        kernel: takes the op's arguments on CUDA and returns its results on CUDA.
+    """
+    if _has_kernel(name, "CPU"):
+        torch.library.impl(f"wsfast::{name}", "CUDA")(kernel)
+        _cuda_ways[name] = way
+
+
+def _kernel_kind(name: str, key: str) -> str:
+    if not _has_kernel(name, key):
+        return "reference"
+    return _cuda_ways.get(name, "native") if key == "CUDA" else "native"
+
+
 def registered_schemas() -> dict[str, str]:
     """The schema of every op that Python registered, by op name."""
     return dict(_schemas)
@@ -115,15 +136,13 @@ def info() -> dict[str, Any]:
     Returns:
         Versions, the state of both libraries (``"loaded"`` or the reason), the CPU instruction
         set in use, the visible CUDA device and, for every op, ``"native"`` or ``"reference"`` on
-        ``cpu`` and ``cuda``.
+        ``cpu`` and ``cuda``; on ``cuda`` also ``"host"`` (copies go through the CPU kernel) and
+        ``"torch"`` (torch's own operators on the device).
     """
     loaded = _status.get("_C") == "loaded"
     level = SIMD_LEVELS[torch.ops.wsfast._cpu_simd_level()] if loaded else "none"
     kernels = {
-        name: {
-            key.lower(): "native" if _has_kernel(name, key) else "reference"
-            for key in ("CPU", "CUDA")
-        }
+        name: {key.lower(): _kernel_kind(name, key) for key in ("CPU", "CUDA")}
         for name in sorted(_schemas)
     }
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

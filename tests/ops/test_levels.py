@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import wsfast
-from wsfast.ops.levels import reference
+from wsfast.ops.levels import reference, registration
 from wsfast.testing import FLOATING_DTYPES
 
 FAMILIES = (
@@ -293,6 +293,39 @@ def test_forward_matches_reference(device: torch.device, dtype: torch.dtype) -> 
     edges = torch.linspace(0.1, 0.9, 23, dtype=torch.float64, device=device)
     found = wsfast.score_histograms(maps, masks, edges)
     assert torch.equal(found, reference.score_histograms(maps, masks, edges))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATING_DTYPES, torch.uint8])
+def test_way_over_the_host_equals_the_kernel(dtype: torch.dtype) -> None:
+    """What CUDA tensors run, on tensors that are on the host already."""
+    images = torch.stack([torch.from_numpy(make_map(f, 15, 18, 5)) for f in FAMILIES])
+    maps = images if dtype == torch.uint8 else (images / 255).to(dtype)
+    if dtype != torch.uint8:
+        maps[0, 3, 4], maps[1, 0, 0], maps[1, 0, 1] = math.nan, math.inf, -math.inf
+    truth, offsets = torch.tensor([[2, 3, 9, 12]] * len(maps)), torch.arange(len(maps) + 1)
+    ops = torch.ops.wsfast
+    pairs = [
+        (registration._level_boxes_over_host, ops.level_boxes, (maps,)),
+        (
+            registration._level_best_iou_over_host,
+            ops.level_best_iou,
+            (maps, truth, offsets, True),
+        ),
+    ]
+    if dtype != torch.uint8:
+        masks = torch.randint(0, 4, maps.shape, dtype=torch.uint8) * 85  # 85 and 170 are unknown
+        edges = torch.linspace(0.1, 0.9, 23, dtype=torch.float64)
+        pairs.append((registration._score_histograms, ops.score_histograms, (maps, masks, edges)))
+    for over_host, op, arguments in pairs:
+        for ours, theirs in zip(over_host(*arguments), op(*arguments), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_cuda_tensors_have_a_way() -> None:
+    kinds = wsfast.info()["ops"]
+    assert kinds["level_boxes"] == {"cpu": "native", "cuda": "host"}
+    assert kinds["level_best_iou"] == {"cpu": "native", "cuda": "host"}
+    assert kinds["score_histograms"] == {"cpu": "native", "cuda": "torch"}
 
 
 def large_maps(side: int) -> dict[str, torch.Tensor]:

@@ -3,6 +3,9 @@
 The semantics are those of the evaluation protocol of Choe et al., "Evaluating Weakly Supervised
 Object Localization Methods Right" (CVPR 2020), which thresholds the 8-bit map and calls OpenCV's
 ``findContours``, ``contourArea`` and ``boundingRect`` at every level.
+
+Maps on CUDA are quantised there and copied to the host, a byte per pixel, where the CPU kernels
+run: the call waits for the device.
 """
 
 import torch

@@ -1,4 +1,8 @@
-"""Schemas, fallbacks and fake kernels of the levels room. Nothing here is differentiable."""
+"""Schemas, fallbacks, fake kernels and the way over the host of the levels room.
+
+Nothing here is differentiable. On CUDA tensors the trees are built on the host: a byte per pixel
+goes there, 256 results per map come back. Histograms stay on the device.
+"""
 
 from typing import Any
 
@@ -39,6 +43,30 @@ native.register_op(
     "score_histograms(Tensor maps, Tensor masks, Tensor edges) -> (Tensor, Tensor, Tensor)",
     _score_histograms,
 )
+
+
+def _host_levels(maps: Tensor) -> Tensor:
+    """The map as uint8 levels on the host, computed where the map is."""
+    return reference.map_levels(maps).to(torch.uint8).cpu()
+
+
+def _level_boxes_over_host(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    boxes, area2, _ = torch.ops.wsfast.level_boxes(_host_levels(maps))
+    return boxes.to(maps.device), area2.to(maps.device), _free_of_nan(maps)
+
+
+def _level_best_iou_over_host(
+    maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor, holes: bool
+) -> tuple[Tensor, Tensor]:
+    best, _ = torch.ops.wsfast.level_best_iou(
+        _host_levels(maps), gt_boxes.cpu(), gt_offsets.cpu(), holes
+    )
+    return best.to(maps.device), _free_of_nan(maps)
+
+
+native.register_cuda_way("level_boxes", "host", _level_boxes_over_host)
+native.register_cuda_way("level_best_iou", "host", _level_best_iou_over_host)
+native.register_cuda_way("score_histograms", "torch", _score_histograms)
 
 
 def _empty(like: Tensor, *shape: Any, dtype: torch.dtype) -> Tensor:
