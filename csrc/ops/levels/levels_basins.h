@@ -24,7 +24,7 @@ class Basins {
   // Columns [begin, end) of a row rise up to the plateau [peak, fall) of value `top`, then fall.
   struct Segment {
     int32_t begin, end, peak, fall;
-    int32_t uphill, basin;
+    int32_t uphill, higher, basin;
     uint8_t top;
   };
 
@@ -34,7 +34,8 @@ class Basins {
   bool split(const Plane& image) {
     image_ = &image;
     if (!split_rows()) return false;
-    for (int32_t y = 0; y < image.height(); ++y) climb<connectivity>(y);
+    for (int32_t y = 0; y < image.height(); ++y) explore<connectivity>(y);
+    climb();
     if (!number_basins()) return false;
     collect_saddles<connectivity>();
     return true;
@@ -175,7 +176,7 @@ class Basins {
       int32_t peak = fall - 1;
       while (peak > begin && row[peak - 1] == row[peak]) --peak;
       const auto self = static_cast<int32_t>(segments_.size());
-      segments_.push_back({begin, end, peak, fall, self, -1, row[peak]});
+      segments_.push_back({begin, end, peak, fall, self, -1, -1, row[peak]});
       begin = end;
     }
   }
@@ -186,42 +187,64 @@ class Basins {
     return static_cast<int32_t>(std::upper_bound(begin, end, x, ends_after) - segments_.begin());
   }
 
-  // Leads the segments of row y uphill: to something as high in the row above, or higher below.
+  // Where a segment's way uphill has led to so far; shortens the way.
+  int32_t summit(int32_t s) {
+    while (segments_[s].uphill != s) {
+      Segment& segment = segments_[s];
+      segment.uphill = segments_[segment.uphill].uphill;
+      s = segment.uphill;
+    }
+    return s;
+  }
+
+  // Peaks that touch at equal height become one plateau. Each plateau notes one higher neighbour:
+  // two could be maxima that only the plateau connects.
   template <int connectivity>
-  void climb(int32_t y) {
+  void explore(int32_t y) {
     constexpr int32_t reach = connectivity == 8 ? 1 : 0;
     for (int32_t s = row_[y]; s < row_[y + 1]; ++s) {
-      Segment& segment = segments_[s];
+      const Segment& segment = segments_[s];
       const int32_t begin = std::max(segment.peak - reach, 0);
       const int32_t end = std::min(segment.fall + reach, image_->width());
-      const auto lead = [&](int32_t to, int least) {
-        if (to < 0 || to >= image_->height()) return false;
+      for (const int32_t to : {y - 1, y + 1}) {
+        if (to < 0 || to >= image_->height()) continue;
         const uint8_t* row = image_->row(to);
         int32_t x = begin;
-        while (x < end && row[x] < least) ++x;
-        if (x < end) segment.uphill = segment_at(to, x);
-        return x < end;
-      };
-      lead(y - 1, segment.top) || lead(y + 1, segment.top + 1);
+        while (x < end && row[x] < segment.top) ++x;
+        if (x == end) continue;
+        const int32_t other = segment_at(to, x);
+        if (segments_[other].top > segment.top) {
+          segments_[summit(s)].higher = other;
+        } else {
+          make_plateau(summit(s), summit(other));
+        }
+      }
     }
   }
 
+  void make_plateau(int32_t a, int32_t b) {
+    if (a == b) return;
+    segments_[b].uphill = a;
+    if (segments_[a].higher < 0) segments_[a].higher = segments_[b].higher;
+  }
+
+  void climb() {
+    for (size_t s = 0; s < segments_.size(); ++s) {
+      Segment& segment = segments_[s];
+      const bool top_of_plateau = segment.uphill == static_cast<int32_t>(s);
+      if (top_of_plateau && segment.higher >= 0) segment.uphill = segment.higher;
+    }
+  }
+
+  // Numbers the basins in raster order of their first segments.
   bool number_basins() {
     count_ = 0;
     for (size_t s = 0; s < segments_.size(); ++s) {
-      if (segments_[s].uphill == static_cast<int32_t>(s)) segments_[s].basin = count_++;
+      int32_t& basin = segments_[summit(static_cast<int32_t>(s))].basin;
+      if (basin < 0) basin = count_++;
+      segments_[s].basin = basin;
     }
-    if (count_ > kMaxBasins) return false;
-    for (size_t s = 0; s < segments_.size(); ++s) name_path(static_cast<int32_t>(s));
-    return true;
-  }
-
-  // Gives a segment and all on its way up the basin it leads to.
-  void name_path(int32_t from) {
-    int32_t s = from;
-    while (segments_[s].basin < 0) s = segments_[s].uphill;
-    const int32_t basin = segments_[s].basin;
-    for (s = from; segments_[s].basin < 0; s = segments_[s].uphill) segments_[s].basin = basin;
+    return count_ <= kMaxBasins;
   }
 
   template <int connectivity>
