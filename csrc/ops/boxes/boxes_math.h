@@ -14,8 +14,8 @@ inline constexpr int kLevels = 256;
 template <class A>
 WS_HD int level_of(A value) {
   const A scaled = value * A(255);
-  if (!(scaled > A(0))) return 0;
-  return scaled < A(255) ? static_cast<int>(scaled) : 255;
+  const A above = scaled > A(0) ? scaled : A(0);  // branch-free, so loops over it vectorise
+  return static_cast<int>(above < A(255) ? above : A(255));
 }
 
 // A non-negative fraction, compared exactly: by whole part, then by cross products of the rests.

@@ -16,14 +16,11 @@ namespace wsfast::levels {
 // Workspace of one thread: trees of one map after the other.
 class Contours {
  public:
-  // The map as 8-bit levels, `level(i)` for pixel i in raster order.
-  template <class Level>
-  void read(int32_t height, int32_t width, const Level& level) {
+  // Reads a map: write_row(y, row) writes its levels.
+  template <class WriteRow>
+  void read(int32_t height, int32_t width, const WriteRow& write_row) {
     map_.resize(height, width);
-    for (int32_t y = 0; y < height; ++y) {
-      uint8_t* row = map_.row(y);
-      for (int32_t x = 0; x < width; ++x) row[x] = level(int64_t{y} * width + x);
-    }
+    for (int32_t y = 0; y < height; ++y) write_row(y, map_.row(y));
   }
 
   // The largest contour at each level: its box and twice its area, -1 where there is none. The

@@ -1,5 +1,5 @@
-// Schemas and CPU kernels of the levels room: one map per task, so results do not depend on the
-// number of threads.
+// Schemas and CPU kernels of the levels room: a map is one thread's work, so results do not depend
+// on the number of threads.
 #include <mutex>
 
 #include "../../core/torch_api.h"
@@ -16,6 +16,8 @@ struct Shape {
   int32_t height, width;
 
   int64_t pixels() const { return int64_t{height} * width; }
+  // Maps per task: several where a map is less work than waking a thread.
+  int64_t grain() const { return 1 + (1 << 14) / pixels(); }
 };
 
 Shape shape_of(const char* op, const Tensor& maps) {
@@ -27,31 +29,44 @@ Shape shape_of(const char* op, const Tensor& maps) {
   return {maps.size(0), static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
+// One row of levels; whether it is free of NaN.
+template <class T>
+bool write_levels(const T* from, int32_t width, uint8_t* row) {
+  int nan = 0;
+  for (int32_t x = 0; x < width; ++x) {
+    const auto value = to_acc(from[x]);
+    nan |= value != value;
+    row[x] = static_cast<uint8_t>(level_of(value));
+  }
+  return nan == 0;
+}
+
+// uint8 maps are levels already.
+bool write_levels(const uint8_t* from, int32_t width, uint8_t* row) {
+  std::copy_n(from, width, row);
+  return true;
+}
+
 // Calls body(read) where read(contours, n) hands over map n as levels and returns whether it is
-// free of NaN; uint8 maps are levels already.
+// free of NaN.
 template <class Body>
 void with_reader(const char* op, const Tensor& maps, const Shape& shape, const Body& body) {
-  if (maps.scalar_type() == ScalarType::Byte) {
-    const uint8_t* data = read_ptr<uint8_t>(maps);
-    return body([=](Contours& contours, int64_t n) {
-      const uint8_t* map = data + n * shape.pixels();
-      contours.read(shape.height, shape.width, [=](int64_t i) { return map[i]; });
-      return true;
-    });
-  }
-  dispatch_floating(maps.scalar_type(), op, [&]<class T>() {
+  const auto with_type = [&]<class T>() {
     const T* data = read_ptr<T>(maps);
     body([=](Contours& contours, int64_t n) {
       const T* map = data + n * shape.pixels();
       bool numbers = true;
-      contours.read(shape.height, shape.width, [&](int64_t i) {
-        const auto value = to_acc(map[i]);
-        numbers &= value == value;
-        return static_cast<uint8_t>(level_of(value));
+      contours.read(shape.height, shape.width, [&](int32_t y, uint8_t* row) {
+        numbers &= write_levels(map + int64_t{y} * shape.width, shape.width, row);
       });
       return numbers;
     });
-  });
+  };
+  if (maps.scalar_type() == ScalarType::Byte) {
+    with_type.template operator()<uint8_t>();
+  } else {
+    dispatch_floating(maps.scalar_type(), op, with_type);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> level_boxes_cpu(const Tensor& maps) {
@@ -61,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> level_boxes_cpu(const Tensor& maps) {
   Tensor area2 = new_tensor(maps, {shape.images, kLevels}, ScalarType::Int);
   Tensor valid = new_tensor(maps, {shape.images}, ScalarType::Bool);
   with_reader("level_boxes", source, shape, [&](const auto& read) {
-    parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shape.images, shape.grain(), [&](int64_t begin, int64_t end) {
       Contours contours;
       for (int64_t n = begin; n < end; ++n) {
         write_ptr<bool>(valid)[n] = read(contours, n);
@@ -84,7 +99,9 @@ struct Truth {
     const int64_t begin = std::max<int64_t>(offsets[image], 0);
     const int64_t end = std::min(offsets[image + 1], count);
     double best = 0.0;
-    for (int64_t k = begin; k < end; ++k) best = std::max(best, inclusive_iou(corners, boxes + 4 * k));
+    for (int64_t k = begin; k < end; ++k) {
+      best = std::max(best, inclusive_iou(corners, boxes + 4 * k));
+    }
     return best;
   }
 };
@@ -115,7 +132,7 @@ std::tuple<Tensor, Tensor> level_best_iou_cpu(const Tensor& maps, const Tensor& 
   const int64_t kinds = holes ? 2 : 1;  // components and holes are tasks of their own
   std::vector<double> best(shape.images * kinds * kLevels);
   with_reader("level_best_iou", source, shape, [&](const auto& read) {
-    parallel_for(0, shape.images * kinds, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shape.images * kinds, shape.grain(), [&](int64_t begin, int64_t end) {
       Contours contours;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / kinds;
@@ -167,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> score_histograms_cpu(const Tensor& maps, cons
   std::fill(total, total + 2 * bins, 0);
   std::mutex adding;
   dispatch_floating(maps.scalar_type(), "score_histograms", [&]<class T>() {
-    parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shape.images, shape.grain(), [&](int64_t begin, int64_t end) {
       std::vector<int64_t> rows(4 * row_length);
       for (int64_t n = begin; n < end; ++n) {
         const T* map = read_ptr<T>(scores) + n * shape.pixels();

@@ -4,8 +4,7 @@
 // Row by row: the tree of one row comes from a stack, and is then merged with the tree of the rows
 // above (Wilkinson et al., "Concurrent computation of attribute filters on shared memory parallel
 // machines", 2008). Of the W links between two rows only those are followed that no better link
-// beside them implies, so a smooth image takes a handful per row. No pixel is sorted, and at worst a
-// link walks through 256 levels.
+// beside them implies. No pixel is sorted, and at worst a link walks through 256 levels.
 #pragma once
 
 #include <algorithm>
@@ -173,9 +172,10 @@ class ComponentTree {
     }
   }
 
-  // A link between two rows is as strong as its lower pixel. The four pixels at x and x + 1 have one
-  // strongest link (with 4-connectivity: the straight one at x). It is implied by the column beside
-  // it where that column's straight link is as strong and leads on to a link as strong or stronger.
+  // A link between two rows is as strong as its lower pixel. The four pixels at x and x + 1 have
+  // one strongest link (with 4-connectivity: the straight one at x). It is implied by the column
+  // beside it where that column's straight link is as strong and leads on to a link as strong or
+  // stronger.
   template <int connectivity>
   void link_rows(const uint8_t* above, const uint8_t* row, int32_t y) {
     uint8_t* stronger = stronger_.data() + 1;  // [-1] is 0
