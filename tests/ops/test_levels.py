@@ -21,7 +21,7 @@ FAMILIES = (
     "empty", "full",
 )  # fmt: skip
 PAIRS = 100_000  # (map, level) pairs compared in the default suite
-SLOW_PAIRS = 2_000_000
+SLOW_PAIRS = 1_000_000
 
 
 def draw(rng: np.random.Generator, height: int, width: int, circles: bool) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_many_levels_equal_opencv() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_millions_of_levels_equal_opencv() -> None:
+def test_a_million_levels_equal_opencv() -> None:
     assert_many_equal_opencv(SLOW_PAIRS, seed=1, largest_side=90)
 
 
@@ -470,6 +470,7 @@ def test_not_differentiable(device: torch.device) -> None:
 
 def test_deterministic(device: torch.device) -> None:
     inputs = every_input(7, device)
+    inputs = (torch.rand(7, 150, 120, device=device), *inputs[1:])  # small maps share a thread
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
