@@ -63,9 +63,8 @@ struct Vec {
   static Mask greater(const Vec& a, const Vec& b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ); }
   static Mask at_least(const Vec& a, const Vec& b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ); }
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
-  static int count(Mask m) {
-    return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m)));
-  }
+  static unsigned bits(Mask m) { return static_cast<unsigned>(_mm256_movemask_ps(m)); }
+  static int count(Mask m) { return __builtin_popcount(bits(m)); }
   // Counts masked lanes; at most 2^31 adds.
   struct Counter {
     __m256i n;
@@ -105,5 +104,14 @@ struct Vec {
 };
 
 inline void stream_fence() { _mm_sfence(); }
+
+inline uint64_t nonzero_bytes(const uint8_t* p) {
+  const auto zeros = [p](int at) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + at));
+    return static_cast<uint32_t>(
+        _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
+  };
+  return ~(uint64_t{zeros(32)} << 32 | zeros(0));
+}
 
 }  // namespace wsfast::simd::avx2

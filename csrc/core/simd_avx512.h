@@ -53,6 +53,7 @@ struct Vec {
   }
   static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static int count(Mask m) { return __builtin_popcount(m); }
+  static unsigned bits(Mask m) { return m; }
   // Counts masked lanes; at most 2^31 adds.
   struct Counter {
     __m512i n;
@@ -71,5 +72,10 @@ struct Vec {
 };
 
 inline void stream_fence() { _mm_sfence(); }
+
+inline uint64_t nonzero_bytes(const uint8_t* p) {
+  const __m512i bytes = _mm512_loadu_si512(p);
+  return _mm512_test_epi8_mask(bytes, bytes);
+}
 
 }  // namespace wsfast::simd::avx512

@@ -65,6 +65,7 @@ struct Vec {
   }
   static Mask both(Mask a, Mask b) { return a & b; }
   static int count(Mask m) { return __builtin_popcount(m); }
+  static unsigned bits(Mask m) { return m; }
   // Counts masked lanes.
   struct Counter {
     int64_t n = 0;
@@ -98,5 +99,18 @@ struct Vec {
 };
 
 inline void stream_fence() {}
+
+// Bit i says p[i] != 0; reads 64 bytes.
+inline uint64_t nonzero_bytes(const uint8_t* p) {
+  constexpr uint64_t low = 0x7f7f7f7f7f7f7f7f;
+  uint64_t word = 0;
+  for (int i = 0; i < 64; i += 8) {
+    uint64_t eight = 0;
+    for (int b = 0; b < 8; ++b) eight |= uint64_t{p[i + b]} << 8 * b;
+    const uint64_t flags = ((((eight & low) + low) | eight) & ~low) >> 7;
+    word |= (flags * 0x0102040810204080 >> 56) << i;  // gathers the eight flags
+  }
+  return word;
+}
 
 }  // namespace wsfast::simd::scalar

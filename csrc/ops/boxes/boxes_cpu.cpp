@@ -1,151 +1,155 @@
 // Schemas and CPU kernels of the boxes room: one image per task, so results do not depend on the
 // number of threads.
-#include <numeric>
+#include <algorithm>
+#include <bit>
+#include <vector>
 
-#include "../../core/torch_api.h"
+#include "boxes_args.h"
+#include "boxes_components.h"
 #include "boxes_math.h"
-#include "boxes_runs.h"
+
+#define WS_SIMD_BODY "../ops/boxes/boxes_simd.h"
+#include "../../core/foreach_simd.h"
 
 namespace wsfast::boxes {
 namespace {
 
-struct Shape {
-  int64_t images;
-  int32_t height, width;
-
-  int64_t pixels() const { return int64_t{height} * width; }
-};
-
-Shape shape_of(const char* op, const char* name, const Tensor& tensor) {
-  check_rank(op, name, tensor, 3);
-  WS_CHECK(tensor.size(1) < INT32_MAX && tensor.size(2) < INT32_MAX, "wsfast::", op, ": ", name,
-           " must have H, W < 2^31");
-  return {tensor.size(0), static_cast<int32_t>(tensor.size(1)),
-          static_cast<int32_t>(tensor.size(2))};
+template <class Body>
+void dispatch_simd(const Body& body) {
+#if WS_X86_SIMD
+  if (simd_level() == SimdLevel::avx512) return body.template operator()<avx512::Passes>();
+  if (simd_level() == SimdLevel::avx2) return body.template operator()<avx2::Passes>();
+#endif
+  body.template operator()<scalar::Passes>();
 }
 
-// The mask's bytes; bool and uint8 masks are read as they are.
-Tensor mask_bytes(const char* op, const Tensor& mask) {
-  WS_CHECK(mask.scalar_type() == ScalarType::Bool || mask.scalar_type() == ScalarType::Byte,
-           "wsfast::", op, ": mask must be bool or uint8");
-  return as_contiguous(mask);
+// Images per task at least: a thread is worth waking for this many pixels.
+int64_t grain(const Shape& shape) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, shape.pixels()));
 }
 
-void label_mask(RunLabeler& labeler, const uint8_t* mask, const Shape& shape, int connectivity) {
-  labeler.label(shape.height, connectivity, [&](int32_t y, const auto& emit) {
-    byte_runs(mask + int64_t{y} * shape.width, shape.width, emit);
+template <class Passes>
+int32_t label_mask(typename Passes::Labeler& labeler, const uint8_t* mask, const Shape& shape) {
+  return labeler.label([&](int32_t y, uint64_t* words) {
+    Passes::nonzero_bits(mask + int64_t{y} * shape.width, shape.width, words);
+  });
+}
+
+// ---- labels -------------------------------------------------------------------------------------
+
+template <class Labeler>
+void write_labels(const Labeler& labeler, const Shape& shape, int32_t* labels) {
+  std::fill(labels, labels + shape.pixels(), 0);
+  labeler.for_runs([&](int32_t y, int32_t begin, int32_t end, int32_t component) {
+    int32_t* row = labels + int64_t{y} * shape.width;
+    std::fill(row + begin, row + end, component + 1);
   });
 }
 
 std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t connectivity) {
   const Shape shape = shape_of("connected_components", "mask", mask);
+  check_connectivity("connected_components", connectivity);
   const Tensor bytes = mask_bytes("connected_components", mask);
   Tensor labels = new_tensor(mask, {shape.images, shape.height, shape.width}, ScalarType::Int);
   Tensor counts = new_tensor(mask, {shape.images}, ScalarType::Int);
-  parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
-    RunLabeler labeler;
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t at = n * shape.pixels();
-      label_mask(labeler, read_ptr<uint8_t>(bytes) + at, shape, static_cast<int>(connectivity));
-      int32_t* out = write_ptr<int32_t>(labels) + at;
-      std::fill(out, out + shape.pixels(), 0);
-      for (size_t r = 0; r < labeler.runs().size(); ++r) {
-        const Run& run = labeler.runs()[r];
-        int32_t* row = out + int64_t{run.y} * shape.width;
-        std::fill(row + run.begin, row + run.end, labeler.component_of(r) + 1);
+  dispatch_simd([&]<class Passes>() {
+    parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+      typename Passes::Labeler labeler(shape.height, shape.width, static_cast<int>(connectivity));
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t at = n * shape.pixels();
+        write_ptr<int32_t>(counts)[n] =
+            label_mask<Passes>(labeler, read_ptr<uint8_t>(bytes) + at, shape);
+        write_labels(labeler, shape, write_ptr<int32_t>(labels) + at);
       }
-      write_ptr<int32_t>(counts)[n] = labeler.count();
-    }
+    });
   });
   return {labels, counts};
 }
 
-// The largest components first, equals in raster order; at most `most`.
-std::vector<int32_t> largest(const std::vector<Component>& components, int64_t min_area,
-                             int64_t most, int32_t* count) {
-  std::vector<int32_t> order;
-  for (size_t c = 0; c < components.size(); ++c) {
-    if (components[c].area >= min_area) order.push_back(static_cast<int32_t>(c));
-  }
-  *count = static_cast<int32_t>(order.size());
-  const auto kept = std::min<int64_t>(most, *count);
-  std::partial_sort(order.begin(), order.begin() + kept, order.end(), [&](int32_t a, int32_t b) {
-    const int64_t first = components[a].area, second = components[b].area;
-    return first != second ? first > second : a < b;
-  });
-  order.resize(kept);
-  return order;
-}
+// ---- boxes --------------------------------------------------------------------------------------
 
-// Where the boxes of a batch are written; `scores` may be null.
-struct BoxOutput {
-  int32_t* boxes;
-  float* scores;
-  int32_t* areas;
-  int32_t* counts;
-  int64_t max_boxes, min_area;
+// Finds the boxes of one image after the other and writes them into the batch.
+template <class Labeler>
+class BoxWriter {
+ public:
+  BoxWriter(const BoxTensors& out, const Shape& shape, const BoxOptions& options)
+      : labeler_(shape.height, shape.width, static_cast<int>(options.connectivity)),
+        options_(options),
+        boxes_(write_ptr<int32_t>(out.boxes)),
+        scores_(write_ptr<float>(out.scores)),
+        areas_(write_ptr<int32_t>(out.areas)),
+        counts_(write_ptr<int32_t>(out.counts)) {}
 
-  void write(int64_t image, const std::vector<Component>& components) const {
-    const std::vector<int32_t> order = largest(components, min_area, max_boxes, counts + image);
-    for (int64_t k = 0; k < max_boxes; ++k) {
-      int32_t* box = boxes + (image * max_boxes + k) * 4;
-      const int64_t at = image * max_boxes + k;
-      if (k >= static_cast<int64_t>(order.size())) {
-        std::fill(box, box + 4, -1);
-        areas[at] = -1;
-        if (scores != nullptr) scores[at] = -1.0f;
-        continue;
-      }
-      const Component& c = components[order[k]];
-      box[0] = c.x0;
-      box[1] = c.y0;
-      box[2] = c.x1;
-      box[3] = c.y1;
-      areas[at] = static_cast<int32_t>(c.area);
-      if (scores != nullptr) scores[at] = static_cast<float>(c.sum / static_cast<double>(c.area));
+  Labeler& labeler() { return labeler_; }
+
+  // The labeler has found `count` components of the image.
+  template <class RunSum>
+  void write(int64_t image, int32_t count, const RunSum& run_sum) {
+    measure(labeler_, count, run_sum, components_);
+    find_largest(components_, options_.min_area, options_.max_boxes, keys_);
+    counts_[image] = static_cast<int32_t>(keys_.size());
+    const int64_t first = image * options_.max_boxes;
+    const auto found = std::min<int64_t>(options_.max_boxes, static_cast<int64_t>(keys_.size()));
+    for (int64_t k = 0; k < found; ++k) {
+      write_slot(first + k, components_[component_of(keys_[k])]);
     }
+    std::fill(boxes_ + (first + found) * 4, boxes_ + (first + options_.max_boxes) * 4, -1);
+    std::fill(areas_ + first + found, areas_ + first + options_.max_boxes, -1);
+    std::fill(scores_ + first + found, scores_ + first + options_.max_boxes, -1.0f);
   }
+
+ private:
+  void write_slot(int64_t slot, const Component& c) {
+    int32_t* box = boxes_ + slot * 4;
+    box[0] = c.x0;
+    box[1] = c.y0;
+    box[2] = c.x1;
+    box[3] = c.y1;
+    areas_[slot] = c.area;
+    scores_[slot] = static_cast<float>(c.sum / c.area);
+  }
+
+  Labeler labeler_;
+  const BoxOptions& options_;
+  int32_t* boxes_;
+  float* scores_;
+  int32_t* areas_;
+  int32_t* counts_;
+  std::vector<Component> components_;
+  std::vector<uint64_t> keys_;
 };
 
 std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64_t max_boxes,
                                                        int64_t connectivity, int64_t min_area) {
   const Shape shape = shape_of("component_boxes", "mask", mask);
+  const BoxOptions options = box_options("component_boxes", max_boxes, connectivity, min_area);
   const Tensor bytes = mask_bytes("component_boxes", mask);
-  Tensor boxes = new_tensor(mask, {shape.images, max_boxes, 4}, ScalarType::Int);
-  Tensor areas = new_tensor(mask, {shape.images, max_boxes}, ScalarType::Int);
-  Tensor counts = new_tensor(mask, {shape.images}, ScalarType::Int);
-  const BoxOutput out{write_ptr<int32_t>(boxes), nullptr, write_ptr<int32_t>(areas),
-                      write_ptr<int32_t>(counts), max_boxes, min_area};
-  parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
-    RunLabeler labeler;
-    for (int64_t n = begin; n < end; ++n) {
-      label_mask(labeler, read_ptr<uint8_t>(bytes) + n * shape.pixels(), shape,
-                 static_cast<int>(connectivity));
-      out.write(n, labeler.measure([](const Run&) { return 0.0; }));
-    }
+  const BoxTensors out(mask, shape, max_boxes);
+  dispatch_simd([&]<class Passes>() {
+    parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+      BoxWriter<typename Passes::Labeler> writer(out, shape, options);
+      for (int64_t n = begin; n < end; ++n) {
+        const uint8_t* image = read_ptr<uint8_t>(bytes) + n * shape.pixels();
+        const int32_t count = label_mask<Passes>(writer.labeler(), image, shape);
+        writer.write(n, count, [](int32_t, int32_t, int32_t) { return 0.0; });
+      }
+    });
   });
-  return {boxes, areas, counts};
+  return {out.boxes, out.areas, out.counts};
 }
 
-// Row by row, {map >= threshold} as bytes and then as runs.
-template <class T>
-void label_map(RunLabeler& labeler, const T* map, acc_t<T> threshold, const Shape& shape,
-               int connectivity, std::vector<uint8_t>& row_mask) {
-  row_mask.resize(shape.width);
-  labeler.label(shape.height, connectivity, [&](int32_t y, const auto& emit) {
-    const T* row = map + int64_t{y} * shape.width;
-    for (int32_t x = 0; x < shape.width; ++x) row_mask[x] = to_acc(row[x]) >= threshold;
-    byte_runs(row_mask.data(), shape.width, emit);
-  });
-}
-
-template <class T>
-bool all_numbers(const T* map, int64_t pixels) {
+// {map >= threshold} as components. False if the map holds NaN.
+template <class Passes, class T>
+bool box_map(BoxWriter<typename Passes::Labeler>& writer, int64_t image, const T* map,
+             acc_t<T> threshold, const Shape& shape) {
   bool numbers = true;
-  for (int64_t i = 0; i < pixels; ++i) {
-    const auto x = to_acc(map[i]);
-    numbers &= x == x;
-  }
+  const auto row = [&](int32_t y) { return map + int64_t{y} * shape.width; };
+  const int32_t count = writer.labeler().label([&](int32_t y, uint64_t* words) {
+    numbers &= Passes::threshold_bits(row(y), shape.width, threshold, words);
+  });
+  writer.write(image, count, [&](int32_t y, int32_t begin, int32_t end) {
+    return Passes::sum(row(y) + begin, end - begin);
+  });
   return numbers;
 }
 
@@ -155,36 +159,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
                                                                  int64_t connectivity,
                                                                  int64_t min_area) {
   const Shape shape = shape_of("cam_boxes", "cams", cams);
-  WS_CHECK(thresholds.dim() == 1 && thresholds.size(0) == shape.images &&
-               thresholds.scalar_type() == accumulate_dtype(cams.scalar_type()),
-           "wsfast::cam_boxes: thresholds must hold one accumulator value per map");
+  const BoxOptions options = box_options("cam_boxes", max_boxes, connectivity, min_area);
+  check_thresholds(cams, thresholds);
   const Tensor maps = as_contiguous(cams), limits = as_contiguous(thresholds);
-  Tensor boxes = new_tensor(cams, {shape.images, max_boxes, 4}, ScalarType::Int);
-  Tensor scores = new_tensor(cams, {shape.images, max_boxes}, ScalarType::Float);
-  Tensor areas = new_tensor(cams, {shape.images, max_boxes}, ScalarType::Int);
-  Tensor counts = new_tensor(cams, {shape.images}, ScalarType::Int);
+  const BoxTensors out(cams, shape, max_boxes);
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
-  const BoxOutput out{write_ptr<int32_t>(boxes), write_ptr<float>(scores),
-                      write_ptr<int32_t>(areas), write_ptr<int32_t>(counts), max_boxes, min_area};
   dispatch_floating(cams.scalar_type(), "cam_boxes", [&]<class T>() {
-    parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
-      RunLabeler labeler;
-      std::vector<uint8_t> row_mask;
-      for (int64_t n = begin; n < end; ++n) {
-        const T* map = read_ptr<T>(maps) + n * shape.pixels();
-        label_map(labeler, map, read_ptr<acc_t<T>>(limits)[n], shape,
-                  static_cast<int>(connectivity), row_mask);
-        out.write(n, labeler.measure([&](const Run& run) {
-          const T* row = map + int64_t{run.y} * shape.width;
-          double sum = 0.0;
-          for (int32_t x = run.begin; x < run.end; ++x) sum += to_acc(row[x]);
-          return sum;
-        }));
-        write_ptr<bool>(valid)[n] = all_numbers(map, shape.pixels());
-      }
+    dispatch_simd([&]<class Passes>() {
+      parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+        BoxWriter<typename Passes::Labeler> writer(out, shape, options);
+        for (int64_t n = begin; n < end; ++n) {
+          const T* map = read_ptr<T>(maps) + n * shape.pixels();
+          write_ptr<bool>(valid)[n] =
+              box_map<Passes>(writer, n, map, read_ptr<acc_t<T>>(limits)[n], shape);
+        }
+      });
     });
   });
-  return {boxes, scores, areas, counts, valid};
+  return {out.boxes, out.scores, out.areas, out.counts, valid};
+}
+
+// ---- Otsu ---------------------------------------------------------------------------------------
+
+// False if the map holds NaN.
+template <class Passes, class T>
+bool count_map(const T* map, int64_t pixels, int64_t* histogram) {
+  uint32_t tables[Passes::kTables][kLevels] = {};
+  const bool numbers = Passes::count_levels(map, pixels, tables);
+  for (const auto& table : tables) {
+    for (int level = 0; level < kLevels; ++level) histogram[level] += table[level];
+  }
+  return numbers;
 }
 
 std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
@@ -193,22 +198,15 @@ std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
   Tensor levels = new_tensor(cams, {shape.images}, ScalarType::Int);
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "otsu_level", [&]<class T>() {
-    parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const T* map = read_ptr<T>(maps) + n * shape.pixels();
-        int64_t lanes[4][kLevels] = {};  // neighbours often share a level: four tables, no stall
-        bool numbers = true;
-        for (int64_t i = 0; i < shape.pixels(); ++i) {
-          const auto x = to_acc(map[i]);
-          numbers &= x == x;
-          ++lanes[i & 3][level_of(x)];
+    dispatch_simd([&]<class Passes>() {
+      parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          const T* map = read_ptr<T>(maps) + n * shape.pixels();
+          int64_t histogram[kLevels] = {};
+          write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);
+          write_ptr<int32_t>(levels)[n] = repeated_otsu_level(histogram, repeat);
         }
-        for (int level = 0; level < kLevels; ++level) {
-          lanes[0][level] += lanes[1][level] + lanes[2][level] + lanes[3][level];
-        }
-        write_ptr<int32_t>(levels)[n] = repeated_otsu_level(lanes[0], repeat);
-        write_ptr<bool>(valid)[n] = numbers;
-      }
+      });
     });
   });
   return {levels, valid};

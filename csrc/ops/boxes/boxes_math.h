@@ -1,4 +1,5 @@
-// Otsu's threshold on 8-bit levels, exactly: integer class sums, comparisons without rounding.
+// Otsu's threshold on 8-bit levels, exactly: integer class sums, comparisons without rounding. For
+// host and device.
 #pragma once
 
 #include <cstdint>
@@ -18,39 +19,70 @@ WS_HD int level_of(A value) {
   return static_cast<int>(above < A(255) ? above : A(255));
 }
 
-// A non-negative fraction, compared exactly: by whole part, then by cross products of the rests.
-struct Fraction {
-  using Wide = unsigned __int128;
-  Wide whole, rest, divisor;
-
-  Fraction(Wide top, Wide bottom) : whole(top / bottom), rest(top % bottom), divisor(bottom) {}
-
-  bool operator>(const Fraction& other) const {
-    if (whole != other.whole) return whole > other.whole;
-    return rest * other.divisor > other.rest * divisor;
+// The between-class variance of two classes of n1 and n2 pixels, up to a factor that all splits of
+// one map share: d^2 / (n1 n2), where d = n2 s1 - n1 s2 and s are the sums of levels (Otsu 1979).
+class Variance {
+ public:
+  WS_HD Variance() : difference_(0), product_(1) {}
+  WS_HD Variance(int64_t n1, int64_t s1, int64_t n2, int64_t s2)
+      : product_(static_cast<uint64_t>(n1) * static_cast<uint64_t>(n2)) {
+    const auto d = static_cast<__int128>(n2) * s1 - static_cast<__int128>(n1) * s2;
+    difference_ = static_cast<Wide>(d < 0 ? -d : d);
   }
+
+  // Doubles decide wherever they can; the margin is far above their rounding errors.
+  WS_HD bool operator>(const Variance& other) const {
+    const double a = approximate(), b = other.approximate();
+    if (a > b * (1 + 1e-12)) return true;
+    if (a < b * (1 - 1e-12)) return false;
+    return exactly_above(other);
+  }
+
+ private:
+  using Wide = unsigned __int128;
+
+  WS_HD double approximate() const {
+    const auto d = static_cast<double>(difference_);
+    return d / static_cast<double>(product_) * d;
+  }
+
+  // d^2 / p as a whole part and a rest below p. d / p is a difference of mean levels, at most 255,
+  // so nothing here passes 128 bits for maps of up to 2^31 pixels.
+  WS_HD Wide whole_and_rest(Wide& rest) const {
+    const Wide quotient = difference_ / product_;
+    const Wide left = difference_ * (difference_ - quotient * product_);
+    rest = left % product_;
+    return difference_ * quotient + left / product_;
+  }
+
+  WS_HD bool exactly_above(const Variance& other) const {
+    Wide rest, other_rest;
+    const Wide whole = whole_and_rest(rest), other_whole = other.whole_and_rest(other_rest);
+    if (whole != other_whole) return whole > other_whole;
+    return rest * other.product_ > other_rest * product_;
+  }
+
+  Wide difference_;
+  uint64_t product_;
 };
 
-// The level T that splits {<= T} from {> T} best, the first of equals: it maximises the between-
-// class variance, (total s1 - n1 sum)^2 / (n1 (total - n1)). Only levels from `from` on count. 0
-// where there are not two classes. Exact for maps of up to 2^28 pixels.
-inline int otsu_level(const int64_t* histogram, int from) {
+// The level T that splits {<= T} from {> T} best, the first of equals. Only levels from `from` on
+// count. 0 where there are not two classes.
+WS_HD inline int otsu_level(const int64_t* histogram, int from) {
   int64_t total = 0, sum = 0;
   for (int level = from; level < kLevels; ++level) {
     total += histogram[level];
     sum += histogram[level] * level;
   }
   int best_level = 0;
-  Fraction best(0, 1);
+  Variance best;
   int64_t n1 = 0, s1 = 0;
-  for (int level = from; level < kLevels - 1; ++level) {
+  for (int level = from; level < kLevels; ++level) {
+    if (histogram[level] == 0) continue;  // splits as the level before does
     n1 += histogram[level];
     s1 += histogram[level] * level;
-    if (n1 == 0 || n1 == total) continue;
-    const __int128 gap = static_cast<__int128>(total) * s1 - static_cast<__int128>(n1) * sum;
-    const auto size = static_cast<Fraction::Wide>(gap < 0 ? -gap : gap);
-    const auto bottom = static_cast<Fraction::Wide>(n1) * static_cast<Fraction::Wide>(total - n1);
-    const Fraction variance(size * size, bottom);
+    if (n1 == total) break;
+    const Variance variance(n1, s1, total - n1, sum - s1);
     if (variance > best) {
       best = variance;
       best_level = level;
@@ -61,7 +93,7 @@ inline int otsu_level(const int64_t* histogram, int from) {
 
 // Otsu again on what lies above the level found, `repeat` times in all; stops where nothing is left
 // to split.
-inline int repeated_otsu_level(const int64_t* histogram, int64_t repeat) {
+WS_HD inline int repeated_otsu_level(const int64_t* histogram, int64_t repeat) {
   int level = otsu_level(histogram, 0);
   for (int64_t i = 1; i < repeat; ++i) {
     const int next = otsu_level(histogram, level + 1);

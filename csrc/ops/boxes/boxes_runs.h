@@ -1,124 +1,153 @@
-// Connected components of one mask by runs: every row becomes runs of foreground pixels, runs that
-// touch a run of the row above are united, and statistics are summed run by run. The mask is read
-// once; labels are written only when asked for. Iterative, so no shape can overflow the stack.
-#pragma once
+// Connected components of one mask by runs, one copy per instruction set (boxes_simd.h includes it):
+// rows are bits, runs begin and end where bits change, and runs are united where bits of two rows
+// touch. Labels are written only by who asks for them. No recursion, so no shape can overflow the
+// stack. No include guard.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+namespace wsfast::boxes::WS_SIMD {
 
-namespace wsfast::boxes {
-
-struct Run {
-  int32_t y, begin, end;  // columns [begin, end)
-};
-
-struct Component {
-  int64_t area;
-  int32_t x0, y0, x1, y1;
-  double sum;  // of the map inside
-};
-
+// Labels masks of one size, one after the other, in memory that is kept between them.
 class RunLabeler {
  public:
-  // Finds the components of a mask, `foreground(y, x)` true inside; `connectivity` is 4 or 8.
-  // `row_runs(y, emit)` calls emit(begin, end) for every run of row y, left to right.
-  template <class RowRuns>
-  void label(int32_t height, int connectivity, const RowRuns& row_runs) {
-    runs_.clear();
-    parent_.clear();
-    const int32_t reach = connectivity == 8 ? 1 : 0;
-    size_t above = 0, row_start = 0;
-    for (int32_t y = 0; y < height; ++y) {
-      const size_t above_end = runs_.size();
-      above = row_start;
-      row_start = above_end;
-      row_runs(y, [&](int32_t begin, int32_t end) {
-        const auto id = static_cast<int32_t>(runs_.size());
-        runs_.push_back({y, begin, end});
-        parent_.push_back(id);
-        while (above < above_end && runs_[above].end + reach <= begin) ++above;
-        for (size_t r = above; r < above_end && runs_[r].begin < end + reach; ++r) {
-          unite(static_cast<int32_t>(r), id);
-        }
-      });
+  RunLabeler(int32_t height, int32_t width, int connectivity)
+      : height_(height),
+        width_(width),
+        words_((width + 63) / 64),
+        diagonal_(connectivity == 8 ? ~uint64_t{0} : 0),
+        row_start_(height + 1),
+        rows_(2 * (words_ + 2)) {}
+
+  // fill_bits(y, words) writes row y: bit x % 64 of words[x / 64] says that pixel x is inside.
+  // Returns the number of components, which are numbered from 0 in raster order of first pixels.
+  template <class FillBits>
+  int32_t label(const FillBits& fill_bits) {
+    std::fill(rows_.begin(), rows_.end(), Word{});
+    bits_.resize(words_);
+    int32_t count = 0;
+    for (int32_t y = 0; y < height_; ++y) {
+      Word* const row = rows_.data() + (y % 2) * (words_ + 2) + 1;  // empty words at both ends
+      const Word* const above = rows_.data() + (1 - y % 2) * (words_ + 2) + 1;
+      fill_bits(y, bits_.data());
+      row_start_[y] = count;
+      count = append_runs(row, count);
+      for (int32_t w = 0; w < words_; ++w) join_word(row + w, above + w);
     }
-    number_roots();
+    row_start_[height_] = count;
+    return number_components(count);
   }
 
-  const std::vector<Run>& runs() const { return runs_; }
-  // Component of a run, 0-based, in raster order of each component's first pixel.
-  int32_t component_of(size_t run) const { return component_[run]; }
-  int32_t count() const { return count_; }
-
-  // Statistics of every component; `run_sum(run)` is the map's sum over a run.
-  template <class RunSum>
-  const std::vector<Component>& measure(const RunSum& run_sum) {
-    components_.assign(count_, {0, INT32_MAX, INT32_MAX, 0, 0, 0.0});
-    for (size_t r = 0; r < runs_.size(); ++r) {
-      const Run& run = runs_[r];
-      Component& c = components_[component_[r]];
-      c.area += run.end - run.begin;
-      c.x0 = std::min(c.x0, run.begin);
-      c.x1 = std::max(c.x1, run.end);
-      c.y0 = std::min(c.y0, run.y);
-      c.y1 = std::max(c.y1, run.y + 1);
-      c.sum += run_sum(run);
+  // Calls visit(y, begin, end, component) for the runs of columns [begin, end) in raster order.
+  template <class Visit>
+  void for_runs(const Visit& visit) const {
+    for (int32_t y = 0; y < height_; ++y) {
+      for (int32_t r = row_start_[y]; r < row_start_[y + 1]; ++r) {
+        visit(y, begin_[r], end_[r], parent_[r]);
+      }
     }
-    return components_;
   }
 
  private:
-  int32_t find(int32_t id) {
-    while (parent_[id] != id) {
-      parent_[id] = parent_[parent_[id]];
-      id = parent_[id];
+  // 64 pixels of a row: which are inside, which of them begin a run, and how many runs of the mask
+  // begin before.
+  struct Word {
+    uint64_t bits, starts;
+    int32_t runs_before;
+
+    // The run that pixel `bit` belongs to or, if outside, the last one that begins before it.
+    int32_t run_at(int bit) const {
+      return runs_before + std::popcount(starts & (~uint64_t{0} >> (63 - bit))) - 1;
     }
-    return id;
+  };
+
+  static constexpr int kUnroll = 4;  // so many positions are written past the last one
+
+  // Writes base + the positions of the set bits.
+  static void write_positions(uint64_t bits, int32_t base, int32_t* out) {
+    const int32_t* const end = out + std::popcount(bits);
+    while (out < end) {
+      for (int i = 0; i < kUnroll; ++i, bits &= bits - 1) *out++ = base + std::countr_zero(bits);
+    }
+  }
+
+  void reserve(int64_t runs) {
+    const auto needed = static_cast<size_t>(runs);
+    if (needed <= parent_.size()) return;
+    const size_t size = std::max(needed, 2 * parent_.size());
+    begin_.resize(size);
+    end_.resize(size);
+    parent_.resize(size);
+  }
+
+  // Adds the runs of the row in bits_, which become the row's words; the number of runs so far.
+  int32_t append_runs(Word* row, int32_t count) {
+    reserve(int64_t{count} + width_ / 2 + 1 + kUnroll);
+    int32_t ended = count;
+    const int32_t first = count;
+    uint64_t before = 0;
+    for (int32_t w = 0; w < words_; ++w) {
+      const uint64_t bits = bits_[w], shifted = bits << 1 | before;
+      const uint64_t starts = bits & ~shifted, ends = ~bits & shifted;
+      row[w] = {bits, starts, count};
+      write_positions(starts, w * 64, begin_.data() + count);
+      write_positions(ends, w * 64, end_.data() + ended);
+      count += std::popcount(starts);
+      ended += std::popcount(ends);
+      before = bits >> 63;
+    }
+    if (ended < count) end_[ended] = width_;
+    for (int32_t r = first; r < count; ++r) parent_[r] = r;
+    return count;
+  }
+
+  // Unites the runs of a word with those of the word above that they touch, once per stretch of
+  // contact. A diagonal contact counts only where no straight one joins the same runs.
+  void join_word(const Word* row, const Word* above) {
+    const uint64_t here = row->bits, up = above->bits;
+    const uint64_t here_left = here << 1 | row[-1].bits >> 63;
+    const uint64_t here_right = here >> 1 | row[1].bits << 63;
+    const uint64_t up_left = up << 1 | above[-1].bits >> 63;
+    const uint64_t up_right = up >> 1 | above[1].bits << 63;
+    const uint64_t open = here & ~up & diagonal_;
+    const uint64_t straight = here & up & ~(here_left & up_left);
+    for (uint64_t bits = straight | (open & up_left & ~here_left); bits != 0; bits &= bits - 1) {
+      const int bit = std::countr_zero(bits);
+      unite(above->run_at(bit), row->run_at(bit));
+    }
+    for (uint64_t bits = open & up_right & ~here_right; bits != 0; bits &= bits - 1) {
+      const int bit = std::countr_zero(bits);
+      unite(above->run_at(bit) + 1, row->run_at(bit));
+    }
+  }
+
+  int32_t find(int32_t run) {
+    while (parent_[run] != run) {
+      parent_[run] = parent_[parent_[run]];
+      run = parent_[run];
+    }
+    return run;
   }
 
   // The smaller run, first in raster order, becomes the root.
   void unite(int32_t a, int32_t b) {
     a = find(a);
     b = find(b);
-    if (a != b) parent_[std::max(a, b)] = std::min(a, b);
+    parent_[std::max(a, b)] = std::min(a, b);
   }
 
-  void number_roots() {
-    component_.resize(runs_.size());
-    count_ = 0;
-    for (size_t r = 0; r < runs_.size(); ++r) {
-      const int32_t root = find(static_cast<int32_t>(r));
-      component_[r] = root == static_cast<int32_t>(r) ? count_++ : component_[root];
+  // Turns parents, which never come after their run, into component numbers.
+  int32_t number_components(int32_t runs) {
+    int32_t components = 0;
+    for (int32_t r = 0; r < runs; ++r) {
+      parent_[r] = parent_[r] == r ? components++ : parent_[parent_[r]];
     }
+    return components;
   }
 
-  std::vector<Run> runs_;
-  std::vector<int32_t> parent_, component_;
-  std::vector<Component> components_;
-  int32_t count_ = 0;
+  int32_t height_, width_, words_;
+  uint64_t diagonal_;
+  std::vector<int32_t> row_start_;
+  std::vector<Word> rows_;  // this row and the one above
+  std::vector<uint64_t> bits_;
+  std::vector<int32_t> begin_, end_, parent_;
 };
 
-// Calls emit(begin, end) for the runs of non-zero bytes of a row, skipping eight at a time.
-template <class Emit>
-void byte_runs(const uint8_t* row, int32_t width, const Emit& emit) {
-  constexpr uint64_t ones = 0x0101010101010101ull;
-  int32_t x = 0;
-  const auto word_at = [&](int32_t at) {
-    uint64_t word;
-    std::memcpy(&word, row + at, sizeof(word));
-    return word;
-  };
-  while (x < width) {
-    while (x + 8 <= width && word_at(x) == 0) x += 8;
-    while (x < width && row[x] == 0) ++x;
-    if (x == width) return;
-    const int32_t begin = x;
-    while (x + 8 <= width && word_at(x) == ones) x += 8;
-    while (x < width && row[x] != 0) ++x;
-    emit(begin, x);
-  }
-}
-
-}  // namespace wsfast::boxes
+}  // namespace wsfast::boxes::WS_SIMD

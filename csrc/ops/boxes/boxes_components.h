@@ -1,0 +1,50 @@
+// Statistics of components, and the largest of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace wsfast::boxes {
+
+struct Component {
+  int32_t x0, y0, x1, y1, area;
+  double sum;  // of the map inside
+};
+
+// Box, area and sum of every component; run_sum(y, begin, end) is the map's sum over a run.
+template <class Labeler, class RunSum>
+void measure(const Labeler& labeler, int32_t count, const RunSum& run_sum,
+             std::vector<Component>& components) {
+  components.assign(count, {INT32_MAX, -1, 0, 0, 0, 0.0});
+  labeler.for_runs([&](int32_t y, int32_t begin, int32_t end, int32_t component) {
+    Component& c = components[component];
+    if (c.y0 < 0) c.y0 = y;  // rows come from the top
+    c.x0 = std::min(c.x0, begin);
+    c.x1 = std::max(c.x1, end);
+    c.y1 = y + 1;
+    c.area += end - begin;
+    c.sum += run_sum(y, begin, end);
+  });
+}
+
+// A component as a number: smaller is a larger area or, among equals, an earlier component.
+inline uint64_t size_key(int32_t area, uint32_t component) {
+  return uint64_t{~static_cast<uint32_t>(area)} << 32 | component;
+}
+
+inline int32_t component_of(uint64_t key) { return static_cast<int32_t>(key & 0xffffffffu); }
+
+// Keys of the components of at least min_area pixels; the first `most` are the largest, in order.
+inline void find_largest(const std::vector<Component>& components, int64_t min_area, int64_t most,
+                         std::vector<uint64_t>& keys) {
+  keys.clear();
+  for (size_t c = 0; c < components.size(); ++c) {
+    if (components[c].area < min_area) continue;
+    keys.push_back(size_key(components[c].area, static_cast<uint32_t>(c)));
+  }
+  const auto kept = std::min<int64_t>(most, static_cast<int64_t>(keys.size()));
+  std::partial_sort(keys.begin(), keys.begin() + kept, keys.end());
+}
+
+}  // namespace wsfast::boxes
