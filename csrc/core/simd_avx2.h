@@ -47,6 +47,13 @@ struct Vec {
     _mm256_store_ps(lane, v);
     for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
   }
+  // Lanes in 0..255, truncated.
+  void store_bytes(uint8_t* p) const {
+    const __m256i whole = _mm256_cvttps_epi32(v);
+    const __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
   // p aligned to the vector: past the caches, for outputs nobody reads soon.
   void stream(float* p) const { _mm256_stream_ps(p, v); }
   template <class T>

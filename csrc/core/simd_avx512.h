@@ -32,6 +32,10 @@ struct Vec {
     _mm512_store_ps(lane, v);
     for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
   }
+  // Lanes in 0..255, truncated.
+  void store_bytes(uint8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v)));
+  }
   // p aligned to the vector: past the caches, for outputs nobody reads soon.
   void stream(float* p) const { _mm512_stream_ps(p, v); }
   template <class T>

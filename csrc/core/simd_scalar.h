@@ -29,6 +29,10 @@ struct Vec {
   void store(T* p) const {
     for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(v[i]);
   }
+  // Lanes in 0..255, truncated.
+  void store_bytes(uint8_t* p) const {
+    for (int i = 0; i < lanes; ++i) p[i] = static_cast<uint8_t>(v[i]);
+  }
   template <class T>
   void stream(T* p) const { store(p); }
 

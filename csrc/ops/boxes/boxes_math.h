@@ -23,27 +23,28 @@ WS_HD int level_of(A value) {
 // one map share: d^2 / (n1 n2), where d = n2 s1 - n1 s2 and s are the sums of levels (Otsu 1979).
 class Variance {
  public:
-  WS_HD Variance() : difference_(0), product_(1) {}
+  WS_HD Variance() : difference_(0), product_(1), approximate_(0) {}
   WS_HD Variance(int64_t n1, int64_t s1, int64_t n2, int64_t s2)
       : product_(static_cast<uint64_t>(n1) * static_cast<uint64_t>(n2)) {
     const auto d = static_cast<__int128>(n2) * s1 - static_cast<__int128>(n1) * s2;
     difference_ = static_cast<Wide>(d < 0 ? -d : d);
+    const double size = to_double(difference_);
+    approximate_ = size / static_cast<double>(product_) * size;
   }
 
   // Doubles decide wherever they can; the margin is far above their rounding errors.
   WS_HD bool operator>(const Variance& other) const {
-    const double a = approximate(), b = other.approximate();
-    if (a > b * (1 + 1e-12)) return true;
-    if (a < b * (1 - 1e-12)) return false;
+    if (approximate_ > other.approximate_ * (1 + 1e-12)) return true;
+    if (approximate_ < other.approximate_ * (1 - 1e-12)) return false;
     return exactly_above(other);
   }
 
  private:
   using Wide = unsigned __int128;
 
-  WS_HD double approximate() const {
-    const auto d = static_cast<double>(difference_);
-    return d / static_cast<double>(product_) * d;
+  WS_HD static double to_double(Wide value) {
+    const auto low = static_cast<uint64_t>(value), high = static_cast<uint64_t>(value >> 64);
+    return static_cast<double>(high) * 0x1p64 + static_cast<double>(low);
   }
 
   // d^2 / p as a whole part and a rest below p. d / p is a difference of mean levels, at most 255,
@@ -64,6 +65,7 @@ class Variance {
 
   Wide difference_;
   uint64_t product_;
+  double approximate_;
 };
 
 // The level T that splits {<= T} from {> T} best, the first of equals. Only levels from `from` on

@@ -29,7 +29,8 @@ class RunLabeler {
       fill_bits(y, bits_.data());
       row_start_[y] = count;
       count = append_runs(row, count);
-      for (int32_t w = 0; w < words_; ++w) join_word(row + w, above + w);
+      uint64_t met = 0;
+      for (int32_t w = 0; w < words_; ++w) met = join_word(row + w, above + w, met);
     }
     row_start_[height_] = count;
     return number_components(count);
@@ -98,25 +99,41 @@ class RunLabeler {
     return count;
   }
 
-  // Unites the runs of a word with those of the word above that they touch, once per stretch of
-  // contact. A diagonal contact counts only where no straight one joins the same runs.
-  void join_word(const Word* row, const Word* above) {
+  // Joins the runs of a word with those of the row above that they touch, once per stretch of
+  // contact; a diagonal contact counts only where no straight one joins the same runs. A run that
+  // meets its first contact just takes over that run's parent: no search, no branch to mispredict.
+  // `met` is 1 if the last word's last run goes on and has met one; the return value is the same of
+  // this word.
+  uint64_t join_word(const Word* row, const Word* above, uint64_t met) {
     const uint64_t here = row->bits, up = above->bits;
     const uint64_t here_left = here << 1 | row[-1].bits >> 63;
     const uint64_t here_right = here >> 1 | row[1].bits << 63;
     const uint64_t up_left = up << 1 | above[-1].bits >> 63;
     const uint64_t up_right = up >> 1 | above[1].bits << 63;
     const uint64_t open = here & ~up & diagonal_;
-    const uint64_t straight = here & up & ~(here_left & up_left);
-    for (uint64_t bits = straight | (open & up_left & ~here_left); bits != 0; bits &= bits - 1) {
-      const int bit = std::countr_zero(bits);
-      unite(above->run_at(bit), row->run_at(bit));
-    }
-    for (uint64_t bits = open & up_right & ~here_right; bits != 0; bits &= bits - 1) {
-      const int bit = std::countr_zero(bits);
-      unite(above->run_at(bit) + 1, row->run_at(bit));
-    }
+    const uint64_t contacts =
+        (here & up & ~(here_left & up_left)) | (open & up_left & ~here_left);
+    const uint64_t right_contacts = open & up_right & ~here_right;  // at the end of a run
+    if ((contacts | right_contacts) == 0) return here == ~uint64_t{0} ? met : 0;
+    const uint64_t first = contacts | (met & here);
+    // An addition carries from a run's first contact to the run's end.
+    const uint64_t after = ((here + first) ^ here | first) & here;
+    const uint64_t later = contacts & (after << 1 | met);
+    for_bits(contacts & ~later, [&](int bit) { adopt(above->run_at(bit), row->run_at(bit)); });
+    for_bits(right_contacts & ~after,
+             [&](int bit) { adopt(above->run_at(bit) + 1, row->run_at(bit)); });
+    for_bits(later, [&](int bit) { unite(above->run_at(bit), row->run_at(bit)); });
+    for_bits(right_contacts & after,
+             [&](int bit) { unite(above->run_at(bit) + 1, row->run_at(bit)); });
+    return after >> 63;
   }
+
+  template <class Visit>
+  static void for_bits(uint64_t bits, const Visit& visit) {
+    for (; bits != 0; bits &= bits - 1) visit(std::countr_zero(bits));
+  }
+
+  void adopt(int32_t above, int32_t run) { parent_[run] = parent_[parent_[above]]; }
 
   int32_t find(int32_t run) {
     while (parent_[run] != run) {

@@ -16,45 +16,32 @@ struct Passes {
 
   // Bit x % 64 of words[x / 64] says row[x] != 0.
   static void nonzero_bits(const uint8_t* row, int64_t n, uint64_t* words) {
-    int64_t x = 0;
-    for (; x + 64 <= n; x += 64) words[x / 64] = simd::WS_SIMD::nonzero_bytes(row + x);
-    if (x == n) return;
-    uint8_t last[64] = {};
-    std::memcpy(last, row + x, static_cast<size_t>(n - x));
-    words[x / 64] = simd::WS_SIMD::nonzero_bytes(last);
+    for_words(n, words, [&](int64_t x, int64_t count) {
+      if (count == 64) return simd::WS_SIMD::nonzero_bytes(row + x);
+      uint64_t word = 0;
+      for (int64_t i = 0; i < count; ++i) word |= uint64_t{row[x + i] != 0} << i;
+      return word;
+    });
   }
 
   // Bit x % 64 of words[x / 64] says row[x] >= threshold. False if the row holds NaN.
   template <class T>
   static bool threshold_bits(const T* row, int64_t n, acc_t<T> threshold, uint64_t* words) {
     bool numbers = true;
-    int64_t x = 0;
-    if constexpr (kVectorised<T>) {
-      using Vec = simd::WS_SIMD::Vec;
-      const Vec limit = Vec::set1(threshold);
-      uint64_t known = ~uint64_t{0};
-      for (; x + 64 <= n; x += 64) {
-        uint64_t word = 0, compares = 0;
-        for (int i = 0; i < 64; i += Vec::lanes) {
-          const Vec values = Vec::load(row + x + i);
-          word |= uint64_t{Vec::bits(Vec::at_least(values, limit))} << i;
-          compares |= uint64_t{Vec::bits(Vec::at_least(values, values))} << i;
-        }
-        known &= compares;
-        words[x / 64] = word;
+    for_words(n, words, [&](int64_t x, int64_t count) {
+      uint64_t word = 0, known = 0;
+      if (kVectorised<T> && count == 64) {
+        compare_64(row + x, threshold, word, known);
+        numbers &= known == ~uint64_t{0};
+        return word;
       }
-      numbers = known == ~uint64_t{0};
-    }
-    for (; x < n; x += 64) {
-      const int64_t count = n - x < 64 ? n - x : 64;
-      uint64_t word = 0;
       for (int64_t i = 0; i < count; ++i) {
         const acc_t<T> value = to_acc(row[x + i]);
         word |= uint64_t{value >= threshold} << i;
         numbers &= value == value;
       }
-      words[x / 64] = word;
-    }
+      return word;
+    });
     return numbers;
   }
 
@@ -83,32 +70,74 @@ struct Passes {
   // Adds the levels of n < 2^32 values to the tables. False if one is NaN.
   template <class T>
   static bool count_levels(const T* values, int64_t n, uint32_t (*tables)[kLevels]) {
+    constexpr int64_t block = 256;
+    alignas(64) uint8_t levels[block];
+    bool numbers = true;
+    int64_t i = 0;
+    for (; i + block <= n; i += block) {
+      numbers &= find_levels(values + i, block, levels);
+      for (int64_t j = 0; j < block; j += 8) count_eight(levels + j, tables);
+    }
+    numbers &= find_levels(values + i, n - i, levels);
+    for (int64_t j = 0; j < n - i; ++j) ++tables[j % kTables][levels[j]];
+    return numbers;
+  }
+
+ private:
+  // words[w] is word_at(64 w, 64). The last word of a longer row is read as the row's last 64
+  // pixels, so that it needs no loop over single pixels.
+  template <class WordAt>
+  static void for_words(int64_t n, uint64_t* words, const WordAt& word_at) {
+    int64_t x = 0;
+    for (; x + 64 <= n; x += 64) words[x / 64] = word_at(x, 64);
+    if (x == n) return;
+    words[x / 64] = n < 64 ? word_at(0, n) : word_at(n - 64, 64) >> (x + 64 - n);
+  }
+
+  template <class T>
+  static void compare_64(const T* values, acc_t<T> threshold, uint64_t& above, uint64_t& known) {
+    if constexpr (kVectorised<T>) {
+      using Vec = simd::WS_SIMD::Vec;
+      const Vec limit = Vec::set1(threshold);
+      for (int i = 0; i < 64; i += Vec::lanes) {
+        const Vec x = Vec::load(values + i);
+        above |= uint64_t{Vec::bits(Vec::at_least(x, limit))} << i;
+        known |= uint64_t{Vec::bits(Vec::at_least(x, x))} << i;
+      }
+    }
+  }
+
+  // Levels of n values. False if one is NaN.
+  template <class T>
+  static bool find_levels(const T* values, int64_t n, uint8_t* levels) {
     bool numbers = true;
     int64_t i = 0;
     if constexpr (kVectorised<T>) {
       using Vec = simd::WS_SIMD::Vec;
-      constexpr int step = 16;
       const Vec scale = Vec::set1(255.0f), zero = Vec::set1(0.0f);
-      unsigned strange = 0;
-      for (; i + step <= n; i += step) {
-        float scaled[step];
-        for (int j = 0; j < step; j += Vec::lanes) {
-          const Vec x = Vec::load(values + i + j);
-          strange |= Vec::bits(Vec::at_least(x, x)) ^ ((1u << Vec::lanes) - 1);
-          Vec::min(Vec::max(x * scale, zero), scale).store(scaled + j);  // NaN becomes 0
-        }
-        uint8_t level[step];
-        for (int j = 0; j < step; ++j) level[j] = static_cast<uint8_t>(static_cast<int>(scaled[j]));
-        for (int j = 0; j < step; ++j) ++tables[j % kTables][level[j]];
+      unsigned known = ~0u;
+      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+        const Vec x = Vec::load(values + i);
+        known &= Vec::bits(Vec::at_least(x, x));
+        Vec::min(Vec::max(x * scale, zero), scale).store_bytes(levels + i);  // NaN becomes 0
       }
-      numbers = strange == 0;
+      constexpr unsigned lanes = (1u << Vec::lanes) - 1;
+      numbers = (known & lanes) == lanes;
     }
     for (; i < n; ++i) {
       const acc_t<T> x = to_acc(values[i]);
       numbers &= x == x;
-      ++tables[i % kTables][level_of(x)];
+      levels[i] = static_cast<uint8_t>(level_of(x));
     }
     return numbers;
+  }
+
+  static void count_eight(const uint8_t* levels, uint32_t (*tables)[kLevels]) {
+    uint32_t words[2];
+    std::memcpy(words, levels, sizeof(words));
+    for (uint32_t word : words) {
+      for (int table = 0; table < kTables; ++table, word >>= 8) ++tables[table][word & 255];
+    }
   }
 };
 
