@@ -150,25 +150,106 @@ def test_forward_matches_reference(
             torch.testing.assert_close(ours, theirs)
 
 
+def snake(height: int, width: int) -> torch.Tensor:
+    """One path through the whole image, row by row."""
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[:, ::2] = True
+    mask[:, 1::4, -1] = True
+    mask[:, 3::4, 0] = True
+    return mask
+
+
+def spiral(size: int) -> torch.Tensor:
+    """One path from a corner to the centre: walls of a 4-connected corridor."""
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    top, bottom = 0, size - 1
+    while top <= bottom:
+        mask[top, max(0, top - 1) : bottom + 1] = True
+        mask[top : bottom + 1, bottom] = True
+        mask[bottom, top : bottom + 1] = True
+        mask[top + 2 : bottom + 1, top] = True
+        top, bottom = top + 2, bottom - 2
+    return mask[None]
+
+
+def checkerboard(height: int, width: int) -> torch.Tensor:
+    return ((torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0)[None]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2048, 2048)])
 def test_large_shapes(shape: tuple[int, int]) -> None:
-    """A snake, a spiral's worst case for labels, and a checkerboard end at once."""
-    height, width = shape
-    snake = torch.zeros(1, height, width, dtype=torch.bool)
-    snake[:, ::2] = True
-    snake[:, 1::4, -1] = True
-    snake[:, 3::4, 0] = True
-    labels, counts = wsfast.connected_components(snake, connectivity=4)
-    assert counts.item() == 1
-    assert torch.equal(labels > 0, snake)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    checker = ((x + y) % 2 == 0)[None]
-    assert (
-        wsfast.component_boxes(checker, connectivity=8).counts.item() == 1
-        or shape == (1, 300)
-        or shape == (300, 1)
-    )
-    assert wsfast.component_boxes(checker, connectivity=4).counts.item() == int(checker.sum())
+    """A snake, a spiral and a checkerboard end at once and are counted right."""
+    one = min(shape) > 1  # a checkerboard on a line has no diagonal neighbours
+    board = checkerboard(*shape)
+    cases = [
+        (snake(*shape), 4, 1),
+        (snake(*shape), 8, 1),
+        (spiral(max(shape) - 1 + max(shape) % 2), 4, 1),
+        (board, 8, 1 if one or shape == (1, 1) else int(board.sum())),
+        (board, 4, int(board.sum())),
+        (torch.ones(1, *shape, dtype=torch.bool), 4, 1),
+    ]
+    for mask, connectivity, count in cases:
+        labels, counts = wsfast.connected_components(mask, connectivity=connectivity)
+        found = wsfast.component_boxes(mask, max_boxes=2, connectivity=connectivity)
+        assert counts.tolist() == found.counts.tolist() == [count]  # true beyond max_boxes too
+        assert torch.equal(labels > 0, mask)
+        assert int(labels.max()) == count
+        if count == 1:
+            y, x = mask[0].nonzero().T
+            assert found.areas.tolist() == [[int(mask.sum()), -1]]
+            box = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
+            assert found.boxes[0].tolist() == [box, [-1] * 4]
+        else:
+            assert found.areas.tolist() == [[1, 1]]
+            assert found.boxes[0].tolist() == [[*p, p[0] + 1, p[1] + 1] for p in first_two(mask)]
+
+
+def first_two(mask: torch.Tensor) -> list[list[int]]:
+    """(x, y) of the first two pixels in raster order."""
+    return mask[0].nonzero()[:2].flip(1).tolist()
+
+
+def opencv_rows_match(mask: torch.Tensor, connectivity: int) -> None:
+    labels, rows = opencv_components(mask[0].numpy().astype(np.uint8), connectivity)
+    found, counts = wsfast.connected_components(mask, connectivity=connectivity)
+    np.testing.assert_array_equal(found[0].numpy(), labels)
+    boxes = wsfast.component_boxes(mask, max_boxes=8, connectivity=connectivity)
+    assert counts.tolist() == boxes.counts.tolist() == [len(rows)]
+    expected = sorted(rows, key=lambda row: -row[0])[:8]
+    assert boxes.areas[0, : len(expected)].tolist() == [row[0] for row in expected]
+    assert boxes.boxes[0, : len(expected)].tolist() == [list(row[1:]) for row in expected]
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_runs_across_words(connectivity: int) -> None:
+    """Widths around multiples of 64, where runs and contacts pass from word to word."""
+    for width in (63, 64, 65, 127, 128, 129, 192, 200):
+        for density in (0.08, 0.5, 0.85):
+            noise = torch.rand(1, 12, width)
+            opencv_rows_match(noise < density, connectivity)
+        opencv_rows_match(noise.cumsum(2) % 40 < 30, connectivity)  # long runs
+
+
+def test_otsu_on_a_large_map_needs_wide_integers() -> None:
+    """Four million pixels, and splits that are exactly equal: the first one wins."""
+    levels = torch.zeros(2048 * 2048, dtype=torch.float64)
+    levels[1:-1] = 127.5 / 255
+    levels[-1] = 254.5 / 255
+    assert wsfast.otsu_threshold(levels.view(1, 2048, 2048)).item() == 1 / 255
+    levels[: 2048 * 1024] = 0.0
+    tilted = levels.view(1, 2048, 2048)
+    assert wsfast.otsu_threshold(tilted).item() == 1 / 255
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_nan_is_found_anywhere(dtype: torch.dtype) -> None:
+    for place in (0, 63, 64, 129, 130, 70 * 130 - 1):  # in vectors, in tails
+        cams = torch.rand(3, 70, 130).to(dtype)
+        cams[1].view(-1)[place] = math.nan
+        for call in (wsfast.otsu_threshold, wsfast.cam_boxes):
+            with pytest.raises(ValueError, match="free of NaN, got NaN in image 1"):
+                call(cams)
 
 
 def test_any_strides_and_empty_batch() -> None:
@@ -238,14 +319,17 @@ def test_not_differentiable() -> None:
 
 
 def test_deterministic() -> None:
-    cams = torch.rand(7, 60, 50)
+    cams = torch.rand(7, 160, 150)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(every_op(cams))
+        results.append([*every_op(cams), wsfast.otsu_threshold(cams, repeat=2)])
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             assert torch.equal(ours, theirs)
+    single = [every_op(cam[None]) for cam in cams]  # an image's result does not depend on others
+    for place, whole in enumerate(every_op(cams)):
+        assert torch.equal(whole, torch.cat([parts[place] for parts in single]))
 
 
 CAMS, MASK = torch.rand(2, 5, 6), torch.rand(2, 5, 6) > 0.5

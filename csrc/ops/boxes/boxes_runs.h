@@ -29,8 +29,7 @@ class RunLabeler {
       fill_bits(y, bits_.data());
       row_start_[y] = count;
       count = append_runs(row, count);
-      uint64_t met = 0;
-      for (int32_t w = 0; w < words_; ++w) met = join_word(row + w, above + w, met);
+      join_row(row, above, count);
     }
     row_start_[height_] = count;
     return number_components(count);
@@ -99,13 +98,22 @@ class RunLabeler {
     return count;
   }
 
+  // Joins a row's runs with those of the row above; `count` is the number of runs so far.
+  void join_row(const Word* row, const Word* above, int32_t count) {
+    const int32_t first = row[0].runs_before;
+    if (count == first || first == above[0].runs_before) return;  // one of them is empty
+    uint64_t met = 0;
+    for (int32_t w = 0; w < words_; ++w) met = join_word(row + w, above + w, met);
+  }
+
   // Joins the runs of a word with those of the row above that they touch, once per stretch of
   // contact; a diagonal contact counts only where no straight one joins the same runs. A run that
   // meets its first contact just takes over that run's parent: no search, no branch to mispredict.
   // `met` is 1 if the last word's last run goes on and has met one; the return value is the same of
   // this word.
   uint64_t join_word(const Word* row, const Word* above, uint64_t met) {
-    const uint64_t here = row->bits, up = above->bits;
+    const Word lower = *row, upper = *above;
+    const uint64_t here = lower.bits, up = upper.bits;
     const uint64_t here_left = here << 1 | row[-1].bits >> 63;
     const uint64_t here_right = here >> 1 | row[1].bits << 63;
     const uint64_t up_left = up << 1 | above[-1].bits >> 63;
@@ -117,14 +125,14 @@ class RunLabeler {
     if ((contacts | right_contacts) == 0) return here == ~uint64_t{0} ? met : 0;
     const uint64_t first = contacts | (met & here);
     // An addition carries from a run's first contact to the run's end.
-    const uint64_t after = ((here + first) ^ here | first) & here;
+    const uint64_t after = (((here + first) ^ here) | first) & here;
     const uint64_t later = contacts & (after << 1 | met);
-    for_bits(contacts & ~later, [&](int bit) { adopt(above->run_at(bit), row->run_at(bit)); });
+    for_bits(contacts & ~later, [&](int bit) { adopt(upper.run_at(bit), lower.run_at(bit)); });
     for_bits(right_contacts & ~after,
-             [&](int bit) { adopt(above->run_at(bit) + 1, row->run_at(bit)); });
-    for_bits(later, [&](int bit) { unite(above->run_at(bit), row->run_at(bit)); });
+             [&](int bit) { adopt(upper.run_at(bit) + 1, lower.run_at(bit)); });
+    for_bits(later, [&](int bit) { unite(upper.run_at(bit), lower.run_at(bit)); });
     for_bits(right_contacts & after,
-             [&](int bit) { unite(above->run_at(bit) + 1, row->run_at(bit)); });
+             [&](int bit) { unite(upper.run_at(bit) + 1, lower.run_at(bit)); });
     return after >> 63;
   }
 
