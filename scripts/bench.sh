@@ -3,7 +3,8 @@
 # Arguments go to pytest: --quick, --threads 4, --device cuda, benchmarks/bench_fusion.py, ...
 # Figures are kept with: python -m benchmarks.report build/bench.json --write
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-python -m pip install --quiet "grad-cam>=1.5" "torchcam>=0.4" "scikit-image>=0.22"  # the peers
+# The peers.
+python -m pip install --quiet "grad-cam>=1.5" "torchcam>=0.4" "scikit-image>=0.22" connected-components-3d
 mkdir -p build
 what=("$@")
 [[ "$*" == *bench_* ]] || what+=(benchmarks/bench_*.py)

@@ -1,0 +1,298 @@
+"""Components, boxes and Otsu's threshold: against the loops over OpenCV that people write.
+
+Maps are like upsampled CAMs of 7 x 7 cells; the "mid" variant has 28 x 28 cells, the "noisy" one
+14 x 14 and Gaussian noise. Masks are maps >= 0.5.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+import wsfast
+from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
+from benchmarks.inputs import blobs
+from benchmarks.records import Size, Target
+from wsfast.ops.boxes import reference
+
+CELLS = {"": 7, "mid": 28, "noisy": 14}
+NOISE = 0.15
+SMOOTH = Size(64, 224, headline=True)
+MID = Size(64, 224, "mid", headline=True)
+NOISY = Size(64, 224, "noisy", headline=True)
+SIZES = (
+    Size(64, 56),
+    Size(64, 112),
+    SMOOTH,
+    Size(16, 224),
+    Size(32, 224),
+    MID,
+    NOISY,
+)
+THRESHOLD = 0.5
+MAX_BOXES = 64
+LEVELS = 255
+
+
+def maps(size: Size, generator: torch.Generator) -> Tensor:
+    """Maps (N, H, W) in 0-1."""
+    smooth = blobs(size.batch, size.side, generator, CELLS[size.variant])
+    if size.variant != "noisy":
+        return smooth
+    return (smooth + NOISE * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def masks(size: Size, generator: torch.Generator) -> Tensor:
+    return maps(size, generator) >= THRESHOLD
+
+
+def on_cpu(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda images: run(images.cpu())
+
+
+# Components -------------------------------------------------------------------------------------
+# Every contender gives the component count of each mask and its largest area (0 without any).
+
+
+def counts_and_largest(found: wsfast.Boxes) -> tuple[Tensor, Tensor]:
+    return found.counts, found.areas[:, 0].clamp(min=0)
+
+
+def reference_boxes(mask: Tensor) -> wsfast.Boxes:
+    boxes, _, areas, counts = reference.scored_boxes(mask, mask.float(), MAX_BOXES, 8, 1)
+    return wsfast.Boxes(boxes, areas, counts)
+
+
+def summary(areas: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Counts and largest areas from each mask's areas without the background."""
+    counts = torch.tensor([len(image) for image in areas])
+    return counts, torch.tensor([int(image.max(initial=0)) for image in areas])
+
+
+def opencv_components(mask: Tensor) -> Run:
+    images = mask.numpy().view(np.uint8)
+    return lambda: [cv2.connectedComponentsWithStats(image) for image in images]
+
+
+def opencv_summary(found: list[tuple]) -> tuple[Tensor, Tensor]:
+    return summary([stats[1:, cv2.CC_STAT_AREA] for _, _, stats, _ in found])
+
+
+def opencv_contours(mask: Tensor) -> Run:
+    images = mask.numpy().view(np.uint8)
+
+    def boxes(image: np.ndarray) -> list:
+        contours, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        return [cv2.boundingRect(contour) for contour in contours]
+
+    return lambda: [boxes(image) for image in images]
+
+
+def cc3d_components(mask: Tensor) -> Run:
+    import cc3d
+
+    images = mask.numpy().view(np.uint8)
+    return lambda: [
+        cc3d.statistics(cc3d.connected_components(image, connectivity=8)) for image in images
+    ]
+
+
+def cc3d_summary(found: list[dict]) -> tuple[Tensor, Tensor]:
+    return summary([image["voxel_counts"][1:].astype(np.int64) for image in found])
+
+
+def scikit_components(mask: Tensor) -> Run:
+    from skimage.measure import label, regionprops_table
+
+    images = mask.numpy()
+    return lambda: [
+        regionprops_table(label(image, connectivity=2), properties=("area", "bbox"))
+        for image in images
+    ]
+
+
+def scikit_summary(found: list[dict]) -> tuple[Tensor, Tensor]:
+    return summary([np.asarray(image["area"]) for image in found])
+
+
+# Boxes of maps ----------------------------------------------------------------------------------
+
+
+def reference_cam_boxes(cams: Tensor) -> wsfast.ScoredBoxes:
+    found = reference.scored_boxes(cams >= THRESHOLD, cams, MAX_BOXES, 8, 1)
+    return wsfast.ScoredBoxes(*found)
+
+
+def opencv_cam_boxes(cams: Tensor) -> Run:
+    """Threshold, label, and average the map over each label; boxes and scores by area."""
+    images = cams.numpy()
+
+    def image_boxes(cam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mask = (cam >= THRESHOLD).view(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+        total = np.bincount(labels.ravel(), weights=cam.ravel(), minlength=count)
+        order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:MAX_BOXES]
+        return stats[order], total[order] / stats[order, cv2.CC_STAT_AREA]
+
+    return lambda: [image_boxes(cam) for cam in images]
+
+
+def best_scores(found: wsfast.ScoredBoxes) -> tuple[Tensor, Tensor]:
+    """Area and score of the largest component of each map."""
+    return found.areas[:, 0], found.scores[:, 0]
+
+
+def opencv_best_scores(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    areas = [int(stats[0, cv2.CC_STAT_AREA]) for stats, _ in found]
+    return torch.tensor(areas), torch.tensor([float(scores[0]) for _, scores in found])
+
+
+# Otsu -------------------------------------------------------------------------------------------
+# Every contender gives the levels T; what lies above T is foreground.
+
+
+def opencv_otsu(image: np.ndarray) -> float:
+    return cv2.threshold(image, 0, LEVELS, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
+
+
+def opencv_otsu_loop(cams: Tensor) -> Run:
+    images = cams.numpy()
+    return lambda: [opencv_otsu((image * LEVELS).astype(np.uint8)) for image in images]
+
+
+def opencv_otsu_on_bytes(cams: Tensor) -> Run:
+    images = (cams * LEVELS).byte().numpy()
+    return lambda: [opencv_otsu(image) for image in images]
+
+
+def scikit_otsu(cams: Tensor) -> Run:
+    from skimage.filters import threshold_otsu
+
+    images = cams.numpy()
+    return lambda: [threshold_otsu((image * LEVELS).astype(np.uint8)) for image in images]
+
+
+def otsu_levels(thresholds: Tensor) -> Tensor:
+    return (thresholds * LEVELS).round() - 1
+
+
+COMPONENTS_TARGETS = tuple(
+    Target(size.label, 6, 12, ("OpenCV connectedComponentsWithStats loop",))
+    for size in (SMOOTH, MID, NOISY)
+)
+
+CASES = [
+    Case(
+        room="boxes",
+        operation="component_boxes",
+        inputs=masks,
+        sizes=SIZES,
+        contenders=(
+            Contender("wsfast", eager(wsfast.component_boxes), collect=counts_and_largest),
+            Contender(
+                "OpenCV connectedComponentsWithStats loop",
+                opencv_components,
+                devices=("cpu",),
+                collect=opencv_summary,
+            ),
+            Contender(
+                "OpenCV findContours + boundingRect loop",
+                opencv_contours,
+                same_work=False,
+                sweep=False,
+                devices=("cpu",),
+                note="no areas, no components inside holes",
+            ),
+            Contender(
+                "cc3d loop",
+                cc3d_components,
+                requires=("cc3d",),
+                sweep=False,
+                devices=("cpu",),
+                collect=cc3d_summary,
+            ),
+            Contender(
+                "scikit-image label + regionprops loop",
+                scikit_components,
+                requires=("skimage",),
+                sweep=False,
+                devices=("cpu",),
+                collect=scikit_summary,
+            ),
+            Contender("reference", eager(reference_boxes), sweep=False, collect=counts_and_largest),
+        ),
+        oracle=on_cpu(lambda mask: counts_and_largest(reference_boxes(mask))),
+        tolerance=0.0,
+        targets=(
+            *COMPONENTS_TARGETS,
+            Target(SMOOTH.label, 0.2, 0.2, measure="milliseconds", device="cuda"),
+        ),
+        memory=MemoryLimit(SMOOTH, "the masks' bytes", lambda mask: mask.nbytes, 10.0, ("wsfast",)),
+    ),
+    Case(
+        room="boxes",
+        operation="cam_boxes",
+        inputs=maps,
+        sizes=SIZES,
+        contenders=(
+            Contender("wsfast", eager(wsfast.cam_boxes), collect=best_scores),
+            Contender(
+                "OpenCV and NumPy loop",
+                opencv_cam_boxes,
+                devices=("cpu",),
+                collect=opencv_best_scores,
+            ),
+            Contender("reference", eager(reference_cam_boxes), sweep=False, collect=best_scores),
+        ),
+        oracle=on_cpu(lambda cams: best_scores(reference_cam_boxes(cams))),
+        tolerance=1e-6,
+    ),
+    Case(
+        room="boxes",
+        operation="otsu_threshold",
+        inputs=maps,
+        sizes=SIZES,
+        contenders=(
+            Contender("wsfast", eager(wsfast.otsu_threshold), collect=otsu_levels),
+            Contender("OpenCV Otsu loop", opencv_otsu_loop, devices=("cpu",), collect=torch.tensor),
+            Contender(
+                "OpenCV Otsu loop on ready bytes",
+                opencv_otsu_on_bytes,
+                same_work=False,
+                sweep=False,
+                devices=("cpu",),
+                note="the conversion to 8 bits is not timed",
+            ),
+            Contender(
+                "scikit-image Otsu loop",
+                scikit_otsu,
+                collect=torch.tensor,
+                requires=("skimage",),
+                sweep=False,
+                devices=("cpu",),
+            ),
+            Contender(
+                "reference",
+                eager(lambda cams: reference.otsu_level(cams, 1)),
+                sweep=False,
+                devices=("cpu",),
+            ),
+        ),
+        oracle=on_cpu(lambda cams: reference.otsu_level(cams, 1)),
+        tolerance=0.0,
+        targets=tuple(
+            Target(size.label, 3, 6, ("OpenCV Otsu loop",)) for size in (SMOOTH, MID, NOISY)
+        ),
+    ),
+]
+
+
+def test_time(laboratory: Any, benchmark: Any, case: Any, size: Any, contender: Any) -> None:
+    laboratory.record_time(benchmark, case, size, contender)
+
+
+def test_memory(laboratory: Any, case: Any, contender: Any) -> None:
+    laboratory.record_memory(__name__, case, contender)
