@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "boxes_math.h"
+
 namespace wsfast::boxes {
 
 struct Component {
@@ -27,13 +29,6 @@ void measure(const Labeler& labeler, int32_t count, const RunSum& run_sum,
     c.sum += run_sum(y, begin, end);
   });
 }
-
-// A component as a number: smaller is a larger area or, among equals, an earlier component.
-inline uint64_t size_key(int32_t area, uint32_t component) {
-  return uint64_t{~static_cast<uint32_t>(area)} << 32 | component;
-}
-
-inline int32_t component_of(uint64_t key) { return static_cast<int32_t>(key & 0xffffffffu); }
 
 // Keys of the components of at least min_area pixels; the first `most` are the largest, in order.
 inline void find_largest(const std::vector<Component>& components, int64_t min_area, int64_t most,

@@ -1,5 +1,5 @@
-// Otsu's threshold on 8-bit levels, exactly: integer class sums, comparisons without rounding. For
-// host and device.
+// Otsu's threshold on 8-bit levels, exactly: integer class sums, comparisons without rounding. And
+// the order of components by size. For host and device.
 #pragma once
 
 #include <cstdint>
@@ -103,6 +103,15 @@ WS_HD inline int repeated_otsu_level(const int64_t* histogram, int64_t repeat) {
     level = next;
   }
   return level;
+}
+
+// A component as a number: smaller is a larger area or, among equals, an earlier component.
+WS_HD inline uint64_t size_key(int32_t area, uint32_t component) {
+  return static_cast<uint64_t>(~static_cast<uint32_t>(area)) << 32 | component;
+}
+WS_HD inline int32_t component_of(uint64_t key) { return static_cast<int32_t>(key & 0xffffffffu); }
+WS_HD inline int32_t area_of(uint64_t key) {
+  return static_cast<int32_t>(~static_cast<uint32_t>(key >> 32));
 }
 
 }  // namespace wsfast::boxes
