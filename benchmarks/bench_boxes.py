@@ -77,14 +77,14 @@ def opencv_components(mask: Tensor) -> Run:
     return lambda: [cv2.connectedComponentsWithStats(image) for image in images]
 
 
-def opencv_summary(found: list[tuple]) -> tuple[Tensor, Tensor]:
+def opencv_summary(found: list[tuple[Any, ...]]) -> tuple[Tensor, Tensor]:
     return summary([stats[1:, cv2.CC_STAT_AREA] for _, _, stats, _ in found])
 
 
 def opencv_contours(mask: Tensor) -> Run:
     images = mask.numpy().view(np.uint8)
 
-    def boxes(image: np.ndarray) -> list:
+    def boxes(image: np.ndarray) -> list[Any]:
         contours, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         return [cv2.boundingRect(contour) for contour in contours]
 
@@ -100,7 +100,7 @@ def cc3d_components(mask: Tensor) -> Run:
     ]
 
 
-def cc3d_summary(found: list[dict]) -> tuple[Tensor, Tensor]:
+def cc3d_summary(found: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return summary([image["voxel_counts"][1:].astype(np.int64) for image in found])
 
 
@@ -114,7 +114,7 @@ def scikit_components(mask: Tensor) -> Run:
     ]
 
 
-def scikit_summary(found: list[dict]) -> tuple[Tensor, Tensor]:
+def scikit_summary(found: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return summary([np.asarray(image["area"]) for image in found])
 
 

@@ -1,6 +1,7 @@
 // CUDA kernels of the boxes room: masks as words of 32 bits, a union-find over the runs inside words
-// whose roots are the first pixels of components, numbers by scans, statistics by integer atomics.
-// Nothing depends on scheduling. No torch: the emulator runs this file on the CPU.
+// whose roots are the first pixels of components, numbers by scans; Otsu's histograms. Nothing
+// depends on scheduling. No torch: the emulator runs this file on the CPU. Boxes and scores are in
+// boxes_slots.cuh.
 #pragma once
 
 #include <cmath>
@@ -110,7 +111,7 @@ struct MapFacts {
   bool* valid;         // free of NaN
 };
 
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     begin_maps_kernel(int64_t images, MapFacts facts) {
   for (int64_t n = global_thread_id(); n < images; n += global_thread_count()) {
     facts.exponents[n] = kNoExponent;
@@ -191,7 +192,7 @@ WS_DEVICE inline void join_word(const Grid& grid, const uint32_t* word, const Wo
   });
 }
 
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     join_kernel(const Grid grid, const Labeling labeling) {
   for (int64_t i = global_thread_id(); i < grid.words(); i += global_thread_count()) {
     const WordPlace at(grid, i);
@@ -214,7 +215,7 @@ WS_DEVICE void for_rows(const Grid& grid, const Visit& visit, const EndRow& end_
 }
 
 // Points every run at its root and counts the roots of each row.
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     flatten_kernel(const Grid grid, const Labeling labeling) {
   int roots = 0;
   for_rows(
@@ -261,7 +262,7 @@ WS_DEVICE inline int block_exclusive_sum(int value, int* scratch, int& total) {
 }
 
 // One block per image: turns the rows' root counts into the counts before each row.
-WS_GLOBAL inline void __launch_bounds__(kBlockThreads)
+WS_GLOBAL void __launch_bounds__(kBlockThreads)
     scan_rows_kernel(const Grid grid, const Labeling labeling) {
   __shared__ int scratch[kBlockThreads / kWarpSize];
   int32_t* const rows = labeling.row_roots + static_cast<int64_t>(blockIdx.x) * grid.height;
@@ -277,7 +278,7 @@ WS_GLOBAL inline void __launch_bounds__(kBlockThreads)
 }
 
 // Numbers the roots in raster order. `sizes`, if any, become 0.
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     number_kernel(const Grid grid, const Labeling labeling, int32_t* sizes) {
   int before = 0;
   for_rows(
@@ -309,7 +310,7 @@ WS_DEVICE inline int component_at(const int32_t* parents, int32_t pixel) {
 }
 
 // One warp: one word after the other, a lane per pixel.
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     label_kernel(const Grid grid, const Labeling labeling, int32_t* labels) {
   const int lane = warp_lane();
   const int64_t warps = global_thread_count() / kWarpSize;
@@ -325,241 +326,9 @@ WS_GLOBAL inline void __launch_bounds__(kThreads)
   }
 }
 
-// ---- sizes and selection ------------------------------------------------------------------------
-
-// Calls visit(place, begin, length, component) for every run inside a word.
-template <class Visit>
-WS_DEVICE void for_runs(const Grid& grid, const Labeling& labeling, const Visit& visit) {
-  for (int64_t i = global_thread_id(); i < grid.words(); i += global_thread_count()) {
-    const WordPlace at(grid, i);
-    const uint32_t bits = labeling.bits[i];
-    const int32_t* const parents = labeling.parents + at.image * grid.pixels();
-    for_bits(run_begins(bits), [&](int begin) {
-      visit(at, begin, run_length(bits, begin), component_at(parents, at.pixel + begin));
-    });
-  }
-}
-
-WS_GLOBAL inline void __launch_bounds__(kThreads)
-    size_kernel(const Grid grid, const Labeling labeling, int32_t* sizes) {
-  for_runs(grid, labeling, [&](const WordPlace& at, int, int length, int component) {
-    atomic_add(sizes + at.image * grid.most_components + component, length);
-  });
-}
-
-// Boxes of a batch, max_boxes slots per image.
-struct BoxSlots {
-  int64_t max_boxes, min_area;
-  int32_t* sizes;  // most_components per image: areas, then slots (-1: none)
-  uint64_t* keys;  // key_capacity per image
-  int64_t key_capacity;
-  int32_t* boxes;
-  int32_t* areas;
-  int32_t* counts;
-  int64_t* sums;     // fixed point; null for masks
-  int32_t* infinite;  // bit 0: +infinity in the sum, bit 1: -infinity; null for masks
-};
-
-// What the block knows while it looks for the smallest area that still gets a slot.
-struct Cutoff {
-  int area, equals;  // all larger areas, and the first `equals` of this area
-};
-
-// The K-th largest of the image's sizes of at least min_area, digit by digit from the top.
-WS_DEVICE inline Cutoff find_cutoff(const int32_t* sizes, int count, int64_t min_area, int64_t k,
-                                    int* histogram, Cutoff* shared) {
-  Cutoff cutoff = {0, static_cast<int>(k)};
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int d = block_thread(); d < 256; d += kBlockThreads) histogram[d] = 0;
-    __syncthreads();
-    for (int i = block_thread(); i < count; i += kBlockThreads) {
-      const int size = sizes[i];
-      const bool candidate = size >= min_area && (size ^ cutoff.area) >> shift >> 8 == 0;
-      if (candidate) atomic_add(histogram + (size >> shift & 255), 1);
-    }
-    __syncthreads();
-    if (block_thread() == 0) {
-      int digit = 255, wanted = cutoff.equals;
-      for (; wanted > histogram[digit]; --digit) wanted -= histogram[digit];
-      *shared = {cutoff.area | digit << shift, wanted};
-    }
-    __syncthreads();
-    cutoff = *shared;
-  }
-  return cutoff;
-}
-
-// Writes the keys of the components that get a slot, in any order.
-WS_DEVICE inline void gather_keys(const int32_t* sizes, int count, int64_t min_area,
-                                  const Cutoff& cutoff, uint64_t* keys, int* next, int* scratch) {
-  int equals_before = 0;
-  for (int first = 0; first < count; first += kBlockThreads) {
-    const int i = first + block_thread();
-    const int size = i < count ? sizes[i] : 0;
-    const bool equal = size >= min_area && size == cutoff.area;
-    int equals;
-    const int rank = equals_before + block_exclusive_sum(equal, scratch, equals);
-    equals_before += equals;
-    if (size >= min_area && (size > cutoff.area || (equal && rank < cutoff.equals))) {
-      keys[atomic_add(next, 1)] = size_key(size, static_cast<uint32_t>(i));
-    }
-  }
-}
-
-// Sorts a power of two of keys in place, ascending (Batcher's bitonic network).
-WS_DEVICE inline void sort_keys(uint64_t* keys, int count) {
-  for (int length = 2; length <= count; length *= 2) {
-    for (int gap = length / 2; gap > 0; gap /= 2) {
-      __syncthreads();
-      for (int pair = block_thread(); pair < count / 2; pair += kBlockThreads) {
-        const int low = pair / gap * 2 * gap + pair % gap, high = low + gap;
-        const bool descending = low & length;
-        const uint64_t a = keys[low], b = keys[high];
-        if ((a > b) != descending) {
-          keys[low] = b;
-          keys[high] = a;
-        }
-      }
-    }
-  }
-  __syncthreads();
-}
-
-WS_DEVICE inline void open_slot(const Grid& grid, const BoxSlots& out, int64_t slot, bool used,
-                                int area) {
-  int32_t* const box = out.boxes + slot * 4;
-  box[0] = used ? grid.width : -1;
-  box[1] = used ? grid.height : -1;
-  box[2] = used ? 0 : -1;
-  box[3] = used ? 0 : -1;
-  out.areas[slot] = area;
-  if (out.sums == nullptr) return;
-  out.sums[slot] = 0;
-  out.infinite[slot] = 0;
-}
-
-// One block per image: counts components and gives slots to the largest, equals in raster order.
-WS_GLOBAL inline void __launch_bounds__(kBlockThreads)
-    select_kernel(const Grid grid, const int32_t* components, const BoxSlots out) {
-  __shared__ int histogram[256], scratch[kBlockThreads / kWarpSize], next;
-  __shared__ Cutoff shared_cutoff;
-  const int64_t image = blockIdx.x;
-  const int count = components[image];
-  int32_t* const sizes = out.sizes + image * grid.most_components;
-  uint64_t* const keys = out.keys + image * out.key_capacity;
-  int large = 0;
-  for (int i = block_thread(); i < count; i += kBlockThreads) large += sizes[i] >= out.min_area;
-  large = block_sum(large, scratch);
-  Cutoff cutoff = {0, 0};  // everything
-  if (large > out.max_boxes) {
-    cutoff = find_cutoff(sizes, count, out.min_area, out.max_boxes, histogram, &shared_cutoff);
-  }
-  const int kept = large < out.max_boxes ? large : static_cast<int>(out.max_boxes);
-  int padded = 1;
-  while (padded < kept) padded *= 2;
-  if (block_thread() == 0) next = 0;
-  for (int k = block_thread(); k < padded; k += kBlockThreads) keys[k] = ~uint64_t{0};
-  __syncthreads();
-  gather_keys(sizes, count, out.min_area, cutoff, keys, &next, scratch);
-  __syncthreads();
-  sort_keys(keys, padded);
-  for (int i = block_thread(); i < count; i += kBlockThreads) sizes[i] = -1;
-  __syncthreads();
-  for (int64_t k = block_thread(); k < out.max_boxes; k += kBlockThreads) {
-    const bool used = k < kept;
-    if (used) sizes[component_of(keys[k])] = static_cast<int32_t>(k);
-    open_slot(grid, out, image * out.max_boxes + k, used, used ? area_of(keys[k]) : -1);
-  }
-  if (block_thread() == 0) out.counts[image] = large;
-}
-
-// ---- boxes and scores ---------------------------------------------------------------------------
-
-// Reading first spares most atomics: limits only ever move outwards.
-WS_DEVICE inline void lower(int32_t* limit, int value) {
-  if (value < *limit) atomic_min(limit, value);
-}
-WS_DEVICE inline void raise(int32_t* limit, int value) {
-  if (value > *limit) atomic_max(limit, value);
-}
-
-WS_GLOBAL inline void __launch_bounds__(kThreads)
-    box_kernel(const Grid grid, const Labeling labeling, const BoxSlots out) {
-  for_runs(grid, labeling, [&](const WordPlace& at, int begin, int length, int component) {
-    const int slot = out.sizes[at.image * grid.most_components + component];
-    if (slot < 0) return;
-    int32_t* const box = out.boxes + (at.image * out.max_boxes + slot) * 4;
-    const int x = at.word * kWordBits + begin;
-    lower(box, x);
-    lower(box + 1, at.y);
-    raise(box + 2, x + length);
-    raise(box + 3, at.y + 1);
-  });
-}
-
-// Sums are integers in units of 2^-shift, so their order does not matter. No value of the map
-// reaches 2^exponent, no sum of all pixels 2^62. The units are below float32's rounding of any mean
-// that is not tiny beside the map's largest value.
-WS_DEVICE inline int fixed_point_shift(int exponent, int pixel_bits) {
-  const int shift = 61 - exponent - pixel_bits;
-  return shift < 1000 ? shift : 1000;
-}
-
-// One warp: one word after the other, a lane per pixel.
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    sum_kernel(const Grid grid, const T* maps, const Labeling labeling, const int32_t* exponents,
-               int pixel_bits, const BoxSlots out) {
-  const int lane = warp_lane();
-  const int64_t warps = global_thread_count() / kWarpSize;
-  for (int64_t i = global_thread_id() / kWarpSize; i < grid.words(); i += warps) {
-    const uint32_t bits = labeling.bits[i];
-    if (bits == 0) continue;
-    const WordPlace at(grid, i);
-    const int64_t image = at.image * grid.pixels();
-    const double value =
-        bits >> lane & 1 ? static_cast<double>(to_acc(maps[image + at.pixel + lane])) : 0.0;
-    const bool finite = value - value == 0.0;
-    const double scale = ldexp(1.0, fixed_point_shift(exponents[at.image], pixel_bits));
-    const int64_t units = finite ? static_cast<int64_t>(rint(value * scale)) : 0;
-    const unsigned plus = warp_ballot(!finite && value > 0.0);
-    const unsigned minus = warp_ballot(!finite && value < 0.0);
-    for_bits(run_begins(bits), [&](int begin) {
-      const int component = component_at(labeling.parents + image, at.pixel + begin);
-      const int slot = out.sizes[at.image * grid.most_components + component];
-      if (slot < 0) return;
-      const int length = run_length(bits, begin);
-      const uint32_t run = (length < kWordBits ? (1u << length) - 1 : ~0u) << begin;
-      const int64_t total = warp_sum(run >> lane & 1 ? units : int64_t{0});
-      if (lane != 0) return;
-      const int64_t to = at.image * out.max_boxes + slot;
-      atomic_add(out.sums + to, total);
-      const int infinite = ((plus & run) != 0) | ((minus & run) != 0) << 1;
-      if (infinite != 0) atomic_or(out.infinite + to, infinite);
-    });
-  }
-}
-
-WS_GLOBAL inline void __launch_bounds__(kThreads)
-    score_kernel(int64_t images, const int32_t* exponents, int pixel_bits, const BoxSlots out,
-                 float* scores) {
-  const int64_t slots = images * out.max_boxes;
-  for (int64_t i = global_thread_id(); i < slots; i += global_thread_count()) {
-    if (out.areas[i] < 0) {
-      scores[i] = -1.0f;
-      continue;
-    }
-    const int shift = fixed_point_shift(exponents[i / out.max_boxes], pixel_bits);
-    double sum = ldexp(static_cast<double>(out.sums[i]), -shift);
-    if (out.infinite[i] & 1) sum += HUGE_VAL;
-    if (out.infinite[i] & 2) sum -= HUGE_VAL;  // both: NaN
-    scores[i] = static_cast<float>(sum / out.areas[i]);
-  }
-}
-
 // ---- Otsu ---------------------------------------------------------------------------------------
 
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     begin_histograms_kernel(int64_t images, uint32_t* histograms, bool* valid) {
   for (int64_t i = global_thread_id(); i < images * kLevels; i += global_thread_count()) {
     histograms[i] = 0;
@@ -593,7 +362,7 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
 }
 
 // One warp per image; one lane decides.
-WS_GLOBAL inline void __launch_bounds__(kWarpSize)
+WS_GLOBAL void __launch_bounds__(kWarpSize)
     otsu_kernel(const uint32_t* histograms, int64_t repeat, int32_t* levels) {
   __shared__ int64_t histogram[kLevels];
   for (int level = block_thread(); level < kLevels; level += kWarpSize) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "boxes_kernels.cuh"
+#include "boxes_slots.cuh"
 
 namespace wsfast::boxes {
 
