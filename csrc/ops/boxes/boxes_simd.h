@@ -116,7 +116,7 @@ struct Passes {
       using Vec = simd::WS_SIMD::Vec;
       const Vec scale = Vec::set1(255.0f), zero = Vec::set1(0.0f);
       unsigned known = ~0u;
-      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+      for (const int64_t end = n - n % Vec::lanes; i < end; i += Vec::lanes) {
         const Vec x = Vec::load(values + i);
         known &= Vec::bits(Vec::at_least(x, x));
         Vec::min(Vec::max(x * scale, zero), scale).store_bytes(levels + i);  // NaN becomes 0

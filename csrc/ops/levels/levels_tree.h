@@ -13,11 +13,24 @@
 #include <memory>
 #include <vector>
 
-#include "../boxes/boxes_runs.h"
 #include "levels_math.h"
 #include "levels_plane.h"
 
 namespace wsfast::levels {
+
+// Calls visit(x) for the non-zero bytes of a row, skipping eight zeros at a time.
+template <class Visit>
+void for_set_bytes(const uint8_t* row, int32_t width, const Visit& visit) {
+  const auto word_at = [&](int32_t x) {
+    uint64_t word;
+    std::memcpy(&word, row + x, sizeof(word));
+    return word;
+  };
+  for (int32_t x = 0; x < width; ++x) {
+    while (x + 8 <= width && word_at(x) == 0) x += 8;
+    if (x < width && row[x] != 0) visit(x);
+  }
+}
 
 // What a node's component is, with everything above it.
 struct Region {
@@ -198,12 +211,10 @@ class ComponentTree {
     }
     const int32_t* ids = row_ids(y);
     const int32_t* ids_above = row_ids(y - 1);
-    boxes::byte_runs(wanted, width_, [&](int32_t begin, int32_t end) {
-      for (int32_t x = begin; x < end; ++x) {
-        const bool diagonal = connectivity == 8;
-        connect(ids_above[x + (diagonal & (above[x + 1] > above[x]))],
-                ids[x + (diagonal & (row[x + 1] > row[x]))]);
-      }
+    for_set_bytes(wanted, width_, [&](int32_t x) {
+      const bool diagonal = connectivity == 8;
+      connect(ids_above[x + (diagonal & (above[x + 1] > above[x]))],
+              ids[x + (diagonal & (row[x + 1] > row[x]))]);
     });
   }
 
