@@ -26,10 +26,17 @@ class Variance {
   WS_HD Variance() : difference_(0), product_(1), approximate_(0) {}
   WS_HD Variance(int64_t n1, int64_t s1, int64_t n2, int64_t s2)
       : product_(static_cast<uint64_t>(n1) * static_cast<uint64_t>(n2)) {
-    const auto d = static_cast<__int128>(n2) * s1 - static_cast<__int128>(n1) * s2;
-    difference_ = static_cast<Wide>(d < 0 ? -d : d);
-    const double size = to_double(difference_);
-    approximate_ = size / static_cast<double>(product_) * size;
+    double size;
+    if (n1 + n2 <= kSmall) {
+      const int64_t d = n2 * s1 - n1 * s2;
+      difference_ = static_cast<uint64_t>(d < 0 ? -d : d);
+      size = static_cast<double>(d);
+    } else {
+      const auto d = static_cast<__int128>(n2) * s1 - static_cast<__int128>(n1) * s2;
+      difference_ = static_cast<Wide>(d < 0 ? -d : d);
+      size = to_double(difference_);
+    }
+    approximate_ = size / static_cast<double>(static_cast<int64_t>(product_)) * size;
   }
 
   // Doubles decide wherever they can; the margin is far above their rounding errors.
@@ -41,6 +48,8 @@ class Variance {
 
  private:
   using Wide = unsigned __int128;
+
+  static constexpr int64_t kSmall = int64_t{1} << 28;  // pixels for which 64 bits hold d
 
   WS_HD static double to_double(Wide value) {
     const auto low = static_cast<uint64_t>(value), high = static_cast<uint64_t>(value >> 64);

@@ -76,7 +76,11 @@ struct Passes {
     int64_t i = 0;
     for (; i + block <= n; i += block) {
       numbers &= find_levels(values + i, block, levels);
-      for (int64_t j = 0; j < block; j += 8) count_eight(levels + j, tables);
+      const auto* ahead = reinterpret_cast<const char*>(values + std::min(i + 2 * block, n - block));
+      for (int64_t j = 0; j < block; j += 8) {
+        __builtin_prefetch(ahead + j * sizeof(T));
+        count_eight(levels + j, tables);
+      }
     }
     numbers &= find_levels(values + i, n - i, levels);
     for (int64_t j = 0; j < n - i; ++j) ++tables[j % kTables][levels[j]];
