@@ -4,6 +4,7 @@ Bad input ends with exit code 2 and one plain line, never a traceback.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it once more at exit
+        return 0
     except (ValueError, TypeError, OSError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"wsfast {options.command}: error: {line}", file=sys.stderr)
