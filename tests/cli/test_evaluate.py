@@ -17,9 +17,10 @@ def run(split: Split, *more: object) -> int:
     return main(["evaluate", *map(str, arguments)])
 
 
-def test_boxes(tmp_path: Path) -> None:
+def test_boxes(tmp_path: Path, capsys) -> None:
     split = write_split(tmp_path, "CUB")
     assert run(split, "--out", tmp_path / "scores.json", "--batch-size", 4) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     report = json.loads((tmp_path / "scores.json").read_text())
     options = {"dataset_name": "CUB", "split": "test", "iou_threshold_list": [30, 50, 70]}
     roots = [str(tmp_path / name) for name in ("scoremaps", "metadata", "dataset")]
@@ -28,6 +29,7 @@ def test_boxes(tmp_path: Path) -> None:
             *roots, multi_contour_eval=multi, multi_iou_eval=multi, **options
         )
         assert report[name]["percent"] == pytest.approx(expected)
+        assert printed[name] == f"{expected:.3f} %"
         assert len(report[name]["accuracies"][0]) == len(report["thresholds"]) == 1000
     assert not list(tmp_path.glob("*.partial"))
 

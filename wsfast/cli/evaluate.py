@@ -7,6 +7,7 @@ The figures equal those of the benchmark's own code.
 """
 
 import argparse
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,11 +52,10 @@ def map_path(folder: Path, image_id: str) -> Path:
         ValueError: there is none.
     """
     candidates = [folder / f"{image_id}.npy", (folder / image_id).with_suffix(".npy")]
-    for path in candidates:
-        if path.is_file():
-            return path
-    value_error("evaluate", "--scoremaps", "a map for every image id", f"none for {image_id}")
-    raise AssertionError
+    path = next(filter(Path.is_file, candidates), candidates[0])
+    if not path.is_file():
+        value_error("evaluate", "--scoremaps", "a map for every image id", f"none for {image_id}")
+    return path
 
 
 def read_map(path: Path) -> NDArray[np.floating[Any]]:
@@ -123,19 +123,13 @@ def evaluate_masks(
         ]
         metric.update(maps, torch.from_numpy(np.stack(masks)))
     precision, recall = metric.curve()
-    curves = {"precision": precision.nan_to_num(0.0).tolist(), "recall": recall.tolist()}
+    curves = {"precision": precision.tolist(), "recall": recall.tolist()}
     scores = {"percent": 100 * metric.compute().item(), **curves}
     return {"images": len(metadata.image_ids), "PxAP": scores}, [metric]
 
 
 def plot_curves(path: Path, metrics: Sequence[BoxAccuracy | PxAP]) -> None:
-    """Write the metrics' curves side by side.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    import io
-
+    """Write the metrics' curves side by side, by matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")

@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from .. import ops
 from ..data import wsol
-from ..metrics._protocol import best_iou_of_largest, inclusive_iou, protocol_corners
+from ..metrics._protocol import best_iou_of_largest
+from ..metrics.pixels import average_precision, precision_recall
+from ..ops.levels.protocol import inclusive_iou, protocol_corners
 
 __all__ = [
     "BoxEvaluator",
@@ -311,9 +313,12 @@ class BoxEvaluator(LocalizationEvaluator):
 
 
 def load_mask_image(file_path: str, resize_size: tuple[int, int]) -> NDArray[np.float32]:
-    """Read a grey image as float32 and resize it by its nearest pixels."""
-    mask = np.float32(cv2.imread(file_path, cv2.IMREAD_GRAYSCALE))
-    return np.asarray(cv2.resize(mask, resize_size, interpolation=cv2.INTER_NEAREST))
+    """Read a grey image as float32 and resize it, (width, height), by its nearest pixels.
+
+    Raises:
+        MetadataError: the file cannot be read.
+    """
+    return wsol.read_grey(file_path, resize_size)
 
 
 def get_mask(mask_root: str, mask_paths: Iterable[str], ignore_path: str) -> NDArray[np.uint8]:
@@ -357,16 +362,12 @@ class MaskEvaluator(LocalizationEvaluator):
         """Return, and print, the area under the precision-recall curve in percent.
 
         Raises:
-            RuntimeError: no foreground pixel, or no pixel at all, was counted.
+            RuntimeError: no foreground pixel was counted.
         """
-        hits = self.gt_true_score_hist[::-1].cumsum()
-        alarms = self.gt_false_score_hist[::-1].cumsum()
-        if hits[-1] <= 0:
+        if not self.gt_true_score_hist.any():
             raise RuntimeError("No positive ground truth in the eval set.")
-        seen = hits + alarms
-        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen != 0)
-        steps = precision[1:] * np.diff(hits / hits[-1])
-        auc = float(steps[seen[1:] != 0].sum()) * 100
+        curve = precision_recall(self.gt_false_score_hist, self.gt_true_score_hist)
+        auc = 100 * average_precision(*curve)
         print(f"Mask AUC on split {self.split}: {auc}")
         return auc
 

@@ -155,16 +155,25 @@ def read_protocol_mask(
     return (foreground + 255 * ignored).astype(np.uint8)
 
 
-def _read_binary(path: Path) -> NDArray[np.bool_]:
+def read_grey(path: str | PathLike[str], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A grey image resized to ``size`` (width, height) by its nearest pixels, 0-255.
+
+    Raises:
+        MetadataError: the file cannot be read.
+    """
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
     except OSError as error:
         raise MetadataError(f"wsfast.data: {path}: {error.strerror}") from None
-    if mask is None:
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    if image is None:
         raise MetadataError(f"wsfast.data: {path}: not an image or damaged")
-    resized = cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized > 0.5)
+    resized = cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, np.float32)
+
+
+def _read_binary(path: Path) -> NDArray[np.bool_]:
+    return np.asarray(read_grey(path, (SIDE, SIDE)) > 0.5)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Boxes and overlaps as the localisation protocol of Choe et al. (CVPR 2020) has them."""
+"""What the metrics of the localisation protocol (Choe et al., CVPR 2020) share."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,7 @@ from .._check import (
     type_error,
     value_error,
 )
+from ..ops.levels.protocol import inclusive_iou, protocol_corners
 
 
 def protocol_thresholds(where: str, thresholds: Sequence[float] | Tensor | None) -> Tensor:
@@ -70,35 +71,6 @@ def _check_convention(where: str, boxes: Tensor) -> None:
     if bool(wrong.any()):
         first = boxes[int(wrong.nonzero()[0])].tolist()
         value_error(where, "boxes", "0 <= x0 <= x1 and 0 <= y0 <= y1", f"{first}")
-
-
-def inclusive_areas(boxes: Tensor) -> Tensor:
-    """Pixels of boxes (..., 4) whose corners both belong to them."""
-    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
-
-
-def shared_areas(boxes: Tensor, others: Tensor) -> Tensor:
-    """Pixels that boxes (..., 4) share with others of the same or a broadcast shape."""
-    ends = torch.minimum(boxes[..., 2:], others[..., 2:])
-    sides = ends - torch.maximum(boxes[..., :2], others[..., :2]) + 1
-    return sides.clamp(min=0).prod(dim=-1)
-
-
-def inclusive_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Float64 IoU of int64 boxes; exact integers up to the one division, as the protocol's."""
-    shared = shared_areas(boxes, others)
-    united = inclusive_areas(boxes) + inclusive_areas(others) - shared
-    return shared.double() / united.double()
-
-
-def protocol_corners(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Half-open boxes as the protocol scores them: ends clipped, then taken as inclusive.
-
-    An empty level (-1) gives [0, 0, 0, 0].
-    """
-    last = torch.tensor([width, height, width - 1, height - 1], device=boxes.device)
-    corners = torch.minimum(boxes.long(), last)
-    return torch.where(boxes[..., :1] < 0, 0, corners)
 
 
 def best_iou_of_largest(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .._check import check_same_device, check_tensor, type_error, value_error
-from ._protocol import flatten_boxes, inclusive_areas, inclusive_iou, shared_areas
+from ..ops.levels.protocol import inclusive_areas, inclusive_iou, shared_areas
+from ._protocol import flatten_boxes
 
 KINDS = ("correct", "class", "multi_instance", "part", "more", "other")
 

@@ -5,12 +5,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
 from .. import ops
 from ._curve import draw_curves
 from ._protocol import check_maps, protocol_thresholds
+
+Array = NDArray[Any]
+
+
+def precision_recall(background: Array, foreground: Array) -> tuple[Array, Array]:
+    """Precision and recall from histograms (bins,) of scores, from the highest bin down.
+
+    Precision is 0 above the highest score, where nothing is predicted; the protocol leaves those
+    bins out, and there recall does not grow.
+    """
+    hits, alarms = np.cumsum(foreground[::-1]), np.cumsum(background[::-1])
+    seen = hits + alarms
+    precision = np.divide(hits, seen, out=np.zeros(len(seen)), where=seen != 0)
+    return precision, hits / hits[-1]
+
+
+def average_precision(precision: Array, recall: Array) -> float:
+    """The protocol's area: the sum of precision times the step of recall."""
+    return float((precision[1:] * np.diff(recall)).sum())
 
 
 class PxAP(Metric):
@@ -80,13 +100,11 @@ class PxAP(Metric):
         Raises:
             RuntimeError: no foreground pixel was seen.
         """
-        background, foreground = self.histograms.cpu().numpy()[:, ::-1]
-        hits, alarms = np.cumsum(foreground), np.cumsum(background)
-        if hits[-1] == 0:
+        background, foreground = self.histograms.cpu().numpy()
+        if not foreground.any():
             raise RuntimeError("wsfast.PxAP.compute: masks must hold a foreground pixel, got none")
-        with np.errstate(invalid="ignore"):
-            precision = hits / (hits + alarms)
-        return torch.from_numpy(precision), torch.from_numpy(hits / hits[-1])
+        precision, recall = precision_recall(background, foreground)
+        return torch.from_numpy(precision), torch.from_numpy(recall)
 
     def compute(self) -> Tensor:
         """Return the area under the curve, float64 in 0-1.
@@ -95,8 +113,7 @@ class PxAP(Metric):
             RuntimeError: no foreground pixel was seen.
         """
         precision, recall = (values.numpy() for values in self.curve())
-        steps = precision[1:] * np.diff(recall)
-        return torch.tensor(steps[~np.isnan(precision[1:])].sum(), dtype=torch.float64)
+        return torch.tensor(average_precision(precision, recall), dtype=torch.float64)
 
     def plot(self, ax: Any = None) -> tuple[Any, Any]:
         """Draw precision over recall; returns figure and axes.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import reference as boxes_reference
+from .protocol import inclusive_iou, protocol_corners
 
 LEVELS = boxes_reference.LEVELS
 
@@ -80,7 +81,7 @@ def level_boxes(maps: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, area2
 
 
-def _protocol_corners(mask: Tensor, holes: bool) -> Tensor:
+def _scored_corners(mask: Tensor, holes: bool) -> Tensor:
     """(K, 4) corners of all contours as the protocol scores them; [0, 0, 0, 0] without any."""
     height, width = mask.shape
     if not mask.any():
@@ -90,18 +91,7 @@ def _protocol_corners(mask: Tensor, holes: bool) -> Tensor:
     if holes and inner.any():
         around = torch.tensor([-1, -1, 1, 1], device=mask.device)
         found = torch.cat([found, _component_boxes(inner, 4) + around])
-    last = torch.tensor([width, height, width - 1, height - 1], device=mask.device)
-    return torch.minimum(found, last)
-
-
-def inclusive_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(K, G) float64 IoU of int64 boxes whose corners both belong to them."""
-    a, b = boxes[:, None], others[None]
-    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1
-    shared = sides.clamp(min=0).prod(dim=-1)
-    first = (a[..., 2:] - a[..., :2] + 1).prod(dim=-1)
-    second = (b[..., 2:] - b[..., :2] + 1).prod(dim=-1)
-    return shared.double() / (first + second - shared).double()
+    return protocol_corners(found, height, width)
 
 
 def level_best_iou(
@@ -115,7 +105,7 @@ def level_best_iou(
         if truth.shape[0] == 0:
             continue
         for level, following, mask in _distinct_masks(image):
-            iou = inclusive_iou(_protocol_corners(mask, holes), truth)
+            iou = inclusive_iou(_scored_corners(mask, holes)[:, None], truth)
             best[i, level:following] = iou.max()
     return best
 
