@@ -67,12 +67,20 @@ WS_BEGIN_AVX512
 WS_END_TARGET
 #endif
 
-// WS_SIMD_CALL(wsfast::room, function, args...) calls the body's function for this CPU.
+// Defines dispatch_simd(body), which calls body.operator()<Loops>() with the room's struct of loops
+// for this CPU. Goes where the WS_SIMD namespaces of the room are in scope.
 #if WS_X86_SIMD
-#define WS_SIMD_CALL(space, function, ...)                                          \
-  (::wsfast::simd_level() == ::wsfast::SimdLevel::avx512 ? space::avx512::function(__VA_ARGS__) \
-   : ::wsfast::simd_level() == ::wsfast::SimdLevel::avx2 ? space::avx2::function(__VA_ARGS__)   \
-                                                         : space::scalar::function(__VA_ARGS__))
+#define WS_DEFINE_DISPATCH_SIMD(Loops)                                                           \
+  template <class Body>                                                                          \
+  void dispatch_simd(const Body& body) {                                                         \
+    if (simd_level() == SimdLevel::avx512) return body.template operator()<avx512::Loops>();     \
+    if (simd_level() == SimdLevel::avx2) return body.template operator()<avx2::Loops>();         \
+    body.template operator()<scalar::Loops>();                                                   \
+  }
 #else
-#define WS_SIMD_CALL(space, function, ...) space::scalar::function(__VA_ARGS__)
+#define WS_DEFINE_DISPATCH_SIMD(Loops)         \
+  template <class Body>                        \
+  void dispatch_simd(const Body& body) {       \
+    body.template operator()<scalar::Loops>(); \
+  }
 #endif

@@ -14,14 +14,7 @@
 namespace wsfast::boxes {
 namespace {
 
-template <class Body>
-void dispatch_simd(const Body& body) {
-#if WS_X86_SIMD
-  if (simd_level() == SimdLevel::avx512) return body.template operator()<avx512::Passes>();
-  if (simd_level() == SimdLevel::avx2) return body.template operator()<avx2::Passes>();
-#endif
-  body.template operator()<scalar::Passes>();
-}
+WS_DEFINE_DISPATCH_SIMD(Passes)
 
 // Images per task at least: a thread is worth waking for this many pixels.
 int64_t grain(const Shape& shape) {

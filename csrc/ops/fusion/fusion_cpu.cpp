@@ -180,14 +180,7 @@ class Fusion {
   std::vector<Layer<T>> layers_;
 };
 
-template <class Body>
-void dispatch_simd(const Body& body) {
-#if WS_X86_SIMD
-  if (simd_level() == SimdLevel::avx512) return body.template operator()<avx512::Rows>();
-  if (simd_level() == SimdLevel::avx2) return body.template operator()<avx2::Rows>();
-#endif
-  body.template operator()<scalar::Rows>();
-}
+WS_DEFINE_DISPATCH_SIMD(Rows)
 
 std::tuple<Tensor, Tensor> fuse_cams_cpu(const std::vector<Tensor>& cams, const Tensor& weights,
                                          int64_t height, int64_t width, std::string layer_norm,

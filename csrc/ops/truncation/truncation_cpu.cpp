@@ -227,15 +227,7 @@ void layercam_maps(const CamArgs<T>& in, Out* out) {
   });
 }
 
-// Calls body.operator()<Passes>() for the instruction set of this CPU.
-template <class Body>
-void dispatch_simd(const Body& body) {
-#if WS_X86_SIMD
-  if (simd_level() == SimdLevel::avx512) return body.template operator()<avx512::Passes>();
-  if (simd_level() == SimdLevel::avx2) return body.template operator()<avx2::Passes>();
-#endif
-  body.template operator()<scalar::Passes>();
-}
+WS_DEFINE_DISPATCH_SIMD(Passes)
 
 Tensor positive_percentile_cpu(const Tensor& grads, double percentile, bool per_sample) {
   const Shape shape = shape_of("positive_percentile", grads, per_sample);
