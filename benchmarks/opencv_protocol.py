@@ -22,13 +22,19 @@ def levels_of(scoremap: Array, thresholds: Array) -> tuple[Array, list[int]]:
 
 def boxes_at_level(image: Array, level: int, every_contour: bool) -> Array:
     """(K, 4) boxes of one mask, int64."""
-    height, width = image.shape
     _, mask = cv2.threshold(image, level, 255, cv2.THRESH_BINARY)
     contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    if contours and not every_contour:
+        contours = [max(contours, key=cv2.contourArea)]
+    return boxes_of(contours, image.shape)
+
+
+def boxes_of(contours: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """(K, 4) boxes as the protocol scores them, int64; [[0, 0, 0, 0]] without a contour."""
     if not contours:
         return np.zeros((1, 4), np.int64)
-    chosen = contours if every_contour else [max(contours, key=cv2.contourArea)]
-    boxes = np.array([cv2.boundingRect(contour) for contour in chosen], np.int64)
+    height, width = shape
+    boxes = np.array([cv2.boundingRect(contour) for contour in contours], np.int64)
     boxes[:, 2] = np.minimum(boxes[:, 0] + boxes[:, 2], width - 1)
     boxes[:, 3] = np.minimum(boxes[:, 1] + boxes[:, 3], height - 1)
     return boxes

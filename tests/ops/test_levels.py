@@ -13,62 +13,13 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import wsfast
+from benchmarks import opencv_protocol as protocol
+from tests.level_maps import FAMILIES, large_maps, make_map, make_truth
 from wsfast.ops.levels import reference, registration
 from wsfast.testing import FLOATING_DTYPES
 
-FAMILIES = (
-    "noise", "few", "binary", "rings", "lines", "circles", "sparse", "smooth", "coarse", "faint",
-    "empty", "full",
-)  # fmt: skip
 PAIRS = 100_000  # (map, level) pairs compared in the default suite
 SLOW_PAIRS = 1_000_000
-
-
-def draw(rng: np.random.Generator, height: int, width: int, circles: bool) -> np.ndarray:
-    image = np.zeros((height, width), np.uint8)
-    for _ in range(5):
-        x, y, x1, y1 = (int(rng.integers(size)) for size in (width, height) * 2)
-        colour = int(rng.integers(1, 256))
-        if circles:
-            cv2.circle(image, (x, y), int(rng.integers(1, max(height, width) + 1)), colour, 1)
-        else:
-            cv2.line(image, (x, y), (x1, y1), colour, 1)
-    return image
-
-
-def stretch(image: np.ndarray, top: float = 255.0) -> np.ndarray:
-    return (image - image.min()) / (np.ptp(image) + 1e-9) * top
-
-
-def make_map(family: str, height: int, width: int, seed: int) -> np.ndarray:
-    """An 8-bit map."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    noise = rng.random((height, width))
-    centre_y, centre_x = rng.random() * height, rng.random() * width
-    coarse = cv2.resize(rng.random((5, 5)), (width, height), interpolation=cv2.INTER_CUBIC)
-    image = {
-        "noise": noise * 255.999,
-        "few": np.floor(noise * 5) * 50,
-        "binary": (noise < rng.random()) * 255,
-        "rings": np.cos(np.hypot(y - centre_y, x - centre_x) * rng.uniform(0.3, 2)) * 127 + 127,
-        "lines": draw(rng, height, width, circles=False),
-        "circles": draw(rng, height, width, circles=True),
-        "sparse": (noise < 0.08) * rng.integers(1, 256, (height, width)),
-        "smooth": stretch(cv2.GaussianBlur(noise, (0, 0), 2)),
-        "coarse": stretch(coarse),
-        "faint": stretch(coarse + 0.05 * noise, rng.integers(1, 120)),
-        "empty": np.zeros((height, width)),
-        "full": np.full((height, width), 255),
-    }[family]
-    return np.asarray(image).astype(np.uint8)
-
-
-def make_truth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    count = rng.integers(1, 4)
-    x = np.sort(rng.integers(0, width, (count, 2)), axis=1)
-    y = np.sort(rng.integers(0, height, (count, 2)), axis=1)
-    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
 
 
 def opencv_contours(image: np.ndarray, level: int, mode: int = cv2.RETR_TREE) -> list[np.ndarray]:
@@ -88,24 +39,6 @@ def opencv_largest(contours: list[np.ndarray]) -> tuple[list[int], float]:
     return opencv_box(largest), cv2.contourArea(largest)
 
 
-def protocol_iou(box: list[int], truth: np.ndarray) -> float:
-    """The protocol's IoU: both corners count as inside."""
-    width = min(box[2], truth[2]) - max(box[0], truth[0]) + 1
-    height = min(box[3], truth[3]) - max(box[1], truth[1]) + 1
-    shared = max(width, 0) * max(height, 0)
-    areas = [(b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (box, truth)]
-    return float(shared / (sum(areas) - shared))
-
-
-def opencv_best_iou(contours: list[np.ndarray], truth: np.ndarray, shape: tuple[int, int]) -> float:
-    height, width = shape
-    boxes = [
-        [x0, y0, min(x1, width - 1), min(y1, height - 1)]
-        for x0, y0, x1, y1 in map(opencv_box, contours)
-    ]
-    return max(protocol_iou(box, row) for box in boxes or [[0, 0, 0, 0]] for row in truth)
-
-
 def assert_equals_opencv(image: np.ndarray, truth: np.ndarray) -> None:
     maps = torch.from_numpy(image)[None]
     boxes, area2 = (found[0].numpy() for found in wsfast.level_boxes(maps))
@@ -117,7 +50,8 @@ def assert_equals_opencv(image: np.ndarray, truth: np.ndarray) -> None:
         same = slice(level, following)
         np.testing.assert_array_equal(boxes[same], np.tile(box, (following - level, 1)))
         np.testing.assert_array_equal(area2[same], round(2 * area))
-        np.testing.assert_array_equal(best[same], opencv_best_iou(contours, truth, image.shape))
+        iou = protocol.inclusive_iou(protocol.boxes_of(contours, image.shape), truth)
+        np.testing.assert_array_equal(best[same], iou.max())
 
 
 def assert_many_equal_opencv(pairs: int, seed: int, largest_side: int) -> None:
@@ -326,31 +260,6 @@ def test_cuda_tensors_have_a_way() -> None:
     assert kinds["level_boxes"] == {"cpu": "native", "cuda": "host"}
     assert kinds["level_best_iou"] == {"cpu": "native", "cuda": "host"}
     assert kinds["score_histograms"] == {"cpu": "native", "cuda": "torch"}
-
-
-def large_maps(side: int) -> dict[str, torch.Tensor]:
-    """Shapes that overflow stacks and make careless searches quadratic."""
-    y, x = np.mgrid[:side, :side]
-    snake = np.zeros((side, side), np.uint8)
-    snake[::2] = 200
-    snake[1::4, -1] = snake[3::4, 0] = 200
-    ramp = np.arange(side * side).reshape(side, side)
-    ramp[1::2] = ramp[1::2, ::-1]
-    angle = np.arctan2(y - side / 2, x - side / 2)
-    radius = np.hypot(y - side / 2, x - side / 2)
-    spiral = ((radius / 4 + angle / (2 * np.pi)) % 1 < 0.5) * 255
-    climbing = (snake > 0) * (1 + ramp * 255 // (side * side))
-    images = {
-        "snake": snake,
-        "climbing snake": climbing,
-        "checkerboard": (x + y) % 2 * 255,
-        "spiral": spiral,
-        "falling spiral": (spiral > 0) * np.clip(255 - radius * 255 / side, 1, 255),
-    }
-    return {
-        name: torch.from_numpy(np.asarray(image).astype(np.uint8))[None]
-        for name, image in images.items()
-    }
 
 
 @pytest.mark.parametrize("name", list(large_maps(8)))
