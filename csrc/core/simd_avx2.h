@@ -121,4 +121,13 @@ inline uint64_t nonzero_bytes(const uint8_t* p) {
   return ~(uint64_t{zeros(32)} << 32 | zeros(0));
 }
 
+inline void store_where(uint64_t bits, int32_t value, int32_t* p) {
+  const __m256i values = _mm256_set1_epi32(value);
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  for (; bits != 0; bits >>= 8, p += 8) {
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits & 255)), lane);
+    _mm256_maskstore_epi32(p, _mm256_cmpeq_epi32(set, lane), values);
+  }
+}
+
 }  // namespace wsfast::simd::avx2

@@ -82,4 +82,11 @@ inline uint64_t nonzero_bytes(const uint8_t* p) {
   return _mm512_test_epi8_mask(bytes, bytes);
 }
 
+inline void store_where(uint64_t bits, int32_t value, int32_t* p) {
+  const __m512i values = _mm512_set1_epi32(value);
+  for (; bits != 0; bits >>= 16, p += 16) {
+    _mm512_mask_storeu_epi32(p, static_cast<__mmask16>(bits), values);
+  }
+}
+
 }  // namespace wsfast::simd::avx512

@@ -117,4 +117,9 @@ inline uint64_t nonzero_bytes(const uint8_t* p) {
   return word;
 }
 
+// p[i] = value where bit i is set; nothing else is touched.
+inline void store_where(uint64_t bits, int32_t value, int32_t* p) {
+  for (; bits != 0; bits &= bits - 1) p[__builtin_ctzll(bits)] = value;
+}
+
 }  // namespace wsfast::simd::scalar

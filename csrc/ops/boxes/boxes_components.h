@@ -14,19 +14,19 @@ struct Component {
   double sum;  // of the map inside
 };
 
-// Box, area and sum of every component; run_sum(y, begin, end) is the map's sum over a run.
+// Box, area and sum of every component; run_sum(run) is the map's sum over a run.
 template <class Labeler, class RunSum>
 void measure(const Labeler& labeler, int32_t count, const RunSum& run_sum,
              std::vector<Component>& components) {
-  components.assign(count, {INT32_MAX, -1, 0, 0, 0, 0.0});
-  labeler.for_runs([&](int32_t y, int32_t begin, int32_t end, int32_t component) {
-    Component& c = components[component];
-    if (c.y0 < 0) c.y0 = y;  // rows come from the top
-    c.x0 = std::min(c.x0, begin);
-    c.x1 = std::max(c.x1, end);
-    c.y1 = y + 1;
-    c.area += end - begin;
-    c.sum += run_sum(y, begin, end);
+  components.assign(count, {INT32_MAX, INT32_MAX, 0, 0, 0, 0.0});
+  labeler.for_runs([&](const typename Labeler::Run& run) {
+    Component& c = components[run.component];
+    c.x0 = std::min(c.x0, run.begin);
+    c.y0 = std::min(c.y0, run.y + (run.upper == 0));
+    c.x1 = std::max(c.x1, run.end);
+    c.y1 = std::max(c.y1, run.y + 1 + (run.lower > 0));
+    c.area += run.upper + run.lower;
+    c.sum += run_sum(run);
   });
 }
 

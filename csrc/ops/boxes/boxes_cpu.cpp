@@ -33,9 +33,8 @@ int32_t label_mask(typename Passes::Labeler& labeler, const uint8_t* mask, const
 template <class Labeler>
 void write_labels(const Labeler& labeler, const Shape& shape, int32_t* labels) {
   std::fill(labels, labels + shape.pixels(), 0);
-  labeler.for_runs([&](int32_t y, int32_t begin, int32_t end, int32_t component) {
-    int32_t* row = labels + int64_t{y} * shape.width;
-    std::fill(row + begin, row + end, component + 1);
+  labeler.for_runs([&](const typename Labeler::Run& run) {
+    labeler.paint(run, run.component + 1, labels);
   });
 }
 
@@ -124,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64
       for (int64_t n = begin; n < end; ++n) {
         const uint8_t* image = read_ptr<uint8_t>(bytes) + n * shape.pixels();
         const int32_t count = label_mask<Passes>(writer.labeler(), image, shape);
-        writer.write(n, count, [](int32_t, int32_t, int32_t) { return 0.0; });
+        writer.write(n, count, [](const auto&) { return 0.0; });
       }
     });
   });
@@ -140,8 +139,12 @@ bool box_map(BoxWriter<typename Passes::Labeler>& writer, int64_t image, const T
   const int32_t count = writer.labeler().label([&](int32_t y, uint64_t* words) {
     numbers &= Passes::threshold_bits(row(y), shape.width, threshold, words);
   });
-  writer.write(image, count, [&](int32_t y, int32_t begin, int32_t end) {
-    return Passes::sum(row(y) + begin, end - begin);
+  writer.write(image, count, [&](const auto& run) {
+    double sum = 0;
+    writer.labeler().for_stretches(run, [&](int32_t y, int32_t begin, int32_t end) {
+      sum += Passes::sum(row(y) + begin, end - begin);
+    });
+    return sum;
   });
   return numbers;
 }

@@ -1,58 +1,85 @@
-// Connected components of one mask by runs, one copy per instruction set (boxes_simd.h includes it):
-// rows are bits, runs begin and end where bits change, and runs are united where bits of two rows
-// touch. Labels are written only by who asks for them. No recursion, so no shape can overflow the
-// stack. No include guard.
+// Connected components of one mask by runs, one copy per instruction set (boxes_simd.h includes it).
+// Rows are bits. With 8 neighbours two rows make a strip: pixels of neighbouring columns of a strip
+// always touch, so a run of columns with a pixel in either row is connected, and there are less than
+// half as many runs to join. With 4 neighbours a strip is one row. Labels are written only by who
+// asks for them. No recursion, so no shape can overflow the stack. No include guard.
 
 namespace wsfast::boxes::WS_SIMD {
 
 // Labels masks of one size, one after the other, in memory that is kept between them.
 class RunLabeler {
  public:
+  // Columns [begin, end) of the strip that begins at row y, and its pixels in either row.
+  struct Run {
+    int32_t y, begin, end, component, upper, lower;
+  };
+
   RunLabeler(int32_t height, int32_t width, int connectivity)
       : height_(height),
         width_(width),
         words_((width + 63) / 64),
-        diagonal_(connectivity == 8 ? ~uint64_t{0} : 0),
-        row_start_(height + 1),
-        rows_(2 * (words_ + 2)) {}
+        strip_rows_(connectivity == 8 ? 2 : 1),
+        strip_start_((height + strip_rows_ - 1) / strip_rows_ + 1),
+        strips_(2 * (words_ + 2)),
+        bits_((int64_t{height} + 1) * words_) {}
 
   // fill_bits(y, words) writes row y: bit x % 64 of words[x / 64] says that pixel x is inside.
   // Returns the number of components, which are numbered from 0 in raster order of first pixels.
   template <class FillBits>
   int32_t label(const FillBits& fill_bits) {
-    std::fill(rows_.begin(), rows_.end(), Word{});
-    bits_.resize(words_);
-    int32_t count = 0;
-    for (int32_t y = 0; y < height_; ++y) {
-      Word* const row = rows_.data() + (y % 2) * (words_ + 2) + 1;  // empty words at both ends
-      const Word* const above = rows_.data() + (1 - y % 2) * (words_ + 2) + 1;
-      fill_bits(y, bits_.data());
-      row_start_[y] = count;
-      count = append_runs(row, count);
-      join_row(row, above, count);
+    std::fill(strips_.begin(), strips_.end(), Word{});
+    int32_t runs = 0;
+    for (int32_t s = 0; s < strips(); ++s) {
+      for (int32_t y = s * strip_rows_; y < std::min(height_, (s + 1) * strip_rows_); ++y) {
+        fill_bits(y, row_bits(y));
+      }
+      Word* const strip = strips_.data() + (s % 2) * (words_ + 2) + 1;  // empty words at both ends
+      const Word* const above = strips_.data() + (1 - s % 2) * (words_ + 2) + 1;
+      strip_start_[s] = runs;
+      runs = append_runs(s, strip, runs);
+      join_strip(strip, above, runs);
     }
-    row_start_[height_] = count;
-    return number_components(count);
+    strip_start_[strips()] = runs;
+    return number_components(runs);
   }
 
-  // Calls visit(y, begin, end, component) for the runs of columns [begin, end) in raster order.
+  // Calls visit(run) for the runs of all strips from the top, from left to right.
   template <class Visit>
   void for_runs(const Visit& visit) const {
-    for (int32_t y = 0; y < height_; ++y) {
-      for (int32_t r = row_start_[y]; r < row_start_[y + 1]; ++r) {
-        visit(y, begin_[r], end_[r], parent_[r]);
+    for (int32_t s = 0; s < strips(); ++s) {
+      for (int32_t r = strip_start_[s]; r < strip_start_[s + 1]; ++r) {
+        const Filled& filled = filled_[r];
+        visit(Run{s * strip_rows_, begin_[r], end_[r], parent_[r], filled.upper, filled.lower});
       }
     }
   }
 
+  // Writes `value` to a run's pixels of an image.
+  void paint(const Run& run, int32_t value, int32_t* image) const {
+    if (run.upper > 0) paint_row(run.y, run, value, image);
+    if (run.lower > 0) paint_row(run.y + 1, run, value, image);
+  }
+
+  // Calls visit(y, begin, end) for the stretches of pixels of a run's rows.
+  template <class Visit>
+  void for_stretches(const Run& run, const Visit& visit) const {
+    for_stretches(run.y, run, run.upper, visit);
+    for_stretches(run.y + 1, run, run.lower, visit);
+  }
+
  private:
-  // 64 pixels of a row: which are inside, which of them begin a run, and how many runs of the mask
-  // begin before.
+  // Pixels in the first and second row of a strip.
+  struct Filled {
+    int32_t upper, lower;
+  };
+
+  // 64 columns of a strip: pixels of its first and last row, columns with any pixel, which of them
+  // begin a run, and how many runs of the mask begin before.
   struct Word {
-    uint64_t bits, starts;
+    uint64_t first, last, any, starts;
     int32_t runs_before;
 
-    // The run that pixel `bit` belongs to or, if outside, the last one that begins before it.
+    // The run that column `bit` belongs to or, if outside, the last one that begins before it.
     int32_t run_at(int bit) const {
       return runs_before + std::popcount(starts & (~uint64_t{0} >> (63 - bit))) - 1;
     }
@@ -60,11 +87,27 @@ class RunLabeler {
 
   static constexpr int kUnroll = 4;  // so many positions are written past the last one
 
+  int32_t strips() const { return static_cast<int32_t>(strip_start_.size()) - 1; }
+  uint64_t* row_bits(int32_t y) { return bits_.data() + int64_t{y} * words_; }
+
   // Writes base + the positions of the set bits.
   static void write_positions(uint64_t bits, int32_t base, int32_t* out) {
     const int32_t* const end = out + std::popcount(bits);
     while (out < end) {
       for (int i = 0; i < kUnroll; ++i, bits &= bits - 1) *out++ = base + std::countr_zero(bits);
+    }
+  }
+
+  // Writes `before` + the pixels of both rows below each of the positions.
+  static void write_filled(uint64_t positions, uint64_t upper, uint64_t lower, Filled before,
+                           Filled* out) {
+    const Filled* const end = out + std::popcount(positions);
+    while (out < end) {
+      for (int i = 0; i < kUnroll; ++i, positions &= positions - 1) {
+        const uint64_t below = (positions & -positions) - 1;
+        *out++ = {before.upper + std::popcount(upper & below),
+                  before.lower + std::popcount(lower & below)};
+      }
     }
   }
 
@@ -75,63 +118,87 @@ class RunLabeler {
     begin_.resize(size);
     end_.resize(size);
     parent_.resize(size);
+    filled_.resize(size);
   }
 
-  // Adds the runs of the row in bits_, which become the row's words; the number of runs so far.
-  int32_t append_runs(Word* row, int32_t count) {
-    reserve(int64_t{count} + width_ / 2 + 1 + kUnroll);
-    int32_t ended = count;
-    const int32_t first = count;
-    uint64_t before = 0;
+  // Adds the runs of a strip, which become its words; the number of runs so far.
+  int32_t append_runs(int32_t strip, Word* words, int32_t runs) {
+    reserve(int64_t{runs} + width_ / 2 + 1 + kUnroll);
+    const uint64_t* const upper = row_bits(strip * strip_rows_);
+    const uint64_t* const lower = upper + words_;  // the row after the last one stays empty
+    const bool two_rows = strip_rows_ == 2;
+    const int32_t first = runs;
+    int32_t ended = runs;
+    Filled before{};
+    uint64_t carried = 0;
     for (int32_t w = 0; w < words_; ++w) {
-      const uint64_t bits = bits_[w], shifted = bits << 1 | before;
-      const uint64_t starts = bits & ~shifted, ends = ~bits & shifted;
-      row[w] = {bits, starts, count};
-      write_positions(starts, w * 64, begin_.data() + count);
+      const uint64_t second = two_rows ? lower[w] : 0, any = upper[w] | second;
+      const uint64_t shifted = any << 1 | carried, starts = any & ~shifted, ends = ~any & shifted;
+      words[w] = {upper[w], two_rows ? second : upper[w], any, starts, runs};
+      write_positions(starts, w * 64, begin_.data() + runs);
       write_positions(ends, w * 64, end_.data() + ended);
-      count += std::popcount(starts);
+      write_filled(ends, upper[w], second, before, filled_.data() + ended);
+      runs += std::popcount(starts);
       ended += std::popcount(ends);
-      before = bits >> 63;
+      before.upper += std::popcount(upper[w]);
+      before.lower += std::popcount(second);
+      carried = any >> 63;
     }
-    if (ended < count) end_[ended] = width_;
-    for (int32_t r = first; r < count; ++r) parent_[r] = r;
-    return count;
+    if (ended < runs) {
+      end_[ended] = width_;
+      filled_[ended] = before;
+    }
+    for (int32_t r = runs - 1; r > first; --r) {
+      filled_[r].upper -= filled_[r - 1].upper;
+      filled_[r].lower -= filled_[r - 1].lower;
+    }
+    for (int32_t r = first; r < runs; ++r) parent_[r] = r;
+    return runs;
   }
 
-  // Joins a row's runs with those of the row above; `count` is the number of runs so far.
-  void join_row(const Word* row, const Word* above, int32_t count) {
-    const int32_t first = row[0].runs_before;
-    if (count == first || first == above[0].runs_before) return;  // one of them is empty
+  // Joins a strip's runs with those of the strip above; `runs` is the number of runs so far.
+  void join_strip(const Word* strip, const Word* above, int32_t runs) {
+    const int32_t first = strip[0].runs_before;
+    if (runs == first || first == above[0].runs_before) return;  // one of them is empty
     uint64_t met = 0;
-    for (int32_t w = 0; w < words_; ++w) met = join_word(row + w, above + w, met);
+    for (int32_t w = 0; w < words_; ++w) met = join_word(strip + w, above + w, met);
   }
 
-  // Joins the runs of a word with those of the row above that they touch, once per stretch of
-  // contact; a diagonal contact counts only where no straight one joins the same runs. A run that
-  // meets its first contact just takes over that run's parent: no search, no branch to mispredict.
-  // `met` is 1 if the last word's last run goes on and has met one; the return value is the same of
-  // this word.
-  uint64_t join_word(const Word* row, const Word* above, uint64_t met) {
-    const Word lower = *row, upper = *above;
-    const uint64_t here = lower.bits, up = upper.bits;
-    const uint64_t here_left = here << 1 | row[-1].bits >> 63;
-    const uint64_t here_right = here >> 1 | row[1].bits << 63;
-    const uint64_t up_left = up << 1 | above[-1].bits >> 63;
-    const uint64_t up_right = up >> 1 | above[1].bits << 63;
-    const uint64_t open = here & ~up & diagonal_;
-    const uint64_t contacts =
-        (here & up & ~(here_left & up_left)) | (open & up_left & ~here_left);
-    const uint64_t right_contacts = open & up_right & ~here_right;  // at the end of a run
-    if ((contacts | right_contacts) == 0) return here == ~uint64_t{0} ? met : 0;
-    const uint64_t first = contacts | (met & here);
-    // An addition carries from a run's first contact to the run's end.
-    const uint64_t after = (((here + first) ^ here) | first) & here;
-    const uint64_t later = contacts & (after << 1 | met);
+  // The marked bits and all after them, to the end of their stretch of set bits: an addition
+  // carries from a stretch's first mark to its end.
+  static uint64_t to_end(uint64_t stretches, uint64_t marks) {
+    return (((stretches + marks) ^ stretches) | marks) & stretches;
+  }
+
+  // Joins the runs of a word with those of the strip above that they touch. A run that meets its
+  // first contact just takes over that run's parent: no search, no branch to mispredict. `met` is 1
+  // if the last word's last run goes on and has met one; the return value is the same of this word.
+  uint64_t join_word(const Word* strip, const Word* above, uint64_t met) {
+    const Word lower = *strip, upper = *above;
+    const uint64_t diagonal = strip_rows_ == 2 ? ~uint64_t{0} : 0;
+    const uint64_t here = lower.first, up = upper.last;
+    const uint64_t here_left = here << 1 | strip[-1].first >> 63;
+    const uint64_t here_right = here >> 1 | strip[1].first << 63;
+    const uint64_t up_left = (up << 1 | above[-1].last >> 63) & diagonal;
+    const uint64_t up_right = (up >> 1 | above[1].last << 63) & diagonal;
+    // A pixel below a run's column touches that run alone. Two runs are joined once per stretch of
+    // columns of both.
+    const uint64_t below = here & upper.any & (up | up_left | up_right);
+    const uint64_t joined = to_end(lower.any & upper.any, below) << 1;
+    // A pixel below a gap touches the runs at either side; where its stretch of pixels goes on to
+    // that side, the next pixel has joined them.
+    const uint64_t gap = here & ~upper.any;
+    const uint64_t contacts = (below & ~joined) | (gap & up_left & ~here_left);
+    const uint64_t right_contacts = gap & up_right & ~here_right;
+    if ((contacts | right_contacts) == 0) return lower.any == ~uint64_t{0} ? met : 0;
+
+    const uint64_t after = to_end(lower.any, contacts | right_contacts | (met & lower.any));
+    const uint64_t later = after << 1 | met;  // than the first contact of their run
     for_bits(contacts & ~later, [&](int bit) { adopt(upper.run_at(bit), lower.run_at(bit)); });
-    for_bits(right_contacts & ~after,
+    for_bits(right_contacts & ~later & ~contacts,
              [&](int bit) { adopt(upper.run_at(bit) + 1, lower.run_at(bit)); });
-    for_bits(later, [&](int bit) { unite(upper.run_at(bit), lower.run_at(bit)); });
-    for_bits(right_contacts & after,
+    for_bits(contacts & later, [&](int bit) { unite(upper.run_at(bit), lower.run_at(bit)); });
+    for_bits(right_contacts & (later | contacts),
              [&](int bit) { unite(upper.run_at(bit) + 1, lower.run_at(bit)); });
     return after >> 63;
   }
@@ -151,7 +218,7 @@ class RunLabeler {
     return run;
   }
 
-  // The smaller run, first in raster order, becomes the root.
+  // The smaller run, of an earlier strip or further left, becomes the root.
   void unite(int32_t a, int32_t b) {
     a = find(a);
     b = find(b);
@@ -160,19 +227,87 @@ class RunLabeler {
 
   // Turns parents, which never come after their run, into component numbers.
   int32_t number_components(int32_t runs) {
+    number_.resize(parent_.size());
+    for (int32_t r = 0; r < runs; ++r) parent_[r] = parent_[parent_[r]];
     int32_t components = 0;
-    for (int32_t r = 0; r < runs; ++r) {
-      parent_[r] = parent_[r] == r ? components++ : parent_[parent_[r]];
+    for (int32_t s = 0; s < strips(); ++s) components = number_strip(s, components);
+    for (int32_t r = 0; r < runs; ++r) parent_[r] = number_[parent_[r]];
+    return components;
+  }
+
+  // Numbers the components that begin in a strip, those with a pixel in its first row before those
+  // without; the number of components so far.
+  int32_t number_strip(int32_t strip, int32_t components) {
+    const int32_t begin = strip_start_[strip], end = strip_start_[strip + 1];
+    int32_t upper_roots = 0, roots = 0, rises = 0;
+    for (int32_t r = begin; r < end; ++r) {
+      const int32_t root = parent_[r];
+      const int32_t is_root = root == r, has_upper = filled_[r].upper > 0;
+      roots += is_root;
+      upper_roots += is_root & has_upper;
+      rises |= has_upper & (root >= begin) & (filled_[root].upper == 0);
+    }
+    if (rises) return number_rising_strip(begin, end, components);
+    int32_t next[2] = {components + upper_roots, components};  // without and with an upper pixel
+    for (int32_t r = begin; r < end; ++r) {
+      const int32_t has_upper = filled_[r].upper > 0;
+      number_[r] = next[has_upper];
+      next[has_upper] += parent_[r] == r;
+    }
+    return components + roots;
+  }
+
+  // The same where a component's first run has no pixel in the first row but a later one has.
+  int32_t number_rising_strip(int32_t begin, int32_t end, int32_t components) {
+    for (int32_t r = begin; r < end; ++r) number_[r] = -1;
+    for (int32_t r = begin; r < end; ++r) {
+      const int32_t root = parent_[r];
+      if (root >= begin && number_[root] < 0 && filled_[r].upper > 0) number_[root] = components++;
+    }
+    for (int32_t r = begin; r < end; ++r) {
+      if (parent_[r] == r && number_[r] < 0) number_[r] = components++;
     }
     return components;
   }
 
-  int32_t height_, width_, words_;
-  uint64_t diagonal_;
-  std::vector<int32_t> row_start_;
-  std::vector<Word> rows_;  // this row and the one above
-  std::vector<uint64_t> bits_;
-  std::vector<int32_t> begin_, end_, parent_;
+  void paint_row(int32_t y, const Run& run, int32_t value, int32_t* image) const {
+    const uint64_t* const row = bits_.data() + int64_t{y} * words_;
+    for (int32_t x = run.begin; x < run.end;) {
+      const int32_t columns = std::min(64 - x % 64, run.end - x);
+      const uint64_t bits = row[x / 64] >> (x % 64) & (~uint64_t{0} >> (64 - columns));
+      simd::WS_SIMD::store_where(bits, value, image + int64_t{y} * width_ + x);
+      x += columns;
+    }
+  }
+
+  template <class Visit>
+  void for_stretches(int32_t y, const Run& run, int32_t pixels, const Visit& visit) const {
+    if (pixels == 0) return;
+    if (pixels == run.end - run.begin) return visit(y, run.begin, run.end);
+    const uint64_t* const row = bits_.data() + int64_t{y} * words_;
+    int32_t end = run.begin;
+    while (pixels > 0) {
+      const int32_t begin = next_pixel(row, 0, end);
+      end = next_pixel(row, ~uint64_t{0}, begin);
+      visit(y, begin, end);
+      pixels -= end - begin;
+    }
+  }
+
+  // The first column from x on that is inside or, with all bits inverted, outside.
+  int32_t next_pixel(const uint64_t* row, uint64_t inverted, int32_t x) const {
+    int32_t w = x / 64;
+    uint64_t bits = (row[w] ^ inverted) & (~uint64_t{0} << (x % 64));
+    while (bits == 0 && ++w < words_) bits = row[w] ^ inverted;
+    return std::min(w * 64 + (bits == 0 ? 0 : std::countr_zero(bits)), width_);
+  }
+
+  int32_t height_, width_, words_, strip_rows_;
+  std::vector<int32_t> strip_start_;
+  std::vector<Word> strips_;  // this one and the one above
+  std::vector<uint64_t> bits_;  // of all rows, and an empty one
+  std::vector<int32_t> begin_, end_, parent_, number_;
+  std::vector<Filled> filled_;
 };
 
 }  // namespace wsfast::boxes::WS_SIMD
