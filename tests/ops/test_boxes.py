@@ -13,29 +13,9 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import wsfast
-from tests.native.emulator import to_bits
+from tests.masks import FAMILIES, checkerboard, make_mask, snake, spiral
 from wsfast.ops.boxes import reference
 from wsfast.testing import FLOATING_DTYPES
-
-FAMILIES = ("noise", "sparse", "dense", "smooth", "rings", "lines", "checker", "empty", "full")
-
-
-def make_mask(family: str, height: int, width: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    noise = rng.random((height, width))
-    masks = {
-        "noise": noise < 0.5,
-        "sparse": noise < 0.05,
-        "dense": noise < 0.9,
-        "smooth": cv2.GaussianBlur(noise, (0, 0), 2) > 0.5,
-        "rings": (np.hypot(y - height / 2, x - width / 2) // 2) % 2 == 0,
-        "lines": (y + x * rng.integers(0, 3)) % 3 == 0,
-        "checker": (y + x) % 2 == 0,
-        "empty": np.zeros_like(noise, bool),
-        "full": np.ones_like(noise, bool),
-    }
-    return masks[family].astype(np.uint8)
 
 
 def opencv_components(mask: np.ndarray, connectivity: int):
@@ -164,32 +144,6 @@ def test_forward_matches_reference(
         peer = reference.scored_boxes(wide >= limit, cams, 7, connectivity, 1)
         for ours, theirs in zip(found, peer, strict=True):
             torch.testing.assert_close(ours, theirs)
-
-
-def snake(height: int, width: int) -> torch.Tensor:
-    """One path through the whole image, row by row."""
-    mask = torch.zeros(1, height, width, dtype=torch.bool)
-    mask[:, ::2] = True
-    mask[:, 1::4, -1] = True
-    mask[:, 3::4, 0] = True
-    return mask
-
-
-def spiral(size: int) -> torch.Tensor:
-    """One path from a corner to the centre: walls of a 4-connected corridor."""
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    top, bottom = 0, size - 1
-    while top <= bottom:
-        mask[top, max(0, top - 1) : bottom + 1] = True
-        mask[top : bottom + 1, bottom] = True
-        mask[bottom, top : bottom + 1] = True
-        mask[top + 2 : bottom + 1, top] = True
-        top, bottom = top + 2, bottom - 2
-    return mask[None]
-
-
-def checkerboard(height: int, width: int) -> torch.Tensor:
-    return ((torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0)[None]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2048, 2048)])
@@ -377,97 +331,3 @@ def test_errors(case: int) -> None:
     with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
         call()
     assert message in str(error.value)
-
-
-# ---- the CUDA kernels on the CPU -----------------------------------------------------------------
-
-EMULATED_SHAPES = ((1, 1), (1, 70), (45, 1), (21, 34), (9, 130))
-
-
-def emulated_masks(height: int, width: int) -> torch.Tensor:
-    families = ("noise", "sparse", "rings", "checker", "empty", "full")
-    masks = [torch.from_numpy(make_mask(family, height, width, 3)) for family in families]
-    return torch.stack(masks)
-
-
-def threshold_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def assert_same(found: tuple[np.ndarray, ...], expected: tuple[torch.Tensor, ...]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(
-            torch.from_numpy(ours), theirs, rtol=1e-6, atol=0, equal_nan=True
-        )
-
-
-@pytest.mark.parametrize("connectivity", [4, 8])
-@pytest.mark.parametrize("shape", EMULATED_SHAPES)
-def test_emulated_kernel_of_components(emulator, shape: tuple[int, int], connectivity: int) -> None:
-    masks = emulated_masks(*shape)
-    found = emulator.call("connected_components", masks.numpy(), connectivity)
-    assert_same(found, reference.connected_components(masks, connectivity=connectivity))
-    for max_boxes, min_area in ((1, 1), (5, 2), (700, 1)):
-        arguments = (max_boxes, connectivity, min_area)
-        boxes, areas, counts = emulator.call("component_boxes", masks.numpy(), *arguments)
-        expected = reference.scored_boxes(masks, masks.float(), *arguments)
-        assert_same((boxes, areas, counts), (expected[0], *expected[2:]))
-
-
-@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-def test_emulated_kernel_of_maps(emulator, dtype: torch.dtype) -> None:
-    cams = (torch.rand(5, 23, 41) * torch.tensor([1, 1e-3, 50, 1, 1])[:, None, None]).to(dtype)
-    cams[3] = 0.25
-    limits = torch.tensor([0.5, 4e-4, -1.0, 0.25, 2.0], dtype=threshold_dtype(dtype))
-    wide = cams.to(limits.dtype)
-    for connectivity in (4, 8):
-        found = emulator.call(
-            "cam_boxes", to_bits(cams), limits.numpy(), 6, connectivity, 2, dtype=dtype
-        )
-        mask = wide >= limits[:, None, None]
-        expected = reference.scored_boxes(mask, cams, 6, connectivity, 2)
-        assert_same(found, (*expected, torch.ones(5, dtype=torch.bool)))
-    for repeat in (1, 2, 3):
-        levels, valid = emulator.call("otsu_level", to_bits(cams), repeat, dtype=dtype)
-        assert_same((levels,), (reference.otsu_level(cams, repeat),))
-        assert valid.all()
-
-
-def test_emulated_kernel_of_strange_maps(emulator) -> None:
-    """NaN is background and reported; infinities reach the score; tiny and huge values keep it."""
-    cams = torch.zeros(5, 6, 40)
-    cams[0, 2, 3:5] = torch.tensor([math.nan, 1.0])
-    cams[1, 2, 3:5] = torch.tensor([math.inf, 1.0])
-    cams[2, 2, 3:6] = torch.tensor([math.inf, 1.0, -math.inf])
-    cams[3, 2, 3:5] = torch.tensor([1e-42, 3e-42])
-    cams[4, 2, 3:5] = torch.tensor([3e38, 1e38])
-    limits = torch.tensor([0.5, 0.5, -math.inf, 1e-43, 0.5])
-    found = emulator.call("cam_boxes", cams.numpy(), limits.numpy(), 2, 8, 1)
-    mask = cams >= limits[:, None, None]
-    expected = reference.scored_boxes(mask, cams, 2, 8, 1)
-    assert_same(found, (*expected, torch.tensor([False, True, True, True, True])))
-    assert emulator.call("otsu_level", cams.numpy(), 1)[1].tolist() == [False] + [True] * 4
-
-
-def test_emulated_kernel_in_every_order(emulator) -> None:
-    masks = torch.cat(
-        [torch.rand(1, 40, 70) < 0.55, snake(40, 70), spiral(41)[:, :40].repeat(1, 1, 2)[..., :70]]
-    )
-    masks = masks.to(torch.uint8)
-    for connectivity in (4, 8):
-        found = emulator.call_in_every_order("connected_components", masks.numpy(), connectivity)
-        assert_same(found, reference.connected_components(masks, connectivity=connectivity))
-    cams = torch.rand(2, 40, 70)
-    limits = torch.tensor([0.5, 0.7])
-    found = emulator.call_in_every_order("cam_boxes", cams.numpy(), limits.numpy(), 20, 4, 1)
-    expected = reference.scored_boxes(cams >= limits[:, None, None], cams, 20, 4, 1)
-    assert_same(found, (*expected, torch.ones(2, dtype=torch.bool)))
-
-
-def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
-    masks = np.zeros((0, 4, 5), np.uint8)
-    assert emulator.call("connected_components", masks, 8)[0].shape == (0, 4, 5)
-    assert emulator.call("component_boxes", masks, 3, 8, 1)[0].shape == (0, 3, 4)
-    cams = np.zeros((0, 4, 5), np.float32)
-    assert emulator.call("cam_boxes", cams, np.zeros(0, np.float32), 3, 8, 1)[1].shape == (0, 3)
-    assert emulator.call("otsu_level", cams, 1)[0].shape == (0,)

@@ -6,7 +6,9 @@ from .boxes import (
     cam_boxes,
     component_boxes,
     connected_components,
+    label_boxes,
     otsu_threshold,
+    suppress_overlaps,
 )
 from .fusion import fuse_cams, normalize_cams
 from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
@@ -24,12 +26,14 @@ __all__ = [
     "component_boxes",
     "connected_components",
     "fuse_cams",
+    "label_boxes",
     "level_best_iou",
     "level_boxes",
     "normalize_cams",
     "otsu_threshold",
     "positive_percentile",
     "score_histograms",
+    "suppress_overlaps",
     "threshold_levels",
     "truncate_gradients",
     "truncated_gradcam",

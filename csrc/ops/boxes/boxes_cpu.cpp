@@ -175,6 +175,51 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
   return {out.boxes, out.scores, out.areas, out.counts, valid};
 }
 
+// ---- boxes of labels ----------------------------------------------------------------------------
+
+// Boxes and areas of the labels 1..most of one image; its largest label.
+int32_t measure_labels(const int32_t* labels, const Shape& shape, int64_t most, int32_t* boxes,
+                       int32_t* areas) {
+  std::fill(boxes, boxes + most * 4, -1);
+  std::fill(areas, areas + most, -1);
+  int32_t largest = 0;
+  for (int32_t y = 0; y < shape.height; ++y, labels += shape.width) {
+    for (int32_t x = 0, end; x < shape.width; x = end) {
+      const int32_t label = labels[x];
+      for (end = x + 1; end < shape.width && labels[end] == label; ++end) {
+      }
+      largest = std::max(largest, label);
+      if (label < 1 || label > most) continue;
+      int32_t* const box = boxes + (int64_t{label} - 1) * 4;
+      int32_t& area = areas[label - 1];
+      const bool first = area < 0;
+      box[0] = first ? x : std::min(box[0], x);
+      if (first) box[1] = y;  // rows come from the top
+      box[2] = std::max(box[2], end);
+      box[3] = y + 1;
+      area = (first ? 0 : area) + end - x;
+    }
+  }
+  return largest;
+}
+
+std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t max_labels) {
+  const Shape shape = shape_of("label_boxes", "labels", labels);
+  WS_CHECK(labels.scalar_type() == ScalarType::Int, "wsfast::label_boxes: labels must be int32");
+  WS_CHECK(max_labels >= 1, "wsfast::label_boxes: max_labels must be at least 1, got ", max_labels);
+  const Tensor images = as_contiguous(labels);
+  const BoxTensors out(labels, shape, max_labels);
+  parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      write_ptr<int32_t>(out.counts)[n] =
+          measure_labels(read_ptr<int32_t>(images) + n * shape.pixels(), shape, max_labels,
+                         write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
+                         write_ptr<int32_t>(out.areas) + n * max_labels);
+    }
+  });
+  return {out.boxes, out.areas, out.counts};
+}
+
 // ---- Otsu ---------------------------------------------------------------------------------------
 
 // False if the map holds NaN.
@@ -219,6 +264,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wsfast, m) {
   m.def(
       "cam_boxes(Tensor cams, Tensor thresholds, int max_boxes, int connectivity, int min_area)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("label_boxes(Tensor labels, int max_labels) -> (Tensor, Tensor, Tensor)");
   m.def("otsu_level(Tensor cams, int repeat) -> (Tensor, Tensor)");
 }
 
@@ -226,5 +272,6 @@ STABLE_TORCH_LIBRARY_IMPL(wsfast, CPU, m) {
   m.impl("connected_components", TORCH_BOX(&wsfast::boxes::connected_components_cpu));
   m.impl("component_boxes", TORCH_BOX(&wsfast::boxes::component_boxes_cpu));
   m.impl("cam_boxes", TORCH_BOX(&wsfast::boxes::cam_boxes_cpu));
+  m.impl("label_boxes", TORCH_BOX(&wsfast::boxes::label_boxes_cpu));
   m.impl("otsu_level", TORCH_BOX(&wsfast::boxes::otsu_level_cpu));
 }

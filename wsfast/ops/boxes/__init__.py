@@ -25,7 +25,9 @@ __all__ = [
     "cam_boxes",
     "component_boxes",
     "connected_components",
+    "label_boxes",
     "otsu_threshold",
+    "suppress_overlaps",
 ]
 
 
@@ -71,6 +73,12 @@ def _check_mask(where: str, mask: Tensor, connectivity: int) -> None:
     if mask.dtype != torch.bool and mask.dtype != torch.uint8:
         type_error(where, "mask", "bool or uint8", f"{mask.dtype}")
     _check_connectivity(where, connectivity)
+
+
+def _check_labels(where: str, labels: Tensor) -> None:
+    _check_images(where, "labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        type_error(where, "labels", "integers", f"{labels.dtype}")
 
 
 def _check_connectivity(where: str, connectivity: int) -> None:
@@ -190,6 +198,15 @@ def otsu_threshold(cams: Tensor, *, repeat: int = 1) -> Tensor:
     return _otsu_threshold(cams, repeat)
 
 
+def _label_boxes(labels: Tensor, max_labels: int = 64) -> Boxes:
+    _check_labels("label_boxes", labels)
+    check_count("label_boxes", "max_labels", max_labels, 1)
+    if labels.dtype == torch.int64:
+        labels = labels.clamp(-1, 2**31 - 1)
+    boxes, areas, counts = torch.ops.wsfast.label_boxes(labels.to(torch.int32), max_labels)
+    return Boxes(boxes, areas, counts)
+
+
 @scripted_as(_connected_components)
 def connected_components(mask: Tensor, *, connectivity: int = 8) -> tuple[Tensor, Tensor]:
     """Number the connected components of every mask.
@@ -292,3 +309,83 @@ def cam_boxes(
         ([[[1, 0, 3, 1]]], 0.800000011920929)
     """
     return _cam_boxes(cams, threshold, max_boxes, connectivity, min_area)
+
+
+@scripted_as(_label_boxes)
+def label_boxes(labels: Tensor, *, max_labels: int = 64) -> Boxes:
+    """The tightest box around every label of label maps, as instance segmentations hold them.
+
+    ``torchvision.ops.masks_to_boxes`` for label maps: no mask per label is made.
+
+    Args:
+        labels: (N, H, W), any integer type, any strides; 0 is the background, labels below 0 or
+            above ``max_labels`` are left out.
+        max_labels: K, boxes of the labels 1 to K are returned.
+
+    Returns:
+        :class:`Boxes` in the order of labels: slot k is that of label k + 1, ``-1`` where an image
+        does not hold it; ``counts`` is the largest label of each image, so ``counts > K`` says that
+        labels were left out.
+
+    Raises:
+        ValueError: wrong rank, empty images, ``max_labels`` below 1.
+        TypeError: labels that are not integers.
+
+    Note:
+        Not differentiable. O(N H W). Deterministic. On CUDA made of torch's own operators.
+
+    Example:
+        >>> label_boxes(torch.tensor([[[2, 2, 0], [0, 2, 1]]]), max_labels=2).boxes.tolist()
+        [[[2, 1, 3, 2], [0, 0, 2, 2]]]
+    """
+    return _label_boxes(labels, max_labels)
+
+
+def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredBoxes:
+    """Greedy non-maximum suppression inside every image, by ``torchvision.ops.batched_nms``.
+
+    Args:
+        found: boxes of N images, as :func:`cam_boxes` gives them, or several of them joined along
+            the slots (of classes, of scales).
+        iou_threshold: a box that overlaps a better-scored one by more is dropped, 0-1.
+
+    Returns:
+        :class:`ScoredBoxes` of the same shapes: what is left, best score first, then ``-1``;
+        ``counts`` is the number of boxes left.
+
+    Raises:
+        ValueError: an ``iou_threshold`` outside 0-1.
+        ImportError: torchvision is not installed.
+
+    Note:
+        Not differentiable. Quadratic in the boxes of an image.
+
+    Example:
+        >>> boxes = torch.tensor([[[0, 0, 4, 4], [0, 0, 4, 3], [6, 6, 8, 8]]], dtype=torch.int32)
+        >>> scores, areas = torch.tensor([[0.5, 0.9, 0.7]]), torch.tensor([[16, 12, 4]])
+        >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
+        [[12, 4, -1]]
+    """
+    from torchvision.ops import batched_nms
+
+    check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
+    n, k = found.scores.shape
+    taken = (found.areas > 0).flatten()
+    image = torch.arange(n, device=taken.device).repeat_interleave(k)
+    scores = found.scores.flatten()
+    places = taken.nonzero()[:, 0]
+    kept = places[
+        batched_nms(
+            found.boxes.flatten(0, 1)[places].float(), scores[places], image[places], iou_threshold
+        )
+    ]
+    left = torch.zeros_like(taken).index_fill(0, kept, True).view(n, k)
+    order = torch.where(left, found.scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    left = left.gather(1, order)
+    box_order = order[:, :, None].expand(-1, -1, 4)
+    return ScoredBoxes(
+        torch.where(left[:, :, None], found.boxes.gather(1, box_order), -1),
+        torch.where(left, found.scores.gather(1, order), -1.0),
+        torch.where(left, found.areas.gather(1, order), -1),
+        left.sum(dim=1, dtype=torch.int32),
+    )

@@ -51,14 +51,12 @@ def connected_components(mask: Tensor, *, connectivity: int = 8) -> tuple[Tensor
     return labels, is_root.sum(dim=1).int()
 
 
-def _measure(mask: Tensor, values: Tensor, connectivity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Area (N, K), box (N, K, 4) and sum of values (N, K) of components in raster order."""
-    n, height, width = mask.shape
-    labels, counts = connected_components(mask, connectivity=connectivity)
-    flat = labels.flatten(1).long()
-    slots = int(counts.max()) + 1 if n else 1  # slot 0 is the background
-    y = torch.arange(height, device=mask.device).repeat_interleave(width).expand(n, -1)
-    x = torch.arange(width, device=mask.device).repeat(height).expand(n, -1)
+def _measure_slots(labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Area (N, slots) and box (N, slots, 4) of the labels 0..slots-1; labels (N, H, W) int64."""
+    n, height, width = labels.shape
+    flat = labels.flatten(1)
+    y = torch.arange(height, device=labels.device).repeat_interleave(width).expand(n, -1)
+    x = torch.arange(width, device=labels.device).repeat(height).expand(n, -1)
 
     def extreme(start: int, coordinate: Tensor, how: str) -> Tensor:
         return coordinate.new_full((n, slots), start).scatter_reduce(1, flat, coordinate, how)
@@ -70,9 +68,31 @@ def _measure(mask: Tensor, values: Tensor, connectivity: int) -> tuple[Tensor, T
         extreme(-1, x, "amax") + 1,
         extreme(-1, y, "amax") + 1,
     ]
-    total = torch.zeros(n, slots, dtype=torch.float64, device=mask.device)
-    total = total.scatter_add(1, flat, values.flatten(1).double())
-    return area[:, 1:], torch.stack(sides, dim=2)[:, 1:], total[:, 1:]
+    return area, torch.stack(sides, dim=2)
+
+
+def label_boxes(labels: Tensor, max_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (N, K, 4) and areas (N, K) of the labels 1..K, -1 where absent; largest labels (N,)."""
+    kept = torch.where((labels > 0) & (labels <= max_labels), labels, 0).long()
+    area, box = _measure_slots(kept, max_labels + 1)
+    area, box = area[:, 1:], box[:, 1:]
+    found = area > 0
+    return (
+        torch.where(found[:, :, None], box, -1).int(),
+        torch.where(found, area, -1).int(),
+        labels.clamp(min=0).amax(dim=(1, 2)).int(),
+    )
+
+
+def _measure(mask: Tensor, values: Tensor, connectivity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Area (N, K), box (N, K, 4) and sum of values (N, K) of components in raster order."""
+    labels, counts = connected_components(mask, connectivity=connectivity)
+    slots = int(counts.max()) + 1 if len(mask) else 1  # slot 0 is the background
+    labels = labels.long()
+    area, box = _measure_slots(labels, slots)
+    total = torch.zeros(len(mask), slots, dtype=torch.float64, device=mask.device)
+    total = total.scatter_add(1, labels.flatten(1), values.flatten(1).double())
+    return area[:, 1:], box[:, 1:], total[:, 1:]
 
 
 def scored_boxes(

@@ -30,6 +30,10 @@ def _cam_boxes(
     return *found, _free_of_nan(cams)
 
 
+def _label_boxes(labels: Tensor, max_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.label_boxes(labels, max_labels)
+
+
 def _otsu_level(cams: Tensor, repeat: int) -> tuple[Tensor, Tensor]:
     return reference.otsu_level(cams, repeat), _free_of_nan(cams)
 
@@ -52,6 +56,10 @@ native.register_op(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _cam_boxes,
 )
+native.register_op(
+    "label_boxes(Tensor labels, int max_labels) -> (Tensor, Tensor, Tensor)", _label_boxes
+)
+native.register_cuda_way("label_boxes", "torch", _label_boxes)
 native.register_op("otsu_level(Tensor cams, int repeat) -> (Tensor, Tensor)", _otsu_level)
 
 
@@ -84,6 +92,12 @@ def _(
         _empty(cams, n),
         _empty(cams, n, dtype=torch.bool),
     )
+
+
+@torch.library.register_fake("wsfast::label_boxes")
+def _(labels: Tensor, max_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    n = labels.shape[0]
+    return _empty(labels, n, max_labels, 4), _empty(labels, n, max_labels), _empty(labels, n)
 
 
 @torch.library.register_fake("wsfast::otsu_level")

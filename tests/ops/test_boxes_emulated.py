@@ -1,0 +1,103 @@
+"""The CUDA kernels of room `boxes` on the CPU, under the emulator."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.masks import make_mask, snake, spiral
+from tests.native.emulator import to_bits
+from wsfast.ops.boxes import reference
+from wsfast.testing import FLOATING_DTYPES
+
+EMULATED_SHAPES = ((1, 1), (1, 70), (45, 1), (21, 34), (9, 130))
+
+
+def emulated_masks(height: int, width: int) -> torch.Tensor:
+    families = ("noise", "sparse", "rings", "checker", "empty", "full")
+    masks = [torch.from_numpy(make_mask(family, height, width, 3)) for family in families]
+    return torch.stack(masks)
+
+
+def threshold_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def assert_same(found: tuple[np.ndarray, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            torch.from_numpy(ours), theirs, rtol=1e-6, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("shape", EMULATED_SHAPES)
+def test_emulated_kernel_of_components(emulator, shape: tuple[int, int], connectivity: int) -> None:
+    masks = emulated_masks(*shape)
+    found = emulator.call("connected_components", masks.numpy(), connectivity)
+    assert_same(found, reference.connected_components(masks, connectivity=connectivity))
+    for max_boxes, min_area in ((1, 1), (5, 2), (700, 1)):
+        arguments = (max_boxes, connectivity, min_area)
+        boxes, areas, counts = emulator.call("component_boxes", masks.numpy(), *arguments)
+        expected = reference.scored_boxes(masks, masks.float(), *arguments)
+        assert_same((boxes, areas, counts), (expected[0], *expected[2:]))
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_emulated_kernel_of_maps(emulator, dtype: torch.dtype) -> None:
+    cams = (torch.rand(5, 23, 41) * torch.tensor([1, 1e-3, 50, 1, 1])[:, None, None]).to(dtype)
+    cams[3] = 0.25
+    limits = torch.tensor([0.5, 4e-4, -1.0, 0.25, 2.0], dtype=threshold_dtype(dtype))
+    wide = cams.to(limits.dtype)
+    for connectivity in (4, 8):
+        found = emulator.call(
+            "cam_boxes", to_bits(cams), limits.numpy(), 6, connectivity, 2, dtype=dtype
+        )
+        mask = wide >= limits[:, None, None]
+        expected = reference.scored_boxes(mask, cams, 6, connectivity, 2)
+        assert_same(found, (*expected, torch.ones(5, dtype=torch.bool)))
+    for repeat in (1, 2, 3):
+        levels, valid = emulator.call("otsu_level", to_bits(cams), repeat, dtype=dtype)
+        assert_same((levels,), (reference.otsu_level(cams, repeat),))
+        assert valid.all()
+
+
+def test_emulated_kernel_of_strange_maps(emulator) -> None:
+    """NaN is background and reported; infinities reach the score; tiny and huge values keep it."""
+    cams = torch.zeros(5, 6, 40)
+    cams[0, 2, 3:5] = torch.tensor([math.nan, 1.0])
+    cams[1, 2, 3:5] = torch.tensor([math.inf, 1.0])
+    cams[2, 2, 3:6] = torch.tensor([math.inf, 1.0, -math.inf])
+    cams[3, 2, 3:5] = torch.tensor([1e-42, 3e-42])
+    cams[4, 2, 3:5] = torch.tensor([3e38, 1e38])
+    limits = torch.tensor([0.5, 0.5, -math.inf, 1e-43, 0.5])
+    found = emulator.call("cam_boxes", cams.numpy(), limits.numpy(), 2, 8, 1)
+    mask = cams >= limits[:, None, None]
+    expected = reference.scored_boxes(mask, cams, 2, 8, 1)
+    assert_same(found, (*expected, torch.tensor([False, True, True, True, True])))
+    assert emulator.call("otsu_level", cams.numpy(), 1)[1].tolist() == [False] + [True] * 4
+
+
+def test_emulated_kernel_in_every_order(emulator) -> None:
+    masks = torch.cat(
+        [torch.rand(1, 40, 70) < 0.55, snake(40, 70), spiral(41)[:, :40].repeat(1, 1, 2)[..., :70]]
+    )
+    masks = masks.to(torch.uint8)
+    for connectivity in (4, 8):
+        found = emulator.call_in_every_order("connected_components", masks.numpy(), connectivity)
+        assert_same(found, reference.connected_components(masks, connectivity=connectivity))
+    cams = torch.rand(2, 40, 70)
+    limits = torch.tensor([0.5, 0.7])
+    found = emulator.call_in_every_order("cam_boxes", cams.numpy(), limits.numpy(), 20, 4, 1)
+    expected = reference.scored_boxes(cams >= limits[:, None, None], cams, 20, 4, 1)
+    assert_same(found, (*expected, torch.ones(2, dtype=torch.bool)))
+
+
+def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
+    masks = np.zeros((0, 4, 5), np.uint8)
+    assert emulator.call("connected_components", masks, 8)[0].shape == (0, 4, 5)
+    assert emulator.call("component_boxes", masks, 3, 8, 1)[0].shape == (0, 3, 4)
+    cams = np.zeros((0, 4, 5), np.float32)
+    assert emulator.call("cam_boxes", cams, np.zeros(0, np.float32), 3, 8, 1)[1].shape == (0, 3)
+    assert emulator.call("otsu_level", cams, 1)[0].shape == (0,)

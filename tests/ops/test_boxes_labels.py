@@ -1,0 +1,166 @@
+"""Boxes of label maps and non-maximum suppression, against torchvision and SciPy."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import wsfast
+from wsfast.ops.boxes import reference
+
+torchvision_ops = pytest.importorskip("torchvision.ops")
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def label_maps(seed: int, *shape: int, most: int = 6) -> torch.Tensor:
+    return torch.randint(-1, most + 1, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def torchvision_boxes(labels: torch.Tensor, most: int) -> torch.Tensor:
+    """(K, 4) half-open boxes of one label map, -1 where a label is absent."""
+    masks = labels == torch.arange(1, most + 1)[:, None, None]
+    boxes = torchvision_ops.masks_to_boxes(masks).int() + torch.tensor([0, 0, 1, 1])
+    return torch.where(masks.flatten(1).any(1)[:, None], boxes, -1).int()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 140), st.integers(1, 9), st.integers(0, 2**31 - 1))
+def test_labels_equal_torchvision(height: int, width: int, most: int, seed: int) -> None:
+    labels = label_maps(seed, 2, height, width)
+    found = wsfast.label_boxes(labels, max_labels=most)
+    for image, boxes, areas in zip(labels, found.boxes, found.areas, strict=True):
+        assert torch.equal(boxes, torchvision_boxes(image, most))
+        counted = torch.stack([(image == k).sum() for k in range(1, most + 1)])
+        assert torch.equal(areas, torch.where(counted > 0, counted, -1).int())
+    assert torch.equal(found.counts, labels.amax((1, 2)).clamp(min=0).int())
+
+
+def test_labels_of_components() -> None:
+    """Labels, then their boxes, are the components' boxes in raster order."""
+    mask = torch.rand(3, 40, 70, generator=torch.Generator().manual_seed(0)) < 0.3
+    labels, counts = wsfast.connected_components(mask)
+    found = wsfast.label_boxes(labels, max_labels=int(counts.max()))
+    sorted_boxes = wsfast.component_boxes(mask, max_boxes=int(counts.max()))
+    assert torch.equal(found.counts, counts)
+    order = found.areas.argsort(dim=1, descending=True, stable=True)
+    assert torch.equal(found.areas.gather(1, order), sorted_boxes.areas)
+    assert torch.equal(
+        found.boxes.gather(1, order[:, :, None].expand(-1, -1, 4)), sorted_boxes.boxes
+    )
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_forward_matches_reference(device: torch.device, dtype: torch.dtype) -> None:
+    labels = label_maps(1, 3, 17, 23).clamp(min=0).to(device, dtype)
+    found = wsfast.label_boxes(labels.transpose(1, 2), max_labels=5)
+    for ours, theirs in zip(found, reference.label_boxes(labels.mT, 5), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_labels_outside_are_left_out() -> None:
+    labels = torch.tensor([[[-255, 1, 2**40, 0]]])
+    found = wsfast.label_boxes(labels, max_labels=3)
+    assert found.boxes.tolist() == [[[1, 0, 2, 1], [-1] * 4, [-1] * 4]]
+    assert found.counts.tolist() == [2**31 - 1]
+
+
+def test_any_strides_and_empty_batch() -> None:
+    found = wsfast.label_boxes(torch.zeros(0, 4, 5, dtype=torch.int32), max_labels=3)
+    assert [tuple(t.shape) for t in found] == [(0, 3, 4), (0, 3), (0,)]
+
+
+def every_op(labels: torch.Tensor) -> list[torch.Tensor]:
+    found = wsfast.label_boxes(labels, max_labels=4)
+    return [found.boxes, found.areas, found.counts]
+
+
+class EveryOp(torch.nn.Module):
+    def forward(self, labels: torch.Tensor) -> list[torch.Tensor]:
+        return every_op(labels)
+
+
+def test_opcheck(device: torch.device) -> None:
+    labels = label_maps(2, 2, 9, 8).int().to(device)
+    opcheck(torch.ops.wsfast.label_boxes.default, (labels, 4))
+
+
+def test_compile_fullgraph(device: torch.device) -> None:
+    labels = label_maps(3, 2, 9, 8).to(device)
+    compiled = torch.compile(every_op, fullgraph=True)
+    torch.testing.assert_close(compiled(labels), every_op(labels))
+
+
+def test_export(device: torch.device) -> None:
+    labels = label_maps(4, 2, 9, 8).to(device)
+    program = torch.export.export(EveryOp(), (labels,))
+    torch.testing.assert_close(program.module()(labels), every_op(labels))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_script_and_trace(device: torch.device) -> None:
+    labels = label_maps(5, 2, 9, 8).to(device)
+    for made in (torch.jit.script(every_op), torch.jit.trace(every_op, (labels,))):
+        torch.testing.assert_close(made(labels), every_op(labels))
+
+
+def scored(images: int, slots: int, seed: int = 0) -> wsfast.ScoredBoxes:
+    """Random boxes with distinct scores, some slots empty."""
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.randint(0, 30, (images, slots, 2), generator=random)
+    size = torch.randint(1, 25, (images, slots, 2), generator=random)
+    scores = (torch.randperm(images * slots, generator=random) / (images * slots)).view(images, -1)
+    empty = torch.rand(images, slots, generator=random) < 0.2
+    boxes = torch.where(empty[:, :, None], -1, torch.cat([corner, corner + size], 2)).int()
+    areas = torch.where(empty, -1, size.prod(2)).int()
+    return wsfast.ScoredBoxes(
+        boxes, torch.where(empty, -1.0, scores), areas, (~empty).sum(1, dtype=torch.int32)
+    )
+
+
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 1.0])
+def test_suppression_is_greedy(iou_threshold: float) -> None:
+    """The definition, box by box, on every image alone."""
+    found = scored(4, 30)
+    left = wsfast.suppress_overlaps(found, iou_threshold)
+    for n in range(4):
+        slots = [k for k in range(30) if found.areas[n, k] > 0]
+        kept: list[int] = []
+        for k in sorted(slots, key=lambda k: -float(found.scores[n, k])):
+            others = found.boxes[n, kept].double()
+            overlap = torchvision_ops.box_iou(found.boxes[n, k][None].double(), others)
+            if (overlap <= iou_threshold).all():
+                kept.append(k)
+        assert left.counts[n] == len(kept)
+        assert torch.equal(left.boxes[n, : len(kept)], found.boxes[n, kept])
+        assert torch.equal(left.scores[n, : len(kept)], found.scores[n, kept])
+        assert torch.equal(left.areas[n, : len(kept)], found.areas[n, kept])
+        assert all((part[n, len(kept) :] == -1).all() for part in left[:3])
+    assert [part.dtype for part in left] == [part.dtype for part in found]
+
+
+def test_suppression_of_nothing() -> None:
+    for images, slots in ((0, 5), (2, 5)):
+        none = wsfast.cam_boxes(torch.zeros(images, 6, 6), 0.5, max_boxes=slots)
+        for ours, theirs in zip(wsfast.suppress_overlaps(none), none, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+LABELS = torch.ones(2, 5, 6, dtype=torch.int32)
+ERRORS = [
+    (lambda: wsfast.label_boxes(LABELS[0]), ValueError, "labels must be a tensor of 3"),
+    (lambda: wsfast.label_boxes(LABELS[:, :0]), ValueError, "labels must be images with H, W"),
+    (lambda: wsfast.label_boxes(LABELS > 0), TypeError, "labels must be integers, got torch.bool"),
+    (lambda: wsfast.label_boxes(LABELS.float()), TypeError, "labels must be integers"),
+    (lambda: wsfast.label_boxes(LABELS, max_labels=0), ValueError, "max_labels must be at least 1"),
+    (lambda: wsfast.suppress_overlaps(scored(1, 2), 1.5), ValueError, "iou_threshold must be"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case: int) -> None:
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
+        call()
+    assert message in str(error.value)
