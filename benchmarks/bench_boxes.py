@@ -150,6 +150,51 @@ def opencv_best_scores(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tens
     return torch.tensor(areas), torch.tensor([float(scores[0]) for _, scores in found])
 
 
+# Boxes of labels --------------------------------------------------------------------------------
+# Components of the smooth masks, numbered; every contender gives the boxes of labels 1 to 8.
+
+MAX_LABELS = 8
+
+
+def label_maps(size: Size, generator: torch.Generator) -> Tensor:
+    return wsfast.connected_components(masks(size, generator).cpu())[0]
+
+
+def label_boxes(labels: Tensor) -> wsfast.Boxes:
+    return wsfast.label_boxes(labels, max_labels=MAX_LABELS)
+
+
+def torchvision_label_boxes(labels: Tensor) -> list[Tensor]:
+    from torchvision.ops import masks_to_boxes
+
+    numbers = torch.arange(1, MAX_LABELS + 1, device=labels.device)[:, None, None]
+    return [masks_to_boxes(image == numbers) for image in labels]
+
+
+def torchvision_box_rows(found: list[Tensor]) -> Tensor:
+    """Half-open; an absent label's box is all zeros there."""
+    boxes = torch.stack(found)
+    absent = (boxes == 0).all(dim=2, keepdim=True)
+    return torch.where(absent, -1, boxes + torch.tensor([0, 0, 1, 1], device=boxes.device))
+
+
+def scipy_label_boxes(labels: Tensor) -> Run:
+    from scipy.ndimage import find_objects
+
+    images = labels.numpy()
+    return lambda: [find_objects(image, MAX_LABELS) for image in images]
+
+
+def scipy_box_rows(found: list[list[Any]]) -> Tensor:
+    def row(place: Any) -> list[int]:
+        if place is None:
+            return [-1] * 4
+        rows, columns = place
+        return [columns.start, rows.start, columns.stop, rows.stop]
+
+    return torch.tensor([[row(place) for place in image] for image in found])
+
+
 # Otsu -------------------------------------------------------------------------------------------
 # Every contender gives the levels T; what lies above T is foreground.
 
@@ -249,6 +294,36 @@ CASES = [
         ),
         oracle=on_cpu(lambda cams: best_scores(reference_cam_boxes(cams))),
         tolerance=1e-6,
+    ),
+    Case(
+        room="boxes",
+        operation="label_boxes",
+        inputs=label_maps,
+        sizes=(Size(64, 56), Size(64, 112), SMOOTH),
+        contenders=(
+            Contender("wsfast", eager(label_boxes), collect=lambda found: found.boxes),
+            Contender(
+                "torchvision masks_to_boxes loop",
+                eager(torchvision_label_boxes),
+                requires=("torchvision",),
+                collect=torchvision_box_rows,
+            ),
+            Contender(
+                "SciPy find_objects loop",
+                scipy_label_boxes,
+                devices=("cpu",),
+                requires=("scipy",),
+                collect=scipy_box_rows,
+            ),
+            Contender(
+                "reference",
+                eager(lambda labels: reference.label_boxes(labels, MAX_LABELS)),
+                sweep=False,
+                collect=lambda found: found[0],
+            ),
+        ),
+        oracle=on_cpu(lambda labels: reference.label_boxes(labels, MAX_LABELS)[0]),
+        tolerance=0.0,
     ),
     Case(
         room="boxes",

@@ -59,6 +59,22 @@ def test_boxes_from_scoremaps(multi: bool, cells: int) -> None:
         assert count == len(expected)
 
 
+def test_boxes_of_the_benchmarks_own_test() -> None:
+    """The maps and boxes that the evaluation module is tested with."""
+    one = [[0, 0, 0, 0, 0], [0, 4, 4, 4, 6], [0, 4, 10, 8, 6], [0, 4, 4, 4, 6]]
+    several = [[4, 0, 2, 2, 2], [4, 4, 0, 4, 0], [0, 0, 0, 4, 0], [10, 6, 8, 2, 2]]
+    expected = {
+        str(one): [[1, 1, 4, 3], [1, 1, 4, 3], [2, 1, 4, 3], [2, 2, 4, 3], [2, 2, 3, 3]],
+        str(several): [[0, 0, 4, 3], [0, 0, 2, 2], [0, 3, 3, 3], [2, 3, 3, 3], [0, 3, 1, 3]],
+    }
+    for scores in (one, several):
+        boxes, counts = compat.compute_bboxes_from_scoremaps(
+            np.array(scores) / 10, np.arange(0, 1, 0.2)
+        )
+        assert [box.tolist() for box in np.concatenate(boxes)] == expected[str(scores)]
+        assert counts == [1] * 5
+
+
 def test_an_empty_map_gives_one_empty_box() -> None:
     for multi in (False, True):
         boxes, counts = compat.compute_bboxes_from_scoremaps(np.zeros((3, 3)), [0, 0.5], multi)
