@@ -9,6 +9,7 @@
 #include <array>
 
 #include "levels_basins.h"
+#include "levels_flood.h"
 #include "levels_tree.h"
 
 namespace wsfast::levels {
@@ -26,13 +27,15 @@ class Contours {
   // The largest contour at each level: its box and twice its area, -1 where there is none. The
   // first of equals in OpenCV's order is the one whose first pixel comes last in raster order.
   void largest(int32_t* boxes, int32_t* area2) {
-    fill_holes();
     const Output out{boxes, area2};
-    if (basins_.split<8>(map_)) {
-      largest_of_basins(out);
-    } else {
-      largest_of_tree(out);
+    frame_inverted();
+    if (basins_.split<4>(inverted_)) {
+      fill_basins();
+      if (basins_.split<8>(map_)) return largest_of_basins(out);
     }
+    flood_.largest(map_, [&](int level, const Box& box, int32_t area) {
+      out.write(level, box, area);
+    });
   }
 
   // The best of score(box) over the outer contours at each level, -1 where there is none.
@@ -42,7 +45,7 @@ class Contours {
       best_of_basins(-1, result, [](int level) { return level - 1; }, score);
       return;
     }
-    tree_.build<8, false>(map_);
+    tree_.build<8>(map_);
     best_of_tree(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
       best.offer(component_range(level, parent), score(tree_.box(node)));
     });
@@ -79,14 +82,6 @@ class Contours {
     }
   };
 
-  struct Largest {
-    int32_t area2, first, node;
-
-    bool operator<(const Largest& other) const {
-      return area2 != other.area2 ? area2 < other.area2 : first < other.first;
-    }
-  };
-
   void largest_of_basins(const Output& out) {
     basins_.measure_boxes();
     basins_.measure_areas();
@@ -111,21 +106,6 @@ class Contours {
     const int32_t y = boxes[a].y0;
     if (y != boxes[b].y0) return y < boxes[b].y0;
     return basins_.first_column(a, y, level) < basins_.first_column(b, y, level);
-  }
-
-  void largest_of_tree(const Output& out) {
-    tree_.build<8, true>(map_);
-    LevelMaximum<Largest> best(Largest{-1, -1, -1});
-    for (const int32_t node : tree_.nodes()) {
-      const Region& region = tree_.region(node);
-      best.offer(component_range(tree_.level(node), tree_.level(tree_.parent(node))),
-                 {region.area2, region.first, node});
-    }
-    const Largest* at = best.settle();
-    for (int level = 0; level < kLevels; ++level) {
-      const int32_t node = at[level].node;
-      out.write(level, node < 0 ? kNoBox : tree_.box(node), at[level].area2);
-    }
   }
 
   // `slot(level)` is where the result for the image's level belongs; leaves one group out.
@@ -173,7 +153,7 @@ class Contours {
   // The tree of the background: the frame's node and those below it are the outside, all others
   // are holes.
   void build_background() {
-    tree_.build<4, false>(inverted_);
+    tree_.build<4>(inverted_);
     outside_.assign(tree_.id_count(), 0);
     for (int32_t node = tree_.node_of(tree_.row_ids(0)[0]); node != 0; node = tree_.parent(node)) {
       outside_[node] = 1;
@@ -181,15 +161,6 @@ class Contours {
   }
 
   // Raises every pixel to the lowest level at which it sees the outside.
-  void fill_holes() {
-    frame_inverted();
-    if (basins_.split<4>(inverted_)) {
-      fill_basins();
-    } else {
-      fill_tree();
-    }
-  }
-
   void fill_basins() {
     filled_.assign(basins_.count(), 255);  // by basin, where it meets the outside
     basins_.descend([&](int level) {
@@ -208,25 +179,6 @@ class Contours {
     });
   }
 
-  void fill_tree() {
-    build_background();
-    const std::vector<int32_t>& nodes = tree_.nodes();
-    filled_.assign(tree_.id_count(), 255);  // by node
-    bool any_hole = false;
-    for (size_t k = nodes.size(); k-- > 0;) {  // parents first
-      const int32_t node = nodes[k];
-      any_hole |= !outside_[node];
-      filled_[node] = outside_[node] ? static_cast<uint8_t>(255 - tree_.level(node))
-                                     : filled_[tree_.parent(node)];
-    }
-    if (!any_hole) return;
-    for (int32_t y = 0; y < map_.height(); ++y) {
-      const int32_t* ids = tree_.row_ids(y + 1) + 1;
-      uint8_t* row = map_.row(y);
-      for (int32_t x = 0; x < map_.width(); ++x) row[x] = filled_[tree_.node_of(ids[x])];
-    }
-  }
-
   struct Scored {
     Box box;
     double score;
@@ -235,6 +187,7 @@ class Contours {
   Plane map_, inverted_;
   Basins basins_;
   ComponentTree tree_;
+  Flood flood_;
   std::vector<uint8_t> outside_, filled_;
   std::vector<Scored> scored_;  // by group
 };

@@ -36,14 +36,12 @@ void for_set_bytes(const uint8_t* row, int32_t width, const Visit& visit) {
 struct Region {
   int32_t x0, x1, y1;  // columns [x0, x1), rows up to y1, exclusive
   int32_t first;       // first pixel in raster order, y * width + x
-  int32_t area2;       // quads with three members plus twice those with four
 
   void join(const Region& other) {
     x0 = std::min(x0, other.x0);
     x1 = std::max(x1, other.x1);
     y1 = std::max(y1, other.y1);
     first = std::min(first, other.first);
-    area2 += other.area2;
   }
 };
 
@@ -51,15 +49,13 @@ class ComponentTree {
  public:
   static constexpr int32_t kRoot = 1;  // level 0, the whole image; node 0 ends every path
 
-  // `connectivity` is 4 or 8. Without `areas` every area2 is 0.
-  template <int connectivity, bool areas>
+  // `connectivity` is 4 or 8.
+  template <int connectivity>
   void build(const Plane& image) {
     reset(image);
     for (int32_t y = 0; y < image.height(); ++y) {
       grow_row(image.row(y), y);
-      if (y == 0) continue;
-      link_rows<connectivity>(image.row(y - 1), image.row(y), y);
-      if (areas) count_quads(image.row(y - 1), image.row(y), y);
+      if (y > 0) link_rows<connectivity>(image.row(y - 1), image.row(y), y);
     }
     gather_regions();
   }
@@ -99,13 +95,11 @@ class ComponentTree {
     }
     links_[0] = {0, -1};
     links_[kRoot] = {0, 0};
-    regions_[kRoot] = {0, width_, image.height(), 0, 0};
+    regions_[kRoot] = {0, width_, image.height(), 0};
     count_ = 2;
     stronger_.resize(image.stride() + 1);
     straight_.resize(image.stride() + 1);
     wanted_.resize(image.stride());
-    lowest_.resize(image.stride());
-    second_.resize(image.stride());
   }
 
   int32_t open_node(int level, int32_t x) {
@@ -133,7 +127,6 @@ class ComponentTree {
         region.x1 = x;
         region.y1 = y + 1;
         region.first = y * width_ + start;
-        region.area2 = 0;
         if (levels[top] < value) {
           stack[++top] = open_node(value, start);
           levels[top] = value;
@@ -218,28 +211,6 @@ class ComponentTree {
     });
   }
 
-  // A quad of 2 x 2 pixels counts once where its third pixel appears and again at its fourth, for
-  // the component of that pixel.
-  void count_quads(const uint8_t* above, const uint8_t* row, int32_t y) {
-    for (int32_t x = 0; x + 1 < width_; ++x) {
-      const auto corner = [](int value, int number) {
-        return static_cast<int16_t>(value << 2 | number);
-      };
-      const int16_t a = corner(above[x], 0), b = corner(above[x + 1], 1);
-      const int16_t c = corner(row[x], 2), d = corner(row[x + 1], 3);
-      const int16_t low = std::min(a, b), high = std::max(a, b);
-      const int16_t low2 = std::min(c, d), high2 = std::max(c, d);
-      lowest_[x] = std::min(low, low2);
-      second_[x] = std::min(std::max(low, low2), std::min(high, high2));
-    }
-    const int32_t* ids = row_ids(y - 1);
-    const int32_t offset[4] = {0, 1, width_ + 1, width_ + 2};
-    for (int32_t x = 0; x + 1 < width_; ++x) {
-      ++regions_[ids[x + offset[lowest_[x] & 3]]].area2;
-      ++regions_[ids[x + offset[second_[x] & 3]]].area2;
-    }
-  }
-
   // Every id's region goes to its node, every node's to its parent.
   void gather_regions() {
     int32_t start[kLevels + 1] = {};
@@ -268,7 +239,6 @@ class ComponentTree {
   std::unique_ptr<Region[]> regions_;
   std::vector<int32_t> order_;
   std::vector<uint8_t> stronger_, straight_, wanted_;  // of the links between two rows
-  std::vector<int16_t> lowest_, second_;               // corners of quads, value * 4 + corner
 };
 
 }  // namespace wsfast::levels
