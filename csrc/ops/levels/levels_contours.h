@@ -10,11 +10,10 @@
 
 #include "levels_basins.h"
 #include "levels_flood.h"
-#include "levels_tree.h"
 
 namespace wsfast::levels {
 
-// Workspace of one thread: trees of one map after the other.
+// Workspace of one thread: one map after the other.
 class Contours {
  public:
   // Reads a map: write_row(y, row) writes its levels.
@@ -45,9 +44,10 @@ class Contours {
       best_of_basins(-1, result, [](int level) { return level - 1; }, score);
       return;
     }
-    tree_.build<8>(map_);
-    best_of_tree(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
-      best.offer(component_range(level, parent), score(tree_.box(node)));
+    best_of_flood(result, [&](LevelMaximum<double>& best) {
+      flood_.components(map_, [&](LevelRange range, const Box& box) {
+        best.offer(range, score(box));
+      });
     });
   }
 
@@ -62,9 +62,10 @@ class Contours {
       best_of_basins(kFrame, result, [](int level) { return 255 - level; }, score_hole);
       return;
     }
-    build_background();
-    best_of_tree(result, [&](int32_t node, int level, int parent, LevelMaximum<double>& best) {
-      if (!outside_[node]) best.offer(hole_range(level, parent), score_hole(tree_.box(node)));
+    best_of_flood(result, [&](LevelMaximum<double>& best) {
+      flood_.holes(map_, [&](LevelRange range, const Box& box) {
+        best.offer(range, score(around_hole(box)));
+      });
     });
   }
 
@@ -126,12 +127,10 @@ class Contours {
     });
   }
 
-  template <class Offer>
-  void best_of_tree(double* result, const Offer& offer) {
+  template <class Search>
+  static void best_of_flood(double* result, const Search& search) {
     LevelMaximum<double> best(-1.0);
-    for (const int32_t node : tree_.nodes()) {
-      offer(node, tree_.level(node), tree_.level(tree_.parent(node)), best);
-    }
+    search(best);
     std::copy_n(best.settle(), kLevels, result);
   }
 
@@ -147,16 +146,6 @@ class Contours {
       uint8_t* row = inverted_.row(y + 1);
       row[0] = row[width + 1] = 255;
       for (int32_t x = 0; x < width; ++x) row[x + 1] = static_cast<uint8_t>(255 - from[x]);
-    }
-  }
-
-  // The tree of the background: the frame's node and those below it are the outside, all others
-  // are holes.
-  void build_background() {
-    tree_.build<4>(inverted_);
-    outside_.assign(tree_.id_count(), 0);
-    for (int32_t node = tree_.node_of(tree_.row_ids(0)[0]); node != 0; node = tree_.parent(node)) {
-      outside_[node] = 1;
     }
   }
 
@@ -186,9 +175,8 @@ class Contours {
 
   Plane map_, inverted_;
   Basins basins_;
-  ComponentTree tree_;
   Flood flood_;
-  std::vector<uint8_t> outside_, filled_;
+  std::vector<uint8_t> filled_;  // by basin
   std::vector<Scored> scored_;  // by group
 };
 

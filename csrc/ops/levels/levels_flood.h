@@ -1,6 +1,6 @@
-// The largest contour at every level of a map of any roughness, pixel by pixel: holes are filled
-// from the border inwards, then pixels join their neighbours from the highest level down. Linear in
-// pixels for any map; levels_basins.h is faster where a map is smooth.
+// Contours at every level of a map of any roughness, pixel by pixel: pixels join their neighbours
+// from the highest level down, in one union-find. Linear in pixels for any map; levels_basins.h is
+// faster where a map is smooth.
 #pragma once
 
 #include <array>
@@ -20,7 +20,7 @@ struct Ring {
   uint8_t neighbour[4];
 };
 
-constexpr Ring make_ring(int mask) {
+constexpr Ring make_ring(int mask, int connectivity) {
   const auto has = [mask](int place) { return (mask >> (place & 7) & 1) != 0; };
   int group[8] = {0, 1, 2, 3, 4, 5, 6, 7};
   const auto join = [&](int a, int b) {
@@ -29,10 +29,12 @@ constexpr Ring make_ring(int mask) {
     for (int& one : group) one = one == from ? to : one;
   };
   for (int place = 0; place < 8; ++place) join(place, place + 1);
-  for (int side = 1; side < 8; side += 2) join(side, side + 2);  // sides touch across a corner
+  for (int side = 1; side < 8 && connectivity == 8; side += 2) join(side, side + 2);
   Ring ring{};
-  for (int place = 0; place < 8; ++place) {
-    if (has(place) && group[place] == place) ring.neighbour[ring.groups++] = place;
+  for (int place = connectivity == 4; place < 8; place += connectivity == 4 ? 2 : 1) {
+    bool listed = !has(place);
+    for (int k = 0; k < ring.groups; ++k) listed |= group[ring.neighbour[k]] == group[place];
+    if (!listed) ring.neighbour[ring.groups++] = place;
   }
   for (int side = 1; side < 8; side += 2) {
     ring.quads += has(side) + has(side + 1) + has(side + 2) >= 2;
@@ -40,9 +42,10 @@ constexpr Ring make_ring(int mask) {
   return ring;
 }
 
+template <int connectivity>
 inline constexpr std::array<Ring, 256> kRings = [] {
   std::array<Ring, 256> rings{};
-  for (int mask = 0; mask < 256; ++mask) rings[mask] = make_ring(mask);
+  for (int mask = 0; mask < 256; ++mask) rings[mask] = make_ring(mask, connectivity);
   return rings;
 }();
 
@@ -54,16 +57,51 @@ class Flood {
   // last in raster order is the largest.
   template <class Write>
   void largest(const Plane& map, const Write& write) {
-    load(map);
+    load(map, 0);
     fill_holes();
-    sort_pixels();
-    std::fill(there_.begin(), there_.end(), 0);
-    components_.clear();
+    begin(0);
     int32_t best = -1;
     write(kLevels - 1, kNoBox, -1);
     for (int level = kLevels - 1; level > 0; --level) {
-      best = best_after(best, add_pixels(level));
+      grown_.clear();
+      add_pixels<8>(level, [this](int32_t component) { grown_.push_back(component); });
+      best = best_after(best);
       write(level - 1, best < 0 ? kNoBox : box(best), best < 0 ? -1 : components_[best].area2);
+    }
+  }
+
+  // Calls offer(range, box) for the components of {map > level} and the levels at which each has
+  // that box.
+  template <class Offer>
+  void components(const Plane& map, const Offer& offer) {
+    load(map, 0);
+    begin(0);
+    for (int level = kLevels - 1; level > 0; --level) {
+      add_pixels<8>(level, [&](int32_t component) {
+        const Component& c = components_[component];
+        if (c.level > level) offer(component_range(c.level, level), box(component));
+      });
+    }
+    const auto count = static_cast<int32_t>(components_.size());
+    for (int32_t component = 0; component < count; ++component) {
+      const Component& c = components_[component];
+      if (c.parent == component) offer(component_range(c.level, 0), box(component));
+    }
+  }
+
+  // The same for the holes: 4-connected components of {map <= level} that do not reach the
+  // outside, which is the first component and takes in every other in the end.
+  template <class Offer>
+  void holes(const Plane& map, const Offer& offer) {
+    load(map, 255);
+    begin(1);
+    std::fill(link_.begin(), link_.end(), 0);
+    components_.push_back({});
+    for (int level = kLevels - 1; level >= 0; --level) {
+      add_pixels<4>(level, [&](int32_t component) {
+        const Component& c = components_[component];
+        if (component > 0 && c.level > level) offer(hole_range(c.level, level), box(component));
+      });
     }
   }
 
@@ -80,8 +118,8 @@ class Flood {
     }
   };
 
-  // The map inside a frame of one pixel.
-  void load(const Plane& map) {
+  // The map, or 255 minus it, inside a frame of one pixel.
+  void load(const Plane& map, uint8_t inverted) {
     height_ = map.height();
     width_ = map.width();
     stride_ = width_ + 2;
@@ -92,7 +130,8 @@ class Flood {
     order_.resize(size_t{1} * width_ * height_);
     for (int32_t y = 0; y < height_; ++y) {
       const int64_t at = int64_t{y + 1} * stride_ + 1;
-      std::memcpy(map_.data() + at, map.row(y), width_);
+      const uint8_t* const row = map.row(y);
+      for (int32_t x = 0; x < width_; ++x) map_[at + x] = row[x] ^ inverted;
       std::memset(there_.data() + at, 0, width_);
     }
     const int32_t s = stride_;
@@ -130,6 +169,16 @@ class Flood {
     }
   }
 
+  // Nothing is there yet but, where `frame` is 1, the frame.
+  void begin(uint8_t frame) {
+    sort_pixels();
+    components_.clear();
+    std::fill(there_.begin(), there_.end(), frame);
+    for (int32_t y = 1; frame == 1 && y <= height_; ++y) {
+      std::memset(there_.data() + int64_t{y} * stride_ + 1, 0, width_);
+    }
+  }
+
   // Pixels by level, each level's in raster order: order_[start_[level]] to start_[level + 1].
   void sort_pixels() {
     start_.fill(0);
@@ -146,45 +195,47 @@ class Flood {
     }
   }
 
-  // Adds the pixels of a level; the components that grew.
-  const std::vector<int32_t>& add_pixels(int level) {
-    grown_.clear();
+  // Adds the pixels of a level. Calls change(component) once for every component that grows, before
+  // it does, and for those that are new.
+  template <int connectivity, class Change>
+  void add_pixels(int level, const Change& change) {
     int32_t y = 0, row_end = stride_;
     for (int32_t k = start_[level]; k < start_[level + 1]; ++k) {
       const int32_t pixel = order_[k];
       for (; pixel >= row_end; row_end += stride_) ++y;
-      const int32_t component = add_pixel(pixel, pixel - (row_end - stride_), y);
-      if (components_[component].level == level) continue;
-      components_[component].level = level;
-      grown_.push_back(component);
+      link_[pixel] = add_pixel<connectivity>(pixel, pixel - (row_end - stride_), y, level, change);
     }
-    return grown_;
   }
 
   // The component that the pixel becomes part of.
-  int32_t add_pixel(int32_t pixel, int32_t x, int32_t y) {
+  template <int connectivity, class Change>
+  int32_t add_pixel(int32_t pixel, int32_t x, int32_t y, int level, const Change& change) {
     const uint8_t* const at = there_.data() + pixel;
     int mask = 0;
     for (int place = 0; place < 8; ++place) mask |= at[around_[place]] << place;
     there_[pixel] = 1;
-    const Ring& ring = kRings[mask];
-    int32_t component;
+    const Ring& ring = kRings<connectivity>[mask];
     if (ring.groups == 0) {
-      component = static_cast<int32_t>(components_.size());
-      components_.push_back({component, 0, pixel, x, x + 1, y + 1, -1});
-    } else {
-      component = root(link_[pixel + around_[ring.neighbour[0]]]);
-      for (int group = 1; group < ring.groups; ++group) {
-        component = unite(component, root(link_[pixel + around_[ring.neighbour[group]]]));
-      }
-      Component& c = components_[component];
-      c.area2 += ring.quads;
-      c.first = std::min(c.first, pixel);
-      c.x0 = std::min(c.x0, x);
-      c.x1 = std::max(c.x1, x + 1);
-      c.y1 = std::max(c.y1, y + 1);
+      const auto component = static_cast<int32_t>(components_.size());
+      components_.push_back({component, 0, pixel, x, x + 1, y + 1, level});
+      change(component);
+      return component;
     }
-    link_[pixel] = component;
+    const auto touched = [&](int group) {
+      const int32_t component = root(link_[pixel + around_[ring.neighbour[group]]]);
+      if (components_[component].level == level) return component;
+      change(component);
+      components_[component].level = level;
+      return component;
+    };
+    int32_t component = touched(0);
+    for (int group = 1; group < ring.groups; ++group) component = unite(component, touched(group));
+    Component& c = components_[component];
+    c.area2 += ring.quads;
+    c.first = std::min(c.first, pixel);
+    c.x0 = std::min(c.x0, x);
+    c.x1 = std::max(c.x1, x + 1);
+    c.y1 = std::max(c.y1, y + 1);
     return component;
   }
 
@@ -211,10 +262,10 @@ class Flood {
     return a;
   }
 
-  // The largest component, given the largest of the level above and those that grew since. A
+  // The largest component, given the largest of the level above; grown_ are those that grew since. A
   // component that did not grow can only come in where the last largest fell back: it took in a
   // piece without area that begins before it.
-  int32_t best_after(int32_t best, const std::vector<int32_t>& grown) {
+  int32_t best_after(int32_t best) {
     const auto offer = [&](int32_t component) {
       if (components_[component].parent != component) return;
       if (best < 0 || components_[best].smaller(components_[component])) best = component;
@@ -226,7 +277,7 @@ class Flood {
         for (int32_t component = 0; component < count; ++component) offer(component);
       }
     }
-    for (const int32_t component : grown) offer(component);
+    for (const int32_t component : grown_) offer(component);
     if (best >= 0) last_best_ = components_[best];
     return best;
   }
