@@ -1,6 +1,6 @@
 """Schemas, fallbacks, fake kernels and the way over the host of the levels room.
 
-Nothing here is differentiable. On CUDA tensors the levels are searched on the host: a byte per pixel
+Nothing here is differentiable. On CUDA tensors levels are searched on the host: a byte per pixel
 goes there, 256 results per map come back. Histograms stay on the device.
 """
 
