@@ -30,7 +30,8 @@ def test_boxes(tmp_path: Path, capsys) -> None:
         )
         assert report[name]["percent"] == pytest.approx(expected)
         assert printed[name] == f"{expected:.3f} %"
-        assert len(report[name]["accuracies"][0]) == len(report["thresholds"]) == 1000
+        curves = report["curves"]
+        assert len(curves["accuracies"][name][0]) == len(curves["thresholds"]) == 1000
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -51,11 +52,19 @@ def test_maps_without_the_image_suffix(tmp_path: Path) -> None:
     assert run(split) == 0
 
 
-def break_line(split: Split) -> None:
+def replace_line(split: Split, line: str) -> None:
     path = split.metadata / "localization.txt"
     lines = path.read_text().splitlines()
-    lines[1] = "cat/1.jpg,3,four,5,6"
+    lines[1] = line
     path.write_text("\n".join(lines))
+
+
+def break_line(split: Split) -> None:
+    replace_line(split, "cat/1.jpg,3,four,5,6")
+
+
+def cut_line(split: Split) -> None:
+    replace_line(split, "cat/1.jpg,3")
 
 
 def swap_corners(split: Split) -> None:
@@ -81,8 +90,9 @@ def write_map(split: Split, values: np.ndarray) -> None:
 
 
 BREAKAGES = (
-    (break_line, "localization.txt, line 2: must be 5 comma-separated fields"),
-    (swap_corners, "localization.txt, line 1: must be 5"),
+    (break_line, "line 2: must be an image id and whole numbers, got 'cat/1.jpg,3,four"),
+    (cut_line, "localization.txt, line 2: must be 5 comma-separated fields, got 'cat/1.jpg,3'"),
+    (swap_corners, "localization.txt, line 1: must be a box with 0 <= x0 <= x1"),
     (drop_map, "--scoremaps must be a map for every image id, got none for cat/2.jpg"),
     (drop_box, "localization.txt: must have a line for every image id, got none for cat/1.jpg"),
     (tear_map, "2.jpg.npy: not a readable .npy file"),

@@ -105,8 +105,9 @@ def evaluate_boxes(
             "percent": 100 * metric.compute().item(),
             "iou_levels": list(metric.iou_levels),
             "best_thresholds": metric.best_thresholds().tolist(),
-            "accuracies": metric.curve()[1].tolist(),
         }
+    accuracies = {type(metric).__name__: metric.curve()[1].tolist() for metric in metrics}
+    figures["curves"] = {"thresholds": thresholds.tolist(), "accuracies": accuracies}
     return figures, metrics
 
 
@@ -123,9 +124,22 @@ def evaluate_masks(
         ]
         metric.update(maps, torch.from_numpy(np.stack(masks)))
     precision, recall = metric.curve()
-    curves = {"precision": precision.tolist(), "recall": recall.tolist()}
-    scores = {"percent": 100 * metric.compute().item(), **curves}
-    return {"images": len(metadata.image_ids), "PxAP": scores}, [metric]
+    figures = {
+        "images": len(metadata.image_ids),
+        "PxAP": {"percent": 100 * metric.compute().item()},
+        "curves": {
+            "thresholds": thresholds.tolist(),
+            "precision": precision.tolist(),
+            "recall": recall.tolist(),
+        },
+    }
+    return figures, [metric]
+
+
+def as_json(figures: dict[str, Any]) -> bytes:
+    """A line per figure, the curves last: the head of the file is what people look for."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in figures.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def plot_curves(path: Path, metrics: Sequence[BoxAccuracy | PxAP]) -> None:
@@ -165,11 +179,10 @@ def run(options: argparse.Namespace) -> int:
     evaluate = evaluate_masks if metadata.masks else evaluate_boxes
     figures, metrics = evaluate(options, metadata, thresholds)
     for name, scores in figures.items():
-        if name != "images":
+        if isinstance(scores, dict) and "percent" in scores:
             print(f"{name:<12}{scores['percent']:8.3f} %")
     if options.out is not None:
-        report = {"thresholds": thresholds.tolist(), **figures}
-        write_atomically(options.out, json.dumps(report).encode())
+        write_atomically(options.out, as_json(figures))
     if options.plot is not None:
         plot_curves(options.plot, metrics)
     return 0

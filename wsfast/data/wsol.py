@@ -32,7 +32,10 @@ class MetadataError(ValueError):
 
 
 def _records(path: Path, fields: tuple[int, ...], parse: Callable[..., _Record]) -> list[_Record]:
-    """Every line of a file, parsed from its fields; the last line may be empty."""
+    """Every line of a file, parsed from its fields; the last line may be empty.
+
+    ``parse`` raises ValueError; its message says what the record must be.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -43,19 +46,21 @@ def _records(path: Path, fields: tuple[int, ...], parse: Callable[..., _Record])
         parts = line.split(",")
         try:
             if len(parts) not in fields or not parts[0]:
-                raise ValueError
+                wanted = " or ".join(str(count) for count in fields)
+                raise ValueError(f"{wanted} comma-separated fields")
             found.append(parse(*parts))
-        except ValueError:
-            wanted = " or ".join(str(count) for count in fields)
+        except ValueError as error:
             raise MetadataError(
-                f"wsfast.data: {path}, line {number}: must be {wanted} comma-separated fields of "
-                f"the protocol's format, got {line[:80]!r}"
+                f"wsfast.data: {path}, line {number}: must be {error}, got {line[:80]!r}"
             ) from None
     return found
 
 
 def _numbers(*texts: str) -> tuple[int, ...]:
-    return tuple(int(text) for text in texts)
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError:
+        raise ValueError("an image id and whole numbers") from None
 
 
 def read_image_ids(path: str | PathLike[str]) -> list[str]:
@@ -73,7 +78,7 @@ def read_class_labels(path: str | PathLike[str]) -> dict[str, int]:
     Raises:
         MetadataError: the file is missing or a line malformed.
     """
-    return dict(_records(Path(path), (2,), lambda name, label: (name, int(label))))
+    return dict(_records(Path(path), (2,), lambda name, label: (name, *_numbers(label))))
 
 
 def read_image_sizes(path: str | PathLike[str]) -> dict[str, tuple[int, int]]:
@@ -86,7 +91,7 @@ def read_image_sizes(path: str | PathLike[str]) -> dict[str, tuple[int, int]]:
     def parse(name: str, *sides: str) -> tuple[str, tuple[int, int]]:
         width, height = _numbers(*sides)
         if width < 1 or height < 1:
-            raise ValueError
+            raise ValueError("a width and height of at least 1")
         return name, (width, height)
 
     return dict(_records(Path(path), (3,), parse))
@@ -102,7 +107,7 @@ def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
     def parse(name: str, *corners: str) -> tuple[str, Box]:
         x0, y0, x1, y1 = _numbers(*corners)
         if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
-            raise ValueError
+            raise ValueError("a box with 0 <= x0 <= x1 and 0 <= y0 <= y1")
         return name, (x0, y0, x1, y1)
 
     boxes: dict[str, list[Box]] = {}
