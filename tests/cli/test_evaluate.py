@@ -91,7 +91,10 @@ def write_map(split: Split, values: np.ndarray) -> None:
 
 BREAKAGES = (
     (break_line, "line 2: must be an image id and whole numbers, got 'cat/1.jpg,3,four"),
-    (cut_line, "localization.txt, line 2: must be 5 comma-separated fields, got 'cat/1.jpg,3'"),
+    (
+        cut_line,
+        "localization.txt, line 2: must be 3 or 5 comma-separated fields, got 'cat/1.jpg,3'",
+    ),
     (swap_corners, "localization.txt, line 1: must be a box with 0 <= x0 <= x1"),
     (drop_map, "--scoremaps must be a map for every image id, got none for cat/2.jpg"),
     (drop_box, "localization.txt: must have a line for every image id, got none for cat/1.jpg"),
