@@ -1,0 +1,1 @@
+"""Dense CRF on the permutohedral lattice."""
