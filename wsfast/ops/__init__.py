@@ -10,6 +10,7 @@ from .boxes import (
     otsu_threshold,
     suppress_overlaps,
 )
+from . import crf
 from .fusion import fuse_cams, normalize_cams
 from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
 from .truncation import (

@@ -212,10 +212,10 @@ def bilateral_features(image: Tensor, sigma_rgb: Sequence[float], sigma_xy: floa
 
 
 def build_bilateral_lattice(
-    image: Tensor, sigma_rgb: Sequence[float], sigma_xy: float, double: bool
+    image: Tensor, sigma_rgb: Sequence[float], sigma_xy: float, in_double: bool
 ) -> LatticeTensors:
     """:func:`build_lattice` of pixels: position / sigma_xy and colour / sigma_rgb."""
-    points = raw_bilateral_features(image, torch.float64 if double else torch.float32)
+    points = raw_bilateral_features(image, torch.float64 if in_double else torch.float32)
     if points.shape[0] == 0:
         return _empty_lattice(points)
     return _build(list(points), bilateral_coefficients(sigma_rgb, sigma_xy))

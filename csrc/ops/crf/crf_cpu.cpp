@@ -1,0 +1,448 @@
+// Schemas and CPU kernels of the crf room.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "../../core/torch_api.h"
+#include "crf_lattice.h"
+#include "crf_math.h"
+
+#define WS_SIMD_BODY "../ops/crf/crf_simd.h"
+#include "../../core/foreach_simd.h"
+
+namespace wsfast::crf {
+namespace {
+
+WS_DEFINE_DISPATCH_SIMD(Loops)
+
+Direction direction_named(const char* op, const std::string& name) {
+  WS_CHECK(name == "symmetric" || name == "forward" || name == "transpose", "wsfast::", op,
+           ": unknown direction ", name);
+  return name == "symmetric" ? Direction::symmetric
+         : name == "forward" ? Direction::forward
+                             : Direction::transpose;
+}
+
+
+// body(first, last) over images, on several threads where there are enough images; else each image
+// may use all threads.
+template <class Body>
+void for_images(int64_t images, const Body& body) {
+  if (images >= thread_count()) {
+    parallel_for(0, images, 1, body);
+  } else {
+    body(0, images);
+  }
+}
+
+// ---- points -------------------------------------------------------------------------------------
+
+template <class A>
+void choose_reader(PointSource<A>& source, ScalarType dtype, const char* op) {
+  source.bytes = dtype == ScalarType::Byte;
+  if (source.bytes) {
+    source.read = read_plane<uint8_t, A>;
+    source.plane_bytes = source.points;
+    return;
+  }
+  dispatch_floating(dtype, op, [&]<class T>() {
+    source.read = read_plane<T, A>;
+    source.plane_bytes = source.points * static_cast<int64_t>(sizeof(T));
+  });
+}
+
+void check_points(const char* op, int64_t points, int64_t d) {
+  WS_CHECK(d >= 1 && d <= kLargestDimension, "wsfast::", op, ": features must have 1 to 8 dimensions");
+  WS_CHECK(points >= 1 && points * (d + 1) < std::numeric_limits<int32_t>::max(), "wsfast::", op,
+           ": points times vertices must be between 1 and 2^31, got ", points, " x ", d + 1);
+}
+
+// Contiguous (B, d, P) features, or images (B, C, H, W) with `sigmas` per channel and of position.
+template <class A>
+class Points {
+ public:
+  Points(const char* op, const Tensor& planes, const std::vector<double>& sigma_rgb,
+         double sigma_xy, bool image)
+      : data_(static_cast<const char*>(planes.data_ptr())) {
+    source_.planes = static_cast<int>(planes.size(1));
+    source_.d = source_.planes + (image ? 2 : 0);
+    source_.width = image ? planes.size(3) : 0;
+    source_.points = planes.size(2) * (image ? planes.size(3) : 1);
+    check_points(op, source_.points, source_.d);
+    choose_reader(source_, planes.scalar_type(), op);
+    for (int i = 0; i < source_.d; ++i) {
+      const double sigma = !image ? 1.0 : i < 2 ? sigma_xy : sigma_rgb[i - 2];
+      source_.coefficient[i] = elevation_scale(source_.d, i) * (1.0 / sigma);
+    }
+  }
+
+  PointSource<A> of_image(int64_t n) const {
+    PointSource<A> source = source_;
+    source.data = data_ + n * source.planes * source.plane_bytes;
+    return source;
+  }
+  int64_t points() const { return source_.points; }
+  int d() const { return source_.d; }
+
+ private:
+  PointSource<A> source_{};
+  const char* data_;
+};
+
+// The lattices of one thread: keys of 32 bits where they suffice.
+template <class Loops, class A>
+class Workspace {
+ public:
+  // body(lattice) after building it; false where the keys do not fit or a feature is not finite.
+  template <class Body>
+  bool with_lattice(const PointSource<A>& source, const Body& body) {
+    const KeySpace keys = source.template keys<Loops>();
+    if (keys.bits == 0) return false;
+    if (sizeof(A) == 4 && keys.bits <= 31) {
+      narrow_.build(source, keys);
+      body(narrow_);
+    } else {
+      wide_.build(source, keys);
+      body(wide_);
+    }
+    return true;
+  }
+
+ private:
+  using Narrow = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  ImageLattice<Loops, A, Narrow> narrow_;
+  ImageLattice<Loops, A, int64_t> wide_;
+};
+
+// ---- dense_crf_energy ---------------------------------------------------------------------------
+
+template <class Loops, class T>
+struct Energy {
+  using A = acc_t<T>;
+  const Points<A>& points;
+  const T* values;
+  const A* roi;  // or null
+  int64_t images, channels;
+  Direction direction;
+  A* energy;
+  T* filtered;  // or null
+
+  void run() const {
+    for_images(images, [&](int64_t begin, int64_t end) {
+      Workspace<Loops, A> workspace;
+      for (int64_t n = begin; n < end; ++n) {
+        const auto apply = [&](auto& lattice) { apply_groups(lattice, n); };
+        if (!workspace.with_lattice(points.of_image(n), apply)) fill_nan(n);
+      }
+    });
+  }
+
+ private:
+  // Eight channels at a time, four where no more are left.
+  template <class Lattice>
+  void apply_groups(Lattice& lattice, int64_t n) const {
+    for (int64_t c = 0; c < channels;) {
+      const int64_t left = channels - c;
+      const int group = static_cast<int>(std::min<int64_t>(left, left <= 4 ? 4 : 8));
+      left <= 4 ? apply<4>(lattice, n, c, group) : apply<8>(lattice, n, c, group);
+      c += group;
+    }
+  }
+
+  template <int W, class Lattice>
+  void apply(Lattice& lattice, int64_t n, int64_t c, int group) const {
+    const int64_t plane = n * channels + c;
+    double sums[W];
+    lattice.template apply<W>(values + plane * points.points(), group,
+                              roi == nullptr ? nullptr : roi + n * points.points(), direction, sums,
+                              filtered == nullptr ? nullptr : filtered + plane * points.points());
+    for (int i = 0; i < group; ++i) energy[plane + i] = static_cast<A>(sums[i]);
+  }
+
+  void fill_nan(int64_t n) const {
+    std::fill(energy + n * channels, energy + (n + 1) * channels, A(NAN));
+    if (filtered == nullptr) return;
+    const int64_t size = channels * points.points();
+    std::fill(filtered + n * size, filtered + (n + 1) * size, from_acc<T>(A(NAN)));
+  }
+};
+
+void check_sigmas(const char* op, const Tensor& image, const std::vector<double>& sigma_rgb,
+                  double sigma_xy) {
+  check_rank(op, "image", image, 4);
+  WS_CHECK(static_cast<int64_t>(sigma_rgb.size()) == image.size(1), "wsfast::", op,
+           ": sigma_rgb must have one value per channel");
+  WS_CHECK(sigma_xy > 0 && std::all_of(sigma_rgb.begin(), sigma_rgb.end(), [](double s) { return s > 0; }),
+           "wsfast::", op, ": sigmas must be positive");
+}
+
+std::tuple<Tensor, Tensor> dense_crf_energy_cpu(const Tensor& image, const Tensor& values,
+                                                std::optional<Tensor> roi,
+                                                std::vector<double> sigma_rgb, double sigma_xy,
+                                                std::string direction, bool with_filtered) {
+  const char* op = "dense_crf_energy";
+  check_sigmas(op, image, sigma_rgb, sigma_xy);
+  check_rank(op, "values", values, 4);
+  const int64_t images = values.size(0), channels = values.size(1);
+  WS_CHECK(image.size(0) == images && image.size(2) == values.size(2) &&
+               image.size(3) == values.size(3),
+           "wsfast::dense_crf_energy: image and values must share N, H and W");
+  const ScalarType dtype = values.scalar_type(), sum_dtype = accumulate_dtype(dtype);
+  const Tensor planes = as_contiguous(image), x = as_contiguous(values);
+  std::optional<Tensor> mask;
+  if (roi.has_value()) {
+    WS_CHECK(roi->scalar_type() == sum_dtype && roi->numel() * channels == values.numel(),
+             "wsfast::dense_crf_energy: roi must be (N, H, W) in the dtype of sums");
+    mask = as_contiguous(*roi);
+  }
+  Tensor energy = new_tensor(values, {images, channels}, sum_dtype);
+  Tensor filtered = new_tensor(values, with_filtered ? sizes_of(values) : std::vector<int64_t>{0}, dtype);
+  if (images == 0) return {energy, filtered};
+  const Direction way = direction_named(op, direction);
+  dispatch_floating(dtype, op, [&]<class T>() {
+    using A = acc_t<T>;
+    const Points<A> points(op, planes, sigma_rgb, sigma_xy, true);
+    dispatch_simd([&]<class L>() {
+      Energy<L, T>{points, read_ptr<T>(x), mask ? read_ptr<A>(*mask) : nullptr, images, channels,
+                   way, write_ptr<A>(energy), with_filtered ? write_ptr<T>(filtered) : nullptr}
+          .run();
+    });
+  });
+  return {energy, filtered};
+}
+
+// ---- build_lattice ------------------------------------------------------------------------------
+
+using LatticeTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+template <class L, class A>
+LatticeTensors build(const Points<A>& points, const Tensor& like, int64_t images, ScalarType dtype) {
+  const int64_t corners = points.d() + 1, size = points.points() * corners;
+  Tensor vertices = new_tensor(like, {images, points.points(), corners}, ScalarType::Int);
+  Tensor weights = new_tensor(like, {images, points.points(), corners}, dtype);
+  Tensor offsets = new_tensor(like, {images + 1}, ScalarType::Long);
+  std::vector<std::vector<int32_t>> found(images);  // (corners, 2, M) of every image
+  int64_t* const ends = write_ptr<int64_t>(offsets);
+  ends[0] = 0;
+  for_images(images, [&](int64_t begin, int64_t end) {
+    Workspace<L, A> workspace;
+    for (int64_t n = begin; n < end; ++n) {
+      int32_t* const vertex = write_ptr<int32_t>(vertices) + n * size;
+      A* const weight = write_ptr<A>(weights) + n * size;
+      ends[n + 1] = 0;
+      const auto keep = [&](const auto& lattice) {
+        lattice.export_points(vertex, weight);
+        ends[n + 1] = lattice.vertices();
+        found[n].assign(lattice.neighbours(),
+                        lattice.neighbours() + 2 * corners * lattice.vertices());
+      };
+      if (!workspace.with_lattice(points.of_image(n), keep)) {
+        std::fill(vertex, vertex + size, 0);
+        std::fill(weight, weight + size, A(0));
+      }
+    }
+  });
+  for (int64_t n = 0; n < images; ++n) ends[n + 1] += ends[n];
+  Tensor neighbours = new_tensor(like, {corners, 2, ends[images]}, ScalarType::Int);
+  for (int64_t n = 0; n < images; ++n) {
+    const int64_t count = ends[n + 1] - ends[n];
+    for (int64_t row = 0; row < 2 * corners; ++row) {
+      std::copy(found[n].data() + row * count, found[n].data() + (row + 1) * count,
+                write_ptr<int32_t>(neighbours) + row * ends[images] + ends[n]);
+    }
+  }
+  return {vertices, weights, neighbours, offsets};
+}
+
+LatticeTensors build_lattices(const char* op, const Tensor& planes, const std::vector<double>& sigma_rgb,
+                              double sigma_xy, bool image, bool in_double) {
+  LatticeTensors result;
+  const ScalarType dtype = in_double ? ScalarType::Double : ScalarType::Float;
+  dispatch_simd([&]<class L>() {
+    if (in_double) {
+      const Points<double> points(op, planes, sigma_rgb, sigma_xy, image);
+      result = build<L>(points, planes, planes.size(0), dtype);
+    } else {
+      const Points<float> points(op, planes, sigma_rgb, sigma_xy, image);
+      result = build<L>(points, planes, planes.size(0), dtype);
+    }
+  });
+  return result;
+}
+
+LatticeTensors build_lattice_cpu(const Tensor& features) {
+  check_rank("build_lattice", "features", features, 3);
+  return build_lattices("build_lattice", as_contiguous(features), {}, 1.0, false,
+                        features.scalar_type() == ScalarType::Double);
+}
+
+LatticeTensors build_bilateral_lattice_cpu(const Tensor& image, std::vector<double> sigma_rgb,
+                                           double sigma_xy, bool in_double) {
+  check_sigmas("build_bilateral_lattice", image, sigma_rgb, sigma_xy);
+  return build_lattices("build_bilateral_lattice", as_contiguous(image), sigma_rgb, sigma_xy, true,
+                        in_double);
+}
+
+// ---- lattice_filter -----------------------------------------------------------------------------
+
+// The points of a kept lattice as splat and slice read them: row by row.
+template <class A>
+struct RowPoints {
+  static constexpr int stride = 1;
+  const int32_t* vertices;
+  const A* weights;
+  int corners;
+
+  const int32_t* vertices_at(int64_t i, int n) const { return vertices + i * n; }
+  const A* weights_at(int64_t i, int n) const { return weights + i * n; }
+};
+
+template <class Loops, class T>
+struct Filter {
+  using A = acc_t<T>;
+  const T* values;
+  const int32_t* vertices;
+  const A* weights;
+  const int32_t* neighbours;
+  const int64_t* offsets;
+  int64_t images, channels, points, total;
+  int corners;
+  Direction direction;
+  T* filtered;
+
+  static constexpr int64_t kPointGrain = 8192;
+
+  void run() const {
+    const int64_t groups = ceil_div<int64_t>(channels, 8);
+    for_images(images * groups, [&](int64_t begin, int64_t end) {
+      Buffer<A> scratch;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t c = task % groups * 8;
+        const int group = static_cast<int>(std::min<int64_t>(8, channels - c));
+        group <= 4 ? apply<4>(task / groups, c, group, scratch) : apply<8>(task / groups, c, group, scratch);
+      }
+    });
+  }
+
+ private:
+  template <int W>
+  void apply(int64_t n, int64_t c, int group, Buffer<A>& scratch) const {
+    const int64_t count = offsets[n + 1] - offsets[n];
+    const T* in = values + (n * channels + c) * points;
+    T* out = filtered + (n * channels + c) * points;
+    if (count == 0) {
+      std::fill(out, out + group * points, from_acc<T>(A(NAN)));
+      return;
+    }
+    const int64_t size = (count + 1) * W;  // row -1 is 0
+    A* all = scratch.resize(3 * size);
+    A* rows[3];
+    for (int i = 0; i < 3; ++i) {
+      std::fill(all + i * size, all + i * size + W, A(0));
+      rows[i] = all + i * size + W;
+    }
+    std::fill(rows[0], rows[0] + count * W, A(0));
+    const RowPoints<A> own{vertices + n * points * corners, weights + n * points * corners, corners};
+    splat<W>(in, group, own, rows[0]);
+    A* result = rows[0];
+    if (direction != Direction::transpose) result = blur<W>(n, rows[0], rows[1], rows[2], false);
+    if (direction != Direction::forward) {
+      A* free = result == rows[1] ? rows[2] : rows[1];
+      A* backward = blur<W>(n, rows[0], free, rows[0], true);
+      if (direction == Direction::symmetric) Loops::add(result, count * W, backward);
+      result = backward;
+    }
+    const double share = direction == Direction::symmetric ? 0.5 : 1.0;
+    slice<W>(result, group, own, static_cast<A>(share * blur_scale(corners - 1)), out);
+  }
+
+  template <int W>
+  void splat(const T* in, int group, const RowPoints<A>& own, A* rows) const {
+    const A* none = nullptr;
+    if (corners == 6) {
+      Loops::template splat<A, W, 6>(in, points, group, none, 0, points, own, rows);
+    } else {
+      Loops::template splat<A, W, 0>(in, points, group, none, 0, points, own, rows);
+    }
+  }
+
+  template <int W>
+  void slice(const A* rows, int group, const RowPoints<A>& own, A scale, T* out) const {
+    const A* none = nullptr;
+    parallel_for(0, points, kPointGrain, [&](int64_t begin, int64_t end) {
+      const RowPoints<A> part{own.vertices + begin * corners, own.weights + begin * corners, corners};
+      if (corners == 6) {
+        Loops::template slice<A, W, 6>(out, points, group, none, begin, end, part, rows, scale);
+      } else {
+        Loops::template slice<A, W, 0>(out, points, group, none, begin, end, part, rows, scale);
+      }
+    });
+  }
+
+  template <int W>
+  A* blur(int64_t n, const A* in, A* a, A* b, bool transpose) const {
+    const int64_t count = offsets[n + 1] - offsets[n];
+    const auto pair = [&](int axis) {
+      return NeighbourPair{neighbours + 2 * axis * total + offsets[n],
+                           neighbours + (2 * axis + 1) * total + offsets[n]};
+    };
+    return blur_axes<Loops, A, W>(in, a, b, corners, count, transpose, pair);
+  }
+};
+
+Tensor lattice_filter_cpu(const Tensor& values, const Tensor& vertices, const Tensor& weights,
+                          const Tensor& neighbours, const Tensor& offsets, std::string direction) {
+  const char* op = "lattice_filter";
+  check_rank(op, "values", values, 3);
+  check_rank(op, "vertices", vertices, 3);
+  check_rank(op, "neighbours", neighbours, 3);
+  const ScalarType dtype = values.scalar_type();
+  WS_CHECK(weights.scalar_type() == accumulate_dtype(dtype),
+           "wsfast::lattice_filter: weights must have the dtype that values are summed in");
+  WS_CHECK(vertices.scalar_type() == ScalarType::Int && neighbours.scalar_type() == ScalarType::Int &&
+               offsets.scalar_type() == ScalarType::Long,
+           "wsfast::lattice_filter: lattice tensors must be int32, offsets int64");
+  WS_CHECK(vertices.size(0) == values.size(0) && vertices.size(1) == values.size(2) &&
+               weights.numel() == vertices.numel() && offsets.numel() == values.size(0) + 1 &&
+               neighbours.size(0) == vertices.size(2),
+           "wsfast::lattice_filter: values must have the lattice's images and points");
+  Tensor filtered = new_tensor(values, sizes_of(values), dtype);
+  if (values.numel() == 0) return filtered;
+  const Tensor x = as_contiguous(values), v = as_contiguous(vertices), w = as_contiguous(weights);
+  const Tensor near = as_contiguous(neighbours), ends = as_contiguous(offsets);
+  const Direction way = direction_named(op, direction);
+  dispatch_floating(dtype, op, [&]<class T>() {
+    using A = acc_t<T>;
+    dispatch_simd([&]<class L>() {
+      Filter<L, T>{read_ptr<T>(x), read_ptr<int32_t>(v), read_ptr<A>(w), read_ptr<int32_t>(near),
+                   read_ptr<int64_t>(ends), values.size(0), values.size(1), values.size(2),
+                   near.size(2), static_cast<int>(vertices.size(2)), way, write_ptr<T>(filtered)}
+          .run();
+    });
+  });
+  return filtered;
+}
+
+}  // namespace
+}  // namespace wsfast::crf
+
+STABLE_TORCH_LIBRARY_FRAGMENT(wsfast, m) {
+  m.def(
+      "dense_crf_energy(Tensor image, Tensor values, Tensor? roi, float[] sigma_rgb,"
+      " float sigma_xy, str direction, bool with_filtered) -> (Tensor, Tensor)");
+  m.def("build_lattice(Tensor features) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "build_bilateral_lattice(Tensor image, float[] sigma_rgb, float sigma_xy, bool in_double)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lattice_filter(Tensor values, Tensor vertices, Tensor weights, Tensor neighbours,"
+      " Tensor offsets, str direction) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(wsfast, CPU, m) {
+  m.impl("dense_crf_energy", TORCH_BOX(&wsfast::crf::dense_crf_energy_cpu));
+  m.impl("build_lattice", TORCH_BOX(&wsfast::crf::build_lattice_cpu));
+  m.impl("build_bilateral_lattice", TORCH_BOX(&wsfast::crf::build_bilateral_lattice_cpu));
+  m.impl("lattice_filter", TORCH_BOX(&wsfast::crf::lattice_filter_cpu));
+}

@@ -1,0 +1,104 @@
+// Where the CPU lattice reads its points: feature planes, or the pixels of an image whose first two
+// features are column and row.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "crf_math.h"
+
+namespace wsfast::crf {
+
+inline constexpr int64_t kTile = 1024;        // points read and embedded at a time
+inline constexpr int64_t kTilePadding = 16;   // a vector may run past the last point
+inline constexpr int64_t kTileRow = kTile + kTilePadding;
+
+template <class T, class A>
+void read_plane(const void* plane, int64_t first, int64_t count, A* out) {
+  const T* values = static_cast<const T*>(plane) + first;
+  if constexpr (std::is_same_v<T, uint8_t>) {
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<A>(values[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<A>(to_acc(values[i]));
+  }
+}
+
+template <class A>
+struct PointSource {
+  using Read = void (*)(const void* plane, int64_t first, int64_t count, A* out);
+
+  int d, planes;
+  int64_t points, width;  // width 0: no coordinates
+  const char* data;
+  int64_t plane_bytes;
+  bool bytes;  // values of 0..255 by their type
+  Read read;
+  double coefficient[kLargestDimension];  // 1 / sigma times elevation_scale
+
+  int first_plane() const { return d - planes; }
+
+  // Features [first, first + count) as d rows of kTileRow, the last point repeated at the end.
+  void read_tile(int64_t first, int64_t count, A* tile) const {
+    if (width > 0) fill_coordinates(first, count, tile, tile + kTileRow);
+    for (int c = 0; c < planes; ++c) {
+      read(data + c * plane_bytes, first, count, tile + (first_plane() + c) * kTileRow);
+    }
+    for (int i = 0; i < d; ++i) pad(tile + i * kTileRow, count);
+  }
+
+  // The packed keys of this source; bits are 0 where they do not fit or a value is not finite.
+  template <class Loops>
+  KeySpace keys() const {
+    double low[kLargestDimension] = {}, high[kLargestDimension] = {};
+    if (width > 0) {
+      high[0] = static_cast<double>(std::min(width, points) - 1);
+      high[1] = static_cast<double>((points - 1) / width);
+    }
+    for (int c = 0; c < planes; ++c) {
+      const int i = first_plane() + c;
+      if (bytes) {
+        high[i] = 255.0;
+      } else if (!bound_plane<Loops>(c, low[i], high[i])) {
+        return KeySpace{d, {}, 0, 0};
+      }
+    }
+    for (int i = 0; i < d; ++i) {
+      low[i] *= coefficient[i];
+      high[i] *= coefficient[i];
+    }
+    return key_space(d, low, high, sizeof(A) == 4 ? 18 : 30);
+  }
+
+ private:
+  static void pad(A* row, int64_t count) {
+    std::fill(row + count, row + count + kTilePadding, row[count - 1]);
+  }
+
+  void fill_coordinates(int64_t first, int64_t count, A* xs, A* ys) const {
+    int64_t y = first / width, x = first % width;
+    for (int64_t i = 0; i < count; ++y, x = 0) {
+      const int64_t start = i - x, end = std::min(count, start + width);
+      for (; i < end; ++i) {
+        xs[i] = static_cast<A>(static_cast<int32_t>(i - start));
+        ys[i] = static_cast<A>(y);
+      }
+    }
+  }
+
+  template <class Loops>
+  bool bound_plane(int c, double& low, double& high) const {
+    A tile[kTileRow];
+    low = INFINITY;
+    high = -INFINITY;
+    for (int64_t first = 0; first < points; first += kTile) {
+      const int64_t count = std::min(kTile, points - first);
+      read(data + c * plane_bytes, first, count, tile);
+      pad(tile, count);
+      if (!Loops::bounds(tile, count, low, high)) return false;
+    }
+    return true;
+  }
+};
+
+}  // namespace wsfast::crf
