@@ -16,15 +16,18 @@ namespace wsfast::crf {
 
 inline constexpr int64_t kChunk = 32768;      // points of a chunk, roughly
 inline constexpr int64_t kVertexGrain = 4096;
+inline constexpr int64_t kBatch = 64;         // look-ups whose first probes go without branches
 inline constexpr int64_t kTrial = 2048;  // points after which a chunk judges whether simplices recur
 
 // What one thread needs while it builds chunks, one after the other.
 template <class A, class Key>
 struct ChunkScratch {
-  SlotTable simplices, vertices;
+  SlotTable<SimplexSlot> simplices;
+  SlotTable<VertexSlot> vertices;
   Buffer<A> tile;
-  Buffer<Key> tile_keys, simplex_keys;
-  Buffer<uint32_t> tile_codes, simplex_codes;
+  Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
+  Buffer<uint32_t> codes;  // of the same
+  Buffer<Key> corners;     // of its new simplices
 };
 
 template <class A, class Key>
@@ -69,7 +72,10 @@ struct BlockPoints {
   int corners;
 
   const int32_t* vertices_at(int64_t i, int n) const { return simplex_vertices + int64_t{simplex[i]} * n; }
-  const A* weights_at(int64_t i, int n) const { return weights + i / Lanes * Lanes * n + i % Lanes; }
+  const A* weights_at(int64_t i, int n) const {
+    const int64_t lane = i & (Lanes - 1);
+    return weights + (i - lane) * n + lane;
+  }
 };
 
 template <class Loops, class A, class Key>
@@ -177,8 +183,9 @@ class ImageLattice {
     scratch.simplices.clear(std::min<int64_t>(count, kChunk / 4));
     scratch.vertices.clear(std::min<int64_t>(count, kChunk / 8));
     A* tile = scratch.tile.resize(D * kTileRow);
-    Key* keys = scratch.tile_keys.resize(kTileRow);
-    uint32_t* codes = scratch.tile_codes.resize(kTileRow);
+    Key* keys = scratch.keys.resize(kTileRow);
+    uint32_t* codes = scratch.codes.resize(kTileRow);
+    scratch.corners.resize(kTile * (D + 1));
     A coefficient[D];
     const A* features[D];
     for (int i = 0; i < D; ++i) {
@@ -192,82 +199,128 @@ class ImageLattice {
                                        ceil_div(n, kLanes) * kLanes,
                                        chunk.weights.data() + first * (D + 1), keys, codes);
       const bool recurring = first < kTrial || 8 * chunk.simplices < 7 * first;
-      find_simplices<D>(chunk, scratch, first, n, recurring);
+      int32_t* simplex = chunk.simplex.data() + first;
+      const int64_t before = chunk.simplices;
+      if (recurring) {
+        find_simplices(chunk, scratch, n, simplex);
+        add_corners<D, false>(chunk, scratch, before);
+      } else {
+        number_simplices(chunk, n, simplex);
+        add_corners<D, true>(chunk, scratch, before);
+      }
     }
   }
 
-  // Simplices that recur get one number; where hardly any does, each point gets its own.
-  template <int D>
-  void find_simplices(PointChunk& chunk, ChunkScratch<A, Key>& scratch, int64_t first, int64_t n,
-                      bool recurring) {
-    constexpr int64_t ahead = 12;
-    const Key* keys = scratch.tile_keys.data();
-    const uint32_t* codes = scratch.tile_codes.data();
-    scratch.simplex_keys.grow(chunk.simplices + n, chunk.simplices);
-    scratch.simplex_codes.grow(chunk.simplices + n, chunk.simplices);
-    chunk.corners.grow((chunk.simplices + n) * (D + 1), chunk.simplices * (D + 1));
-    int32_t* simplex = chunk.simplex.data() + first;
-    const auto hash_of = [&](int64_t entry) {
-      return hash_pair(static_cast<uint64_t>(scratch.simplex_keys[entry]),
-                       scratch.simplex_codes[entry]);
-    };
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = keys[i];
-      const uint32_t code = codes[i];
-      if (recurring) {
-        if (i + ahead < n) {
-          scratch.simplices.prefetch(hash_pair(static_cast<uint64_t>(keys[i + ahead]), codes[i + ahead]));
-        }
-        const uint64_t hash = hash_pair(static_cast<uint64_t>(key), code);
-        const auto same = [&](int64_t entry) {
-          return scratch.simplex_keys[entry] == key && scratch.simplex_codes[entry] == code;
-        };
-        uint64_t at = 0;
-        const int64_t known = scratch.simplices.find(hash, same, at);
-        if (known >= 0) {
-          simplex[i] = static_cast<int32_t>(known);
+  // Equal simplices get one number; keys and codes of new ones move to the front.
+  void find_simplices(PointChunk& chunk, ChunkScratch<A, Key>& scratch, int64_t n,
+                      int32_t* simplex) {
+    Key* keys = scratch.keys.data();
+    uint32_t* codes = scratch.codes.data();
+    int64_t found = 0, count = chunk.simplices;
+    int32_t missed[kBatch];
+    for (int64_t begin = 0; begin < n; begin += kBatch) {
+      const int64_t end = std::min(begin + kBatch, n);
+      int64_t misses = 0;
+      for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
+        const uint64_t key = static_cast<uint64_t>(keys[i]);
+        const SimplexSlot& slot = scratch.simplices.first(SimplexSlot::hash(key, codes[i]));
+        simplex[i] = slot.number;
+        missed[misses] = static_cast<int32_t>(i);
+        misses += !slot.holds(key, codes[i]);
+      }
+      for (int64_t j = 0; j < misses; ++j) {
+        const int64_t i = missed[j];
+        const uint64_t key = static_cast<uint64_t>(keys[i]);
+        const uint32_t code = codes[i];
+        SimplexSlot* slot = scratch.simplices.find(
+            SimplexSlot::hash(key, code),
+            [=](const SimplexSlot& held) { return held.holds(key, code); });
+        if (!slot->empty()) {
+          simplex[i] = slot->number;
           continue;
         }
-        scratch.simplices.put(at, hash, chunk.simplices);
-        scratch.simplex_keys[chunk.simplices] = key;
-        scratch.simplex_codes[chunk.simplices] = code;
-        scratch.simplices.reserve_one(chunk.simplices + 1, hash_of);
+        *slot = {key, code, static_cast<int32_t>(count)};
+        simplex[i] = static_cast<int32_t>(count++);
+        keys[found] = static_cast<Key>(key);
+        codes[found++] = code;
+        scratch.simplices.make_room(count, [](const SimplexSlot& held) {
+          return SimplexSlot::hash(held.key, held.code);
+        });
       }
-      simplex[i] = static_cast<int32_t>(chunk.simplices);
-      add_corners<D>(chunk, scratch, key, code);
-      ++chunk.simplices;
     }
+    chunk.simplices = count;
+  }
+
+  // Where hardly any simplex recurs, each point gets its own.
+  static void number_simplices(PointChunk& chunk, int64_t n, int32_t* simplex) {
+    for (int64_t i = 0; i < n; ++i) simplex[i] = static_cast<int32_t>(chunk.simplices++);
+  }
+
+  // The vertices of the simplices from `before` on. Prefetch: of tables beyond the caches.
+  template <int D, bool Prefetch>
+  void add_corners(PointChunk& chunk, ChunkScratch<A, Key>& scratch, int64_t before) {
+    constexpr int64_t corners = D + 1;
+    const int64_t count = (chunk.simplices - before) * corners;
+    Key* keys = scratch.corners.data();
+    for (int64_t i = 0; i < chunk.simplices - before; ++i) {
+      list_corners<D>(scratch.keys[i], scratch.codes[i], keys + i * corners);
+    }
+    chunk.corners.grow(chunk.simplices * corners, before * corners);
+    chunk.keys.grow(chunk.vertices + count, chunk.vertices);
+    int32_t* vertex = chunk.corners.data() + before * corners;
+    Key* known = chunk.keys.data();
+    int64_t vertices = chunk.vertices;
+    int32_t missed[kBatch];
+    for (int64_t begin = 0; begin < count; begin += kBatch) {
+      const int64_t end = std::min(begin + kBatch, count);
+      int64_t misses = 0;
+      if (Prefetch) {
+        for (int64_t i = end; i < std::min(end + kBatch, count); ++i) {
+          scratch.vertices.prefetch(hash_key(static_cast<uint64_t>(keys[i])));
+        }
+      }
+      for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
+        const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
+        const VertexSlot& slot = scratch.vertices.first(hash);
+        vertex[i] = slot.number();
+        missed[misses] = static_cast<int32_t>(i);
+        misses += !holds(slot, known, keys[i], hash);
+      }
+      for (int64_t j = 0; j < misses; ++j) {
+        const int64_t i = missed[j];
+        const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
+        VertexSlot* slot = find_vertex(scratch.vertices, known, keys[i], hash);
+        if (!slot->empty()) {
+          vertex[i] = slot->number();
+          continue;
+        }
+        vertex[i] = static_cast<int32_t>(vertices);
+        known[vertices++] = keys[i];
+        *slot = {static_cast<uint32_t>(vertices), static_cast<uint32_t>(hash)};
+        scratch.vertices.make_room(vertices, [=](const VertexSlot& held) {
+          return hash_key(static_cast<uint64_t>(known[held.number()]));
+        });
+      }
+    }
+    chunk.vertices = vertices;
   }
 
   template <int D>
-  void add_corners(PointChunk& chunk, ChunkScratch<A, Key>& scratch, Key key, uint32_t code) {
+  void list_corners(Key key, uint32_t code, Key* corner) const {
     Key step[D + 1] = {};  // by rank; the last axis has stride 0
     for (int i = 0; i < D; ++i) step[code >> (4 * i) & 15u] = static_cast<Key>(keys_.stride[i]);
-    Key corner[D + 1];
     corner[0] = key;
     for (int k = 1; k <= D; ++k) corner[k] = corner[k - 1] + 1 - step[D + 1 - k];
-    for (int k = 0; k <= D; ++k) scratch.vertices.prefetch(hash_key(static_cast<uint64_t>(corner[k])));
-    chunk.keys.grow(chunk.vertices + D + 1, chunk.vertices);
-    int32_t* corners = chunk.corners.data() + chunk.simplices * (D + 1);
-    for (int k = 0; k <= D; ++k) {
-      const uint64_t hash = hash_key(static_cast<uint64_t>(corner[k]));
-      uint64_t at = 0;
-      int64_t vertex = scratch.vertices.find(hash, same_key(chunk.keys.data(), corner[k]), at);
-      if (vertex < 0) {
-        vertex = chunk.vertices++;
-        chunk.keys[vertex] = corner[k];
-        scratch.vertices.put(at, hash, vertex);
-        scratch.vertices.reserve_one(chunk.vertices, [&](int64_t entry) {
-          return hash_key(static_cast<uint64_t>(chunk.keys[entry]));
-        });
-      }
-      corners[k] = static_cast<int32_t>(vertex);
-    }
   }
 
-  // The slot's 32 bits of hash are those of a 32-bit key.
-  static auto same_key(const Key* keys, Key key) {
-    return [keys, key](int64_t entry) { return sizeof(Key) == 4 || keys[entry] == key; };
+  static bool holds(const VertexSlot& slot, const Key* keys, Key key, uint64_t hash) {
+    const bool same = !slot.empty() & (slot.tag == static_cast<uint32_t>(hash));
+    return sizeof(Key) == 4 ? same : same && keys[slot.number()] == key;
+  }
+
+  static VertexSlot* find_vertex(SlotTable<VertexSlot>& table, const Key* keys, Key key,
+                                 uint64_t hash) {
+    return table.find(hash, [=](const VertexSlot& held) { return holds(held, keys, key, hash); });
   }
 
   void join_vertices() {
@@ -299,32 +352,34 @@ class ImageLattice {
     constexpr int64_t ahead = 8;
     const int64_t n = vertices_;
     const Key* keys = vertex_keys_.data();
-    SlotTable& table = scratch_[0].vertices;
+    SlotTable<VertexSlot>& table = scratch_[0].vertices;
     table.clear(4 * n);
+    using Unsigned = std::make_unsigned_t<Key>;
+    const Unsigned colours = static_cast<Unsigned>(d() + 1);
+    Key* moved = moved_keys_.resize(n);  // keys one step along an axis, but for its own stride
     for (int64_t i = 0; i < n; ++i) {
       const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
-      uint64_t at = 0;
-      table.find(hash, [](int64_t) { return false; }, at);
-      table.put(at, hash, i);
+      *table.find(hash, [](const VertexSlot&) { return false; }) = {static_cast<uint32_t>(i + 1),
+                                                                   static_cast<uint32_t>(hash)};
+      const bool wraps = static_cast<Unsigned>(keys[i]) % colours == 0;
+      moved[i] = keys[i] + (wraps ? static_cast<Key>(keys_.wrapping_step()) : Key(-1));
     }
     int32_t* all = neighbours_.resize(2 * (d() + 1) * n);
     parallel_for(0, d() + 1, 1, [&](int64_t begin, int64_t end) {
       for (int64_t axis = begin; axis < end; ++axis) {
+        const Key stride = static_cast<Key>(keys_.stride[axis]);
         int32_t* one = all + 2 * axis * n;
         int32_t* other = one + n;
         std::fill(other, other + n, -1);
-        const int64_t stays = keys_.stride[axis] - 1;
-        const int64_t wraps = keys_.stride[axis] + d() - keys_.stride_sum();
-        const auto target = [&](int64_t i) {
-          return static_cast<Key>(keys[i] + (keys[i] % (d() + 1) == 0 ? wraps : stays));
-        };
         for (int64_t i = 0; i < n; ++i) {
-          if (i + ahead < n) table.prefetch(hash_key(static_cast<uint64_t>(target(i + ahead))));
-          const Key wanted = target(i);
-          uint64_t at = 0;
-          const int64_t found = table.find(hash_key(static_cast<uint64_t>(wanted)), same_key(keys, wanted), at);
-          one[i] = static_cast<int32_t>(found);
-          if (found >= 0) other[found] = static_cast<int32_t>(i);
+          if (i + ahead < n) table.prefetch(hash_key(static_cast<uint64_t>(moved[i + ahead] + stride)));
+          const Key key = moved[i] + stride;
+          const uint64_t hash = hash_key(static_cast<uint64_t>(key));
+          VertexSlot slot = table.first(hash);
+          if (!slot.empty() & !holds(slot, keys, key, hash)) slot = *find_vertex(table, keys, key, hash);
+          one[i] = slot.number();
+          int32_t nowhere;
+          *(slot.empty() ? &nowhere : other + slot.number()) = static_cast<int32_t>(i);
         }
       }
     });
@@ -401,7 +456,7 @@ class ImageLattice {
   std::vector<ChunkScratch<A, Key>> scratch_;
   Buffer<KeyAndSource<Key>> sorted_;
   Buffer<int32_t> numbers_, neighbours_;
-  Buffer<Key> vertex_keys_;
+  Buffer<Key> vertex_keys_, moved_keys_;
   Buffer<A> on_vertices_, blurred_, spare_;
 };
 

@@ -45,26 +45,20 @@ struct SingleLane {
 
 // The vertices around points of bounded features, as one integer each: the colour (coordinate
 // modulo d + 1) in the lowest digit, then the quotients of the first d coordinates. All steps
-// between vertices are constants.
+// between vertices are constants: vertex k of a simplex follows vertex k - 1 by 1 minus the stride of
+// the axis with rank d + 1 - k.
 struct KeySpace {
   int d;
   int64_t stride[kLargestDimension + 1];  // per axis; 0 for the last, whose coordinate follows
   int64_t base;                           // added to the sum of stride * quotient
   int bits;                               // of the largest key; 0 where the keys do not fit
 
-  // From vertex k - 1 of a simplex to vertex k, where `axis` has rank d + 1 - k.
-  WS_HD int64_t corner_step(int axis) const { return 1 - stride[axis]; }
-
-  // One step along a blur axis: every coordinate -1, the axis' own +d.
-  WS_HD int64_t neighbour(int64_t key, int axis) const {
-    const bool wraps = key % (d + 1) == 0;
-    return key + stride[axis] + (wraps ? d - stride_sum() : -1);
-  }
-
-  WS_HD int64_t stride_sum() const {
-    int64_t sum = 0;
-    for (int i = 0; i < d; ++i) sum += stride[i];
-    return sum;
+  // One step along a blur axis (every coordinate -1, the axis' own +d) adds the stride of the axis
+  // and, to keys of colour 0, this; to other keys -1.
+  WS_HD int64_t wrapping_step() const {
+    int64_t step = d;
+    for (int i = 0; i < d; ++i) step -= stride[i];
+    return step;
   }
 };
 

@@ -78,17 +78,32 @@ struct Loops {
     static void store(A* p, V v) { std::memcpy(p, &v, sizeof(V)); }
   };
 
-  // Points first to last - 1 of `count` channel planes, a row of W each, masked.
+  static constexpr int kRun = 16;  // points whose rows are transposed at once
+
+  // Points first, ... of `channels` channel planes, a row of W each, masked.
   template <class A, int W, class T>
-  static void gather_rows(const T* planes, int64_t pixels, int channels, const A* roi,
-                          int64_t first, int64_t last, A* rows) {
+  static void gather_rows(const T* planes, int64_t pixels, int channels, const A* roi, int count,
+                          A* rows) {
     for (int c = 0; c < channels; ++c) {
       const T* plane = planes + c * pixels;
-      for (int64_t p = first; p < last; ++p) rows[(p - first) * W + c] = to_acc(plane[p]);
+      if (roi == nullptr) {
+        for (int i = 0; i < count; ++i) rows[i * W + c] = to_acc(plane[i]);
+      } else {
+        for (int i = 0; i < count; ++i) rows[i * W + c] = to_acc(plane[i]) * roi[i];
+      }
     }
-    if (roi == nullptr) return;
-    for (int64_t p = first; p < last; ++p) {
-      for (int c = 0; c < W; ++c) rows[(p - first) * W + c] *= roi[p];
+  }
+
+  template <class A, int W, class T>
+  static void scatter_rows(const A* rows, int64_t pixels, int channels, const A* roi, int count,
+                           T* planes) {
+    for (int c = 0; c < channels; ++c) {
+      T* plane = planes + c * pixels;
+      if (roi == nullptr) {
+        for (int i = 0; i < count; ++i) plane[i] = from_acc<T>(rows[i * W + c]);
+      } else {
+        for (int i = 0; i < count; ++i) plane[i] = from_acc<T>(rows[i * W + c] * roi[i]);
+      }
     }
   }
 
@@ -98,16 +113,16 @@ struct Loops {
   static void splat(const T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
                     int64_t end, const Points& points, A* vertices) {
     using R = Row<A, W>;
-    constexpr int64_t run = 16;
     const int n = Corners > 0 ? Corners : points.corners;
-    A rows[run * W] = {};
-    for (int64_t first = begin; first < end; first += run) {
-      const int64_t last = std::min(first + run, end);
-      gather_rows<A, W>(planes, pixels, channels, roi, first, last, rows);
-      for (int64_t p = first; p < last; ++p) {
-        const typename R::V x = R::load(rows + (p - first) * W);
-        const int32_t* vertex = points.vertices_at(p - begin, n);
-        const A* weight = points.weights_at(p - begin, n);
+    A rows[kRun * W] = {};
+    for (int64_t first = begin; first < end; first += kRun) {
+      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
+      const A* mask = roi == nullptr ? nullptr : roi + first;
+      gather_rows<A, W>(planes + first, pixels, channels, mask, count, rows);
+      for (int i = 0; i < count; ++i) {
+        const typename R::V x = R::load(rows + i * W);
+        const int32_t* vertex = points.vertices_at(first - begin + i, n);
+        const A* weight = points.weights_at(first - begin + i, n);
         for (int k = 0; k < n; ++k) {
           A* row = vertices + static_cast<int64_t>(vertex[k]) * W;
           R::store(row, R::load(row) + x * weight[k * Points::stride]);
@@ -121,27 +136,21 @@ struct Loops {
   static void slice(T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
                     int64_t end, const Points& points, const A* vertices, A scale) {
     using R = Row<A, W>;
-    constexpr int64_t run = 16;
     const int n = Corners > 0 ? Corners : points.corners;
-    A rows[run * W];
-    for (int64_t first = begin; first < end; first += run) {
-      const int64_t last = std::min(first + run, end);
-      for (int64_t p = first; p < last; ++p) {
-        const int32_t* vertex = points.vertices_at(p - begin, n);
-        const A* weight = points.weights_at(p - begin, n);
+    A rows[kRun * W];
+    for (int64_t first = begin; first < end; first += kRun) {
+      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
+      for (int i = 0; i < count; ++i) {
+        const int32_t* vertex = points.vertices_at(first - begin + i, n);
+        const A* weight = points.weights_at(first - begin + i, n);
         typename R::V x = {};
         for (int k = 0; k < n; ++k) {
           x += R::load(vertices + static_cast<int64_t>(vertex[k]) * W) * weight[k * Points::stride];
         }
-        R::store(rows + (p - first) * W, x * scale);
+        R::store(rows + i * W, x * scale);
       }
-      for (int c = 0; c < channels; ++c) {
-        T* plane = planes + c * pixels;
-        for (int64_t p = first; p < last; ++p) {
-          const A value = rows[(p - first) * W + c];
-          plane[p] = from_acc<T>(roi == nullptr ? value : value * roi[p]);
-        }
-      }
+      const A* mask = roi == nullptr ? nullptr : roi + first;
+      scatter_rows<A, W>(rows, pixels, channels, mask, count, planes + first);
     }
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 namespace wsfast::crf {
 
@@ -30,10 +31,6 @@ class Buffer {
     }
     return data_.get();
   }
-  void release() {
-    data_.reset();
-    capacity_ = 0;
-  }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   T& operator[](int64_t i) { return data_[i]; }
@@ -44,8 +41,11 @@ class Buffer {
   int64_t capacity_ = 0;
 };
 
-// Open addressing over the entries 0, 1, ... of arrays that the caller keeps. A slot holds an entry
-// and 32 bits of its hash; 0 is empty.
+// The high half chooses a slot; the low half is a bijection of the low half of the key.
+inline uint64_t hash_key(uint64_t key) { return key * 0x9e3779b97f4a7c15u; }
+
+// A power of two of slots, probed one after the other, at most a quarter of them in use.
+template <class Slot>
 class SlotTable {
  public:
   void clear(int64_t at_least) {
@@ -54,57 +54,66 @@ class SlotTable {
     reset(capacity);
   }
 
-  // Room for one more entry at a load of at most 1/2; hash_of(entry) gives old hashes again.
-  template <class HashOf>
-  void reserve_one(int64_t used, const HashOf& hash_of) {
-    if (2 * static_cast<uint64_t>(used) <= mask_) return;
-    reset(4 * (mask_ + 1));
-    for (int64_t i = 0; i < used; ++i) {
-      const uint64_t hash = hash_of(i);
-      uint64_t at = hash >> shift_;
-      while (slots_[at] != 0) at = (at + 1) & mask_;
-      slots_[at] = slot(hash, i);
-    }
-  }
-
-  // The entry of that hash which same(entry) accepts, or -1; `at` is where it belongs.
+  // The slot that holds what `same` accepts, or the empty one where it belongs.
   template <class Same>
-  int64_t find(uint64_t hash, const Same& same, uint64_t& at) const {
-    for (at = hash >> shift_;; at = (at + 1) & mask_) {
-      const uint64_t held = slots_[at];
-      if (held == 0) return -1;
-      const int64_t entry = static_cast<int64_t>(held & 0xffffffffu) - 1;
-      if ((held ^ (hash << 32)) >> 32 == 0 && same(entry)) return entry;
+  Slot* find(uint64_t hash, const Same& same) {
+    Slot* const slots = slots_.data();
+    const uint64_t mask = mask_;
+    for (uint64_t at = hash >> 32 & mask;; at = (at + 1) & mask) {
+      if (slots[at].empty() || same(slots[at])) return slots + at;
     }
   }
 
-  void put(uint64_t at, uint64_t hash, int64_t entry) { slots_[at] = slot(hash, entry); }
-  void prefetch(uint64_t hash) const { __builtin_prefetch(slots_.data() + (hash >> shift_)); }
-  void release() { slots_.release(); }
+  // Where the search of `find` begins: most entries lie there.
+  const Slot& first(uint64_t hash) const { return slots_[static_cast<int64_t>(hash >> 32 & mask_)]; }
+
+  void prefetch(uint64_t hash) const { __builtin_prefetch(slots_.data() + (hash >> 32 & mask_)); }
+
+  // To be called before `used` entries become one more.
+  template <class HashOf>
+  void make_room(int64_t used, const HashOf& hash_of) {
+    if (4 * static_cast<uint64_t>(used + 1) <= mask_ + 1) return;
+    Buffer<Slot> old;
+    std::swap(old, slots_);
+    const int64_t capacity = static_cast<int64_t>(mask_ + 1);
+    reset(4 * capacity);
+    for (int64_t i = 0; i < capacity; ++i) {
+      if (!old[i].empty()) *find(hash_of(old[i]), [](const Slot&) { return false; }) = old[i];
+    }
+  }
 
  private:
-  static uint64_t slot(uint64_t hash, int64_t entry) {
-    return hash << 32 | static_cast<uint64_t>(entry + 1);
-  }
   void reset(int64_t capacity) {
-    slots_.resize(capacity);
-    std::memset(slots_.data(), 0, static_cast<size_t>(capacity) * sizeof(uint64_t));
+    std::memset(static_cast<void*>(slots_.resize(capacity)), 0, capacity * sizeof(Slot));
     mask_ = static_cast<uint64_t>(capacity - 1);
-    shift_ = 64 - __builtin_ctzll(static_cast<uint64_t>(capacity));
   }
 
-  Buffer<uint64_t> slots_;
+  Buffer<Slot> slots_;
   uint64_t mask_ = 0;
-  int shift_ = 0;
 };
 
-// Top bits choose the slot; the low 32 are a bijection of the low 32 bits of the key.
-inline uint64_t hash_key(uint64_t key) { return key * 0x9e3779b97f4a7c15u; }
+// A vertex: its number, and 32 bits of its hash, which are all of a 32-bit key.
+struct VertexSlot {
+  uint32_t number_and_1, tag;
 
-inline uint64_t hash_pair(uint64_t key, uint32_t other) {
-  const uint64_t mixed = key * 0x9e3779b97f4a7c15u + other * 0xc2b2ae3d27d4eb4fu;
-  return mixed ^ mixed >> 32;
-}
+  bool empty() const { return number_and_1 == 0; }
+  int32_t number() const { return static_cast<int32_t>(number_and_1 - 1); }
+};
+
+// A simplex by its first vertex, whose key is not 0, and the code of its ranks.
+struct SimplexSlot {
+  uint64_t key;
+  uint32_t code;
+  int32_t number;
+
+  bool empty() const { return key == 0; }
+  bool holds(uint64_t other_key, uint32_t other_code) const {
+    return ((key ^ other_key) | (code ^ other_code)) == 0;
+  }
+  static uint64_t hash(uint64_t key, uint32_t code) {
+    return key * 0x9e3779b97f4a7c15u + code * 0xc2b2ae3d27d4eb4fu;
+  }
+};
 
 template <class Key>
 struct KeyAndSource {
