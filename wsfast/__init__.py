@@ -7,9 +7,9 @@ tensor([[[[0., 0.],
           [2., 3.]]]])
 """
 
-from . import ops
+from . import nn, ops
 from ._version import __version__
 from .native import NativeFallbackWarning, info
 from .ops import *  # noqa: F403
 
-__all__ = ["NativeFallbackWarning", "__version__", "info", "ops", *ops.__all__]
+__all__ = ["NativeFallbackWarning", "__version__", "info", "nn", "ops", *ops.__all__]

@@ -10,7 +10,7 @@ from .boxes import (
     otsu_threshold,
     suppress_overlaps,
 )
-from . import crf
+from .crf import Lattice, bilateral_lattice, dense_crf_loss, lattice_filter, mean_field
 from .fusion import fuse_cams, normalize_cams
 from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
 from .truncation import (
@@ -22,14 +22,19 @@ from .truncation import (
 
 __all__ = [
     "Boxes",
+    "Lattice",
     "ScoredBoxes",
+    "bilateral_lattice",
     "cam_boxes",
     "component_boxes",
     "connected_components",
+    "dense_crf_loss",
     "fuse_cams",
     "label_boxes",
+    "lattice_filter",
     "level_best_iou",
     "level_boxes",
+    "mean_field",
     "normalize_cams",
     "otsu_threshold",
     "positive_percentile",

@@ -189,7 +189,7 @@ def _empty_lattice(points: Tensor) -> LatticeTensors:
 
 def raw_bilateral_features(image: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) to (B, P, 2 + C): column, row and colours of every pixel."""
-    b, channels, height, width = image.shape
+    b, _, height, width = image.shape
     y, x = torch.meshgrid(
         torch.arange(height, device=image.device, dtype=dtype),
         torch.arange(width, device=image.device, dtype=dtype),
@@ -202,13 +202,6 @@ def raw_bilateral_features(image: Tensor, dtype: torch.dtype) -> Tensor:
 def bilateral_coefficients(sigma_rgb: Sequence[float], sigma_xy: float) -> list[float]:
     """1 / sigma of every axis."""
     return [1 / sigma_xy, 1 / sigma_xy, *(1 / sigma for sigma in sigma_rgb)]
-
-
-def bilateral_features(image: Tensor, sigma_rgb: Sequence[float], sigma_xy: float) -> Tensor:
-    """(B, C, H, W) to (B, 2 + C, P) features in units of sigma."""
-    raw = raw_bilateral_features(image, accumulate_dtype(image.dtype))
-    coefficients = torch.tensor(bilateral_coefficients(sigma_rgb, sigma_xy), dtype=torch.float64)
-    return (raw * coefficients.to(raw)).transpose(1, 2)
 
 
 def build_bilateral_lattice(
@@ -288,7 +281,7 @@ def dense_crf_energy(
     direction: str,
     with_filtered: bool,
 ) -> tuple[Tensor, Tensor]:
-    """s' A s of every image and channel, and A s where asked for.
+    """Energies s' A s of every image and channel, and A s where asked for.
 
     Args:
         image: (B, C, H, W).

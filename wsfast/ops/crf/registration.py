@@ -113,7 +113,9 @@ def _save_energy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
     ctx.options = (sigma_rgb, sigma_xy, direction, with_filtered)
 
 
-def _energy_backward(ctx: Any, grad: Tensor | None, grad_filtered: Tensor | None) -> tuple[Any, ...]:
+def _energy_backward(
+    ctx: Any, grad: Tensor | None, grad_filtered: Tensor | None
+) -> tuple[Any, ...]:
     """2 A s per energy, and the adjoint of the filter where its result was used."""
     image, roi, filtered = ctx.saved_tensors
     sigma_rgb, sigma_xy, direction, with_filtered = ctx.options

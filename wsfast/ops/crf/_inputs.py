@@ -1,0 +1,141 @@
+"""Checks and preparation that the crf room's functions share."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..._check import (
+    check_floating,
+    check_rank,
+    check_same_device,
+    check_tensor,
+    type_error,
+    value_error,
+)
+from . import reference
+
+
+def out_of_sight(tensor: Tensor) -> bool:
+    """Whether values stay unseen: they do off the CPU, where looking costs a device sync."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    return tensor.device.type != "cpu" or type(tensor) is not Tensor
+
+
+def check_positive(where: str, argument: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0."""
+    if not (value > 0 and value < math.inf):
+        value_error(where, argument, "finite and above 0", f"{value}")
+
+
+def check_points(where: str, argument: str, tensor: Tensor, points: int, corners: int) -> None:
+    """Raise ValueError unless there are points, and few enough for 32-bit vertex numbers."""
+    if points < 1 or points * corners >= 1 << 31:
+        value_error(
+            where,
+            argument,
+            f"of 1 <= pixels < 2^31 / {corners}",
+            f"shape {list(tensor.shape)}",
+        )
+
+
+def check_image(where: str, image: Tensor) -> None:
+    """Raise unless ``image`` is (B, C, H, W) with one to six channels and carries no gradient."""
+    check_tensor(where, "image", image)
+    check_rank(where, "image", image, 4)
+    if image.dtype != torch.uint8:
+        check_floating(where, "image", image)
+    channels = image.shape[1]
+    if channels < 1 or channels > 6:
+        value_error(where, "image", "of 1 to 6 channels", f"{channels} channels")
+    check_points(where, "image", image, image.shape[2] * image.shape[3], channels + 3)
+    if image.requires_grad:
+        value_error(where, "image", "without gradient (detach it)", "requires_grad=True")
+
+
+def check_sigmas(where: str, image: Tensor, sigma_rgb: list[float], sigma_xy: float) -> None:
+    """Raise ValueError unless there is a positive sigma per channel and for positions."""
+    if len(sigma_rgb) != image.shape[1]:
+        value_error(
+            where,
+            "sigma_rgb",
+            f"a number or one per channel ({image.shape[1]})",
+            f"{len(sigma_rgb)} numbers",
+        )
+    for sigma in sigma_rgb:
+        check_positive(where, "sigma_rgb", sigma)
+    check_positive(where, "sigma_xy", sigma_xy)
+
+
+def check_maps(where: str, argument: str, maps: Tensor, image: Tensor) -> None:
+    """Raise unless ``maps`` are floating-point (B, K, H, W) of the image's B, H, W and device."""
+    check_tensor(where, argument, maps)
+    check_floating(where, argument, maps)
+    check_rank(where, argument, maps, 4)
+    check_same_device(where, "image", image, argument, maps)
+    if maps.shape[0] != image.shape[0] or maps.shape[2:] != image.shape[2:]:
+        value_error(
+            where,
+            argument,
+            f"of the image's batch and size (shape {list(image.shape)})",
+            f"shape {list(maps.shape)}",
+        )
+    if maps.shape[1] == 0:
+        value_error(where, argument, "of at least one channel", f"shape {list(maps.shape)}")
+
+
+def sigma_list(where: str, channels: int, sigma_rgb: float | Sequence[float]) -> list[float]:
+    """One sigma per channel from a number or a sequence."""
+    if isinstance(sigma_rgb, Sequence) and not isinstance(sigma_rgb, str):
+        return [float(sigma) for sigma in sigma_rgb]
+    if isinstance(sigma_rgb, bool) or not isinstance(sigma_rgb, (int, float)):
+        type_error(where, "sigma_rgb", "a number or a list of numbers", type(sigma_rgb).__name__)
+    return [float(sigma_rgb)] * channels
+
+
+@torch.jit.unused
+def warn_of_scaled_image(where: str, image: Tensor, sigma_rgb: list[float]) -> None:
+    """Warn where an image seems to hold 0-1 but the sigma is one for 0-255."""
+    if image.dtype == torch.uint8 or image.numel() == 0 or min(sigma_rgb) < 5:
+        return
+    highest = float(image[0].amax())
+    if 0 < highest <= 1:
+        warnings.warn(
+            f"wsfast.{where}: the image's values end at {highest:.3g}, but sigma_rgb is "
+            f"{min(sigma_rgb):g}: colours hardly count; scale the image to 0-255",
+            stacklevel=5,
+        )
+
+
+@torch.jit.unused
+def explain_failure(
+    where: str, image: Tensor, sigma_rgb: list[float], sigma_xy: float, dtype: torch.dtype
+) -> None:
+    """Raise the ValueError of the first image whose lattice could not be built."""
+    raw = reference.raw_bilateral_features(image, dtype)
+    coefficients = reference.bilateral_coefficients(sigma_rgb, sigma_xy)
+    scale = [
+        c * s for c, s in zip(coefficients, reference.elevation_scales(raw.shape[2]), strict=True)
+    ]
+    for n, points in enumerate(raw):
+        if not bool(points.isfinite().all()):
+            value_error(where, "image", "finite", f"NaN or inf in image {n}")
+        bits, fits = reference.key_bits(reference.feature_bounds(points), scale, dtype)
+        if not fits:
+            value_error(
+                where,
+                "sigma_rgb and sigma_xy",
+                f"large enough for vertex keys of {reference.KEY_BITS} bits in {dtype}",
+                f"{sigma_rgb} and {sigma_xy}, which need {bits:.1f} bits in image {n}",
+            )
+
+
+def rescale(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
+    """(B, K, H, W) by ``nearest`` or half-pixel ``bilinear``, as the CRF losses do it."""
+    if mode == "nearest":
+        return F.interpolate(maps, scale_factor=scale_factor, mode="nearest")
+    return F.interpolate(maps, scale_factor=scale_factor, mode="bilinear", align_corners=False)
