@@ -30,12 +30,15 @@ from .lattice import Lattice
 from .reference import accumulate_dtype
 
 
-def _check_options(form: str, normalize: str | None, method: str, reduction: str) -> None:
+def _check_options(form: str, normalize: str | None, method: str, reduction: str) -> str:
+    """The name of the normalisation, ``"none"`` for None."""
     check_choice("dense_crf_loss", "form", form, ["rloss", "paper"])
-    if normalize is not None:
-        check_choice("dense_crf_loss", "normalize", normalize, ["pixels", "affinity"])
     check_choice("dense_crf_loss", "method", method, ["lattice", "dense", "exact"])
     check_choice("dense_crf_loss", "reduction", reduction, ["batchmean", "sum", "none"])
+    if normalize is None:
+        return "none"
+    check_choice("dense_crf_loss", "normalize", normalize, ["pixels", "affinity"])
+    return normalize
 
 
 def _check_roi(prob: Tensor, roi: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def _resized(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
     return rescale(maps, scale_factor, mode)
 
 
-def _quadratic_channels(prob: Tensor, form: str, normalize: str | None) -> Tensor:
+def _quadratic_channels(prob: Tensor, form: str, normalize: str) -> Tensor:
     """The channels s whose energies s' W s make up the loss.
 
     The paper's form needs t' W 1 with t the sum of the channels: it is the energy of (t + 1) / 2
@@ -101,7 +104,7 @@ def _combine(
     classes: int,
     pixels: Tensor | None,
     form: str,
-    normalize: str | None,
+    normalize: str,
     reduction: str,
 ) -> Tensor:
     """The loss from (B, channels) energies; ``pixels`` (B,) are those of the ROI."""
@@ -176,7 +179,7 @@ def _loss_of_sigmas(
     symmetric: bool,
     reduction: str,
 ) -> Tensor:
-    _check_options(form, normalize, method, reduction)
+    scale = _check_options(form, normalize, method, reduction)
     check_image("dense_crf_loss", image)
     check_sigmas("dense_crf_loss", image, sigma_rgb, sigma_xy)
     check_maps("dense_crf_loss", "prob", prob, image)
@@ -187,7 +190,7 @@ def _loss_of_sigmas(
     roi = None if roi is None else _resized(_check_roi(prob, roi), scale_factor, "nearest")
     image = _resized(image, scale_factor, "nearest")
     prob = _resized(prob, scale_factor, "bilinear")
-    values = _quadratic_channels(prob, form, normalize)
+    values = _quadratic_channels(prob, form, scale)
     reach = sigma_xy * scale_factor
     if method == "lattice":
         direction = "symmetric" if symmetric else "forward"
@@ -198,8 +201,8 @@ def _loss_of_sigmas(
     else:
         energy = _gaussian_energy(image, values, roi, sigma_rgb, reach, method)
     _raise_unless_finite(image, prob, energy, sigma_rgb, reach)
-    pixels = _pixels(prob, roi, energy) if normalize == "pixels" else None
-    return _combine(energy, prob.shape[1], pixels, form, normalize, reduction)
+    pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
+    return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
 
 def _pixels(prob: Tensor, roi: Tensor | None, like: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ def _loss_of_lattice(
     symmetric: bool,
     reduction: str,
 ) -> Tensor:
-    _check_options(form, normalize, "lattice", reduction)
+    scale = _check_options(form, normalize, "lattice", reduction)
     check_positive("dense_crf_loss", "scale_factor", scale_factor)
     check_maps("dense_crf_loss", "prob", prob, prob)
     _warn_of_one_channel(prob, form)
@@ -235,7 +238,7 @@ def _loss_of_lattice(
             f"of the lattice's {images} images of {list(lattice.spatial)} pixels (scaled)",
             f"shape {list(prob.shape)}",
         )
-    values = _quadratic_channels(prob, form, normalize).to(accumulate_dtype(prob.dtype))
+    values = _quadratic_channels(prob, form, scale).to(accumulate_dtype(prob.dtype))
     if roi is not None:
         values = values * roi.unsqueeze(1)
     flat = values.flatten(2)
@@ -244,8 +247,8 @@ def _loss_of_lattice(
     if not symmetric:  # the gradient of the known implementations: 2 A s
         product = 2 * flat * filtered.detach() - product.detach()
     energy = product.sum(dim=2)
-    pixels = _pixels(prob, roi, energy) if normalize == "pixels" else None
-    return _combine(energy, prob.shape[1], pixels, form, normalize, reduction)
+    pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
+    return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
 
 def _dense_crf_loss(

@@ -134,17 +134,29 @@ def build_image(features: Tensor, scale: Sequence[float]) -> tuple[Tensor, Tenso
     d = features.shape[1]
     quotient, rank, weights = find_simplex(elevate(features, scale))
     corners = corner_coordinates(quotient, rank)[:, :, :d]
-    low = corners.amin(dim=(0, 1)) - (d + 1)
-    ranges = (corners.amax(dim=(0, 1)) + (d + 1) - low + 1).tolist()
-    strides = [math.prod(ranges[:i]) for i in range(d)]
+    cells = corners.div(d + 1, rounding_mode="floor")  # and the colour: coordinates modulo d + 1
+    low = cells.amin(dim=(0, 1)) - 1
+    ranges = (cells.amax(dim=(0, 1)) - low + 2).tolist()
+    strides = [(d + 1) * math.prod(ranges[:i]) for i in range(d)]
     stride = torch.tensor(strides, device=features.device)
-    packed = ((corners - low) * stride).sum(dim=2)
-    keys, vertices = torch.unique(packed, return_inverse=True)
-    neighbours = []
-    for axis in range(d + 1):
-        step = -sum(strides) + ((d + 1) * strides[axis] if axis < d else 0)
-        neighbours.append(torch.stack([_lookup(keys, keys + step), _lookup(keys, keys - step)]))
-    return vertices.int(), weights, torch.stack(neighbours)
+    colours = torch.arange(d + 1, device=features.device)
+    keys, vertices = torch.unique(((cells - low) * stride).sum(dim=2) + colours, return_inverse=True)
+    return vertices.int(), weights, _find_neighbours(keys, strides)
+
+
+def _find_neighbours(keys: Tensor, strides: list[int]) -> Tensor:
+    """(d + 1, 2, M): one step changes all coordinates by -1 and the axis' own by +d, or back."""
+    d = len(strides)
+    colour = keys % (d + 1)
+    wrap = d - sum(strides)  # from colour 0 to colour d: all cells one lower
+    forth = keys + torch.where(colour == 0, wrap, -1)
+    back = keys - torch.where(colour == d, wrap, -1)
+    return torch.stack(
+        [
+            torch.stack([_lookup(keys, forth + stride), _lookup(keys, back - stride)])
+            for stride in [*strides, 0]
+        ]
+    )
 
 
 def _build(raw: Sequence[Tensor], coefficients: Sequence[float]) -> LatticeTensors:
