@@ -10,11 +10,11 @@ class DictionaryLattice:
         points, d = features.shape
         axis = np.arange(d)
         scaled = features * (d + 1) * np.sqrt(2 / 3) / np.sqrt((axis + 1) * (axis + 2))
-        basis = np.zeros((d + 1, d))  # columns: the axes of the plane, not normalised
-        for i in range(d):
-            basis[: i + 1, i] = 1
-            basis[i + 1, i] = -(i + 1)
-        self.elevated = scaled @ basis.T
+        # The sum from axis j on, minus j times axis j - 1. Added up from the end, so that features
+        # of 0 give ties, which matter: they decide which vertices exist.
+        sums = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
+        self.elevated = np.pad(sums, ((0, 0), (0, 1)))
+        self.elevated[:, 1:] -= (axis + 1) * scaled
         self.corners = np.zeros((points, d + 1, d + 1), dtype=np.int64)
         self.weights = np.zeros((points, d + 1))
         for p, y in enumerate(self.elevated):

@@ -121,7 +121,9 @@ def test_normalization() -> None:
     torch.testing.assert_close(wsfast.lattice_filter(ones, lattice, normalize="after"), ones)
     root = degree.sqrt()
     wanted = wsfast.lattice_filter(values / root, lattice) / root
-    torch.testing.assert_close(wsfast.lattice_filter(values, lattice, normalize="symmetric"), wanted)
+    torch.testing.assert_close(
+        wsfast.lattice_filter(values, lattice, normalize="symmetric"), wanted
+    )
 
 
 def test_accuracy_against_brute_force() -> None:
@@ -149,7 +151,10 @@ def test_accuracy_against_brute_force() -> None:
     assert relative(dense, wanted) < 0.03
     brute = OPS.gaussian_filter(flat, features.T[None], "exact")
     assert relative(brute, wanted) < 1e-12
-    assert relative(OPS.gaussian_filter(flat.float(), features.T[None].float(), "exact"), wanted) < 1e-5
+    assert (
+        relative(OPS.gaussian_filter(flat.float(), features.T[None].float(), "exact"), wanted)
+        < 1e-5
+    )
     eye = torch.eye(200, dtype=torch.float64)[None]
     for method in ("dense", "exact"):
         matrix = OPS.gaussian_filter(eye, features.T[None, :, :200], method)[0]
@@ -174,7 +179,9 @@ def test_deterministic() -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         lattice = wsfast.Lattice(features)
-        results.append((lattice.vertices, lattice.neighbours, wsfast.lattice_filter(values, lattice)))
+        results.append(
+            (lattice.vertices, lattice.neighbours, wsfast.lattice_filter(values, lattice))
+        )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -282,9 +289,7 @@ def test_empty_batch_and_strides() -> None:
 
 
 def test_object() -> None:
-    lattice = wsfast.bilateral_lattice(
-        torch.rand(2, 1, 5, 6) * 255, sigma_rgb=[10.0], sigma_xy=4.0
-    )
+    lattice = wsfast.bilateral_lattice(torch.rand(2, 1, 5, 6) * 255, sigma_rgb=[10.0], sigma_xy=4.0)
     assert lattice.spatial == (5, 6)
     assert lattice.dimension == 3
     count = lattice.neighbours.shape[2]
@@ -294,7 +299,9 @@ def test_object() -> None:
     )
     double = lattice.to(torch.float64)
     values = torch.rand(2, 3, 5, 6, dtype=torch.float64)
-    assert relative(wsfast.lattice_filter(values, lattice), wsfast.lattice_filter(values, double)) == 0
+    assert (
+        relative(wsfast.lattice_filter(values, lattice), wsfast.lattice_filter(values, double)) == 0
+    )
     with pytest.raises(TypeError, match="dtype must be float32 or float64"):
         lattice.to(torch.float16)
 
@@ -313,7 +320,9 @@ def test_autocast(device: torch.device) -> None:
 def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
     features = torch.randn(2, 3, 10)
     features[1, 2, 4] = bad
-    with pytest.raises(ValueError, match=r"Lattice: features must be finite, got NaN or inf in image 1"):
+    with pytest.raises(
+        ValueError, match=r"Lattice: features must be finite, got NaN or inf in image 1"
+    ):
         wsfast.Lattice(features)
     tensors = OPS.build_lattice(features)
     assert tensors[3][1] == tensors[3][2]
@@ -330,12 +339,24 @@ ERRORS = [
     (lambda: wsfast.Lattice(torch.rand(1, 9, 5)), ValueError, "with d of 1 to 8"),
     (lambda: wsfast.Lattice(torch.rand(1, 2, 0)), ValueError, "features must be of 1 <= pixels"),
     (lambda: wsfast.Lattice(GOOD.int()), TypeError, "features must be float32"),
-    (lambda: wsfast.Lattice(GOOD.requires_grad_()), ValueError, "features must be without gradient"),
+    (
+        lambda: wsfast.Lattice(GOOD.requires_grad_()),
+        ValueError,
+        "features must be without gradient",
+    ),
     (lambda: wsfast.Lattice(torch.rand(1, 5, 9) * 1e6), ValueError, "bits in image 0"),
     (lambda: wsfast.lattice_filter(torch.rand(2, 1, 5), LATTICE), ValueError, "values must be of"),
     (lambda: wsfast.lattice_filter(torch.rand(1, 1, 6), LATTICE), ValueError, "values must be of"),
-    (lambda: wsfast.lattice_filter(torch.ones(2, 1, 6).int(), LATTICE), TypeError, "values must be"),
-    (lambda: wsfast.lattice_filter(torch.rand(2, 1, 6), GOOD), TypeError, "lattice must be a wsfast"),
+    (
+        lambda: wsfast.lattice_filter(torch.ones(2, 1, 6).int(), LATTICE),
+        TypeError,
+        "values must be",
+    ),
+    (
+        lambda: wsfast.lattice_filter(torch.rand(2, 1, 6), GOOD),
+        TypeError,
+        "lattice must be a wsfast",
+    ),
     (
         lambda: wsfast.lattice_filter(torch.rand(2, 1, 6), LATTICE, normalize="before"),
         ValueError,

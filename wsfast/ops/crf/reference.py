@@ -140,7 +140,9 @@ def build_image(features: Tensor, scale: Sequence[float]) -> tuple[Tensor, Tenso
     strides = [(d + 1) * math.prod(ranges[:i]) for i in range(d)]
     stride = torch.tensor(strides, device=features.device)
     colours = torch.arange(d + 1, device=features.device)
-    keys, vertices = torch.unique(((cells - low) * stride).sum(dim=2) + colours, return_inverse=True)
+    keys, vertices = torch.unique(
+        ((cells - low) * stride).sum(dim=2) + colours, return_inverse=True
+    )
     return vertices.int(), weights, _find_neighbours(keys, strides)
 
 

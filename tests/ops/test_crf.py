@@ -1,0 +1,476 @@
+"""Room `crf`: the dense-CRF loss and mean field against brute force, gradients and known cases."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import wsfast
+from tests.permutohedral import DictionaryLattice, bilateral_features, gaussian_matrix
+from wsfast.ops.crf import reference
+from wsfast.testing import FLOATING_DTYPES
+
+ROOT = Path(__file__).parents[2]
+OPS = torch.ops.wsfast
+SHAPES = ((1, 1), (1, 50), (17, 1), (24, 31))
+ROUGH = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def smooth_image(n: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
+    """Float 0-255 images with soft edges and some noise."""
+    coarse = torch.rand(n, channels, 4, 4, dtype=torch.float64) * 255
+    fine = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return (fine + 3 * torch.randn_like(fine)).clamp(0, 255).float()
+
+
+def soft(n: int, classes: int, height: int, width: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(n, classes, height, width).softmax(dim=1).to(dtype)
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def loss_of_matrix(
+    matrix: np.ndarray, prob: torch.Tensor, roi: torch.Tensor | None = None
+) -> float:
+    """-sum_k (r s_k)' W (r s_k) of one image in float64."""
+    s = prob.double().flatten(1).numpy()
+    if roi is not None:
+        s = s * roi.double().flatten().numpy()
+    return -float(np.einsum("ki,ij,kj->", s, matrix, s))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_value_against_the_numpy_lattice(device: torch.device, channels: int) -> None:
+    image, prob = smooth_image(2, 9, 12, channels), soft(2, 3, 9, 12, torch.float64)
+    roi = torch.rand(2, 9, 12) > 0.3
+    wanted, masked, gradients = [], [], []
+    for n in range(2):
+        features = bilateral_features(image[n].numpy(), 15.0, 8.0)
+        matrix = DictionaryLattice(features).operator()
+        wanted.append(loss_of_matrix(matrix, prob[n]))
+        masked.append(loss_of_matrix(matrix, prob[n], roi[n]))
+        gradients.append(-(matrix + matrix.T) @ prob[n].flatten(1).numpy().T)
+    options = {"sigma_rgb": 15.0, "sigma_xy": 8.0, "reduction": "none"}
+    for dtype in (torch.float32, torch.float64):
+        x = prob.to(device, dtype).requires_grad_()
+        found = wsfast.dense_crf_loss(image.to(device), x, **options)
+        np.testing.assert_allclose(found.detach().cpu(), wanted, rtol=ROUGH[dtype])
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        for n in range(2):
+            expected = torch.from_numpy(gradients[n].T).view(3, 9, 12)
+            assert relative(gradient[n].cpu(), expected) < ROUGH[dtype]
+        inside = wsfast.dense_crf_loss(image.to(device), x, roi=roi.to(device), **options)
+        np.testing.assert_allclose(inside.detach().cpu(), masked, rtol=ROUGH[dtype])
+
+
+@pytest.mark.parametrize("method", ["lattice", "dense", "exact"])
+def test_value_against_brute_force(device: torch.device, method: str) -> None:
+    image, prob = smooth_image(1, 32, 32), soft(1, 2, 32, 32, torch.float64)
+    matrix = gaussian_matrix(bilateral_features(image[0].numpy(), 15.0, 20.0))
+    wanted = loss_of_matrix(matrix, prob[0])
+    x = prob.to(device).requires_grad_()
+    found = wsfast.dense_crf_loss(image.to(device), x, sigma_xy=20.0, method=method)
+    low, high = {"lattice": (0.5, 0.72), "dense": (0.98, 1.02), "exact": (1, 1)}[method]
+    assert low - 1e-9 <= float(found) / wanted <= high + 1e-9
+    (gradient,) = torch.autograd.grad(found, x)
+    expected = -2 * torch.from_numpy(matrix) @ prob[0].flatten(1).T
+    contrast = [(g[0] - g[1]).flatten() for g in (gradient[0].flatten(1).cpu(), expected.T)]
+    cosine = F.cosine_similarity(*contrast, dim=0)  # what is left behind a softmax
+    assert cosine > {"lattice": 0.97, "dense": 0.999, "exact": 1 - 1e-12}[method]
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("size", SHAPES)
+def test_forward_matches_reference(
+    device: torch.device, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    image = smooth_image(2, *size).to(device)
+    for classes in (2, 5, 21):
+        values = torch.rand(2, classes, *size, device=device).to(dtype)
+        roi = (torch.rand(2, *size, device=device) > 0.2).to(reference.accumulate_dtype(dtype))
+        for direction, mask in (("symmetric", None), ("forward", roi), ("transpose", None)):
+            arguments = (image, values, mask, [15.0] * 3, 30.0, direction, True)
+            energy, filtered = OPS.dense_crf_energy(*arguments)
+            theirs = reference.dense_crf_energy(*arguments)
+            assert energy.dtype == reference.accumulate_dtype(dtype)
+            torch.testing.assert_close(energy, theirs[0], rtol=1e-4, atol=1e-5)
+            assert filtered.dtype == dtype
+            torch.testing.assert_close(
+                filtered, theirs[1], rtol=ROUGH[dtype], atol=ROUGH[dtype] * 10
+            )
+        alone, nothing = OPS.dense_crf_energy(*arguments[:-1], False)
+        assert torch.equal(alone, energy)
+        assert nothing.shape == (0,)
+
+
+def test_symmetry_of_the_value_and_the_known_gradient() -> None:
+    image, prob = smooth_image(2, 24, 24), soft(2, 3, 24, 24, torch.float64).requires_grad_()
+    energies = [
+        OPS.dense_crf_energy(image, prob, None, [15.0] * 3, 50.0, direction, True)
+        for direction in ("forward", "transpose", "symmetric")
+    ]
+    torch.testing.assert_close(energies[0][0], energies[1][0])
+    torch.testing.assert_close(energies[0][0], energies[2][0])
+    assert relative(energies[0][1], energies[1][1]) > 1e-3  # A is not symmetric
+    losses = [
+        wsfast.dense_crf_loss(image, prob, sigma_xy=50.0, symmetric=s, reduction="sum")
+        for s in (True, False)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    exact, known = (torch.autograd.grad(loss, prob)[0] for loss in losses)
+    torch.testing.assert_close(exact, -2 * energies[2][1].detach())
+    torch.testing.assert_close(known, -2 * energies[0][1].detach())
+
+
+def test_forms_and_normalization() -> None:
+    image = smooth_image(2, 10, 11)
+    prob = torch.rand(2, 3, 10, 11, dtype=torch.float64)  # does not sum to 1
+    roi = torch.rand(2, 10, 11) > 0.4
+    options = {"sigma_xy": 9.0, "reduction": "none"}
+    for n in range(2):
+        matrix = DictionaryLattice(bilateral_features(image[n].numpy(), 15.0, 9.0)).operator()
+        r = roi[n].double().flatten().numpy()
+        s = prob[n].flatten(1).numpy() * r
+        agree = np.einsum("ki,ij,kj->", s, matrix, s)
+        paper = np.einsum("ki,ij,kj->", s, 0.5 * (matrix + matrix.T), r - s)
+        whole = r @ matrix @ r
+        one = (image[n : n + 1], prob[n : n + 1])
+        for form, value, share in (
+            ("rloss", -agree, 1 - agree / whole),
+            ("paper", paper, paper / whole),
+        ):
+            call = lambda scale, o=one, f=form, m=roi[n : n + 1]: wsfast.dense_crf_loss(  # noqa: E731
+                *o, roi=m, form=f, normalize=scale, **options
+            ).item()
+            assert call(None) == pytest.approx(value, rel=1e-10)
+            assert call("pixels") == pytest.approx(value / r.sum(), rel=1e-10)
+            assert call("affinity") == pytest.approx(share, rel=1e-10)
+    each = wsfast.dense_crf_loss(image, prob, **options)
+    total = wsfast.dense_crf_loss(image, prob, sigma_xy=9.0, reduction="sum")
+    torch.testing.assert_close(each.sum(), total)
+    torch.testing.assert_close(wsfast.dense_crf_loss(image, prob, sigma_xy=9.0), total / 2)
+    nothing = torch.zeros(2, 10, 11)
+    for normalize in ("pixels", "affinity", None):
+        empty = wsfast.dense_crf_loss(image, prob, roi=nothing, normalize=normalize)
+        assert float(empty) == 0
+
+
+def test_scale_factor_and_roi() -> None:
+    image, prob = smooth_image(2, 20, 26), soft(2, 2, 20, 26)
+    roi = torch.zeros(2, 20, 26)
+    roi[:, 4:, 3:] = 1
+    kept = roi.clone()
+    half = wsfast.dense_crf_loss(image, prob, scale_factor=0.5, sigma_xy=40.0, roi=roi)
+    assert torch.equal(roi, kept)
+    by_hand = wsfast.dense_crf_loss(
+        F.interpolate(image, scale_factor=0.5, mode="nearest"),
+        F.interpolate(prob, scale_factor=0.5, mode="bilinear", align_corners=False),
+        sigma_xy=20.0,
+        roi=F.interpolate(roi[:, None], scale_factor=0.5, mode="nearest"),
+    )
+    assert torch.equal(half, by_hand)
+    boolean = wsfast.dense_crf_loss(image, prob, roi=roi.bool(), sigma_xy=40.0)
+    assert torch.equal(boolean, wsfast.dense_crf_loss(image, prob, roi=roi, sigma_xy=40.0))
+    zeroed = wsfast.dense_crf_loss(image, prob * roi[:, None], sigma_xy=40.0)
+    torch.testing.assert_close(boolean, zeroed)
+    x = prob.clone().requires_grad_()
+    wsfast.dense_crf_loss(image, x, roi=roi).backward()
+    assert not x.grad[:, :, :4].any()
+
+
+def test_image_kinds_and_strides() -> None:
+    whole = smooth_image(2, 15, 18).round()
+    prob = soft(2, 2, 15, 18)
+    plain = wsfast.dense_crf_loss(whole, prob)
+    as_bytes = wsfast.dense_crf_loss(whole.to(torch.uint8), prob)
+    torch.testing.assert_close(as_bytes, plain, rtol=1e-6, atol=0)
+    last = whole.to(memory_format=torch.channels_last)
+    assert torch.equal(wsfast.dense_crf_loss(last, prob.transpose(2, 3).contiguous().mT), plain)
+    assert torch.equal(wsfast.dense_crf_loss(whole.double(), prob), plain)
+    wider = wsfast.dense_crf_loss(whole, prob, sigma_rgb=[15.0, 15.0, 15.0])
+    assert torch.equal(wider, plain)
+    assert not torch.equal(wsfast.dense_crf_loss(whole, prob, sigma_rgb=[15.0, 15.0, 60.0]), plain)
+
+
+def test_empty_batch() -> None:
+    prob = torch.rand(0, 2, 4, 4, requires_grad=True)
+    loss = wsfast.dense_crf_loss(torch.rand(0, 3, 4, 4), prob)
+    assert float(loss) == 0
+    loss.backward()
+    assert prob.grad.shape == (0, 2, 4, 4)
+    assert wsfast.mean_field(torch.rand(0, 2, 4, 4), torch.rand(0, 3, 4, 4)).shape == (0, 2, 4, 4)
+
+
+def test_kept_lattice() -> None:
+    image = smooth_image(2, 21, 16)
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=30.0)
+    for options in (
+        {}, {"form": "paper"}, {"normalize": "affinity"}, {"roi": torch.rand(2, 21, 16) > 0.5},
+        {"symmetric": False},
+    ):  # fmt: skip
+        results = []
+        for own in ({"lattice": lattice}, {"sigma_xy": 30.0}):
+            prob = torch.rand(2, 3, 21, 16, generator=torch.Generator().manual_seed(3))
+            prob.requires_grad_()
+            loss = wsfast.dense_crf_loss(image, prob, **own, **options)
+            results.append((loss, torch.autograd.grad(loss, prob)[0]))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    without_image = wsfast.dense_crf_loss(None, prob, lattice=lattice)
+    torch.testing.assert_close(without_image, wsfast.dense_crf_loss(image, prob, sigma_xy=30.0))
+
+
+def test_gradcheck(device: torch.device) -> None:
+    image = smooth_image(1, 3, 4).to(device)
+    prob = torch.rand(1, 2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    roi = torch.rand(1, 3, 4, dtype=torch.float64, device=device)
+    for options in (
+        {}, {"form": "paper", "roi": roi}, {"normalize": "affinity", "scale_factor": 0.7},
+        {"method": "dense", "normalize": "pixels"},
+        {"lattice": wsfast.bilateral_lattice(image.double(), sigma_rgb=15.0, sigma_xy=5.0)},
+    ):  # fmt: skip
+        call = lambda x, o=options: wsfast.dense_crf_loss(image, x, sigma_xy=5.0, **o) ** 2  # noqa: E731
+        assert torch.autograd.gradcheck(call, (prob,))
+        assert torch.autograd.gradgradcheck(call, (prob,))
+    logits = torch.randn(1, 3, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    costs = torch.rand(3, 3, dtype=torch.float64, device=device, requires_grad=True)
+    infer = (
+        lambda x, c: wsfast.mean_field(  # noqa: E731
+            x, image[:, :, :2, :3], iterations=2, compatibility=c, bilateral_weight=1.0
+        )
+    )
+    assert torch.autograd.gradcheck(infer, (logits, costs))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(device: torch.device, requires_grad: bool) -> None:
+    image = smooth_image(2, 4, 5).to(device)
+    values = torch.rand(2, 2, 4, 5, device=device, requires_grad=requires_grad)
+    for roi in (None, torch.ones(2, 4, 5, device=device)):
+        opcheck(
+            OPS.dense_crf_energy.default,
+            (image, values, roi, [15.0] * 3, 9.0, "symmetric", True),
+        )
+
+
+def every_op(image: torch.Tensor, prob: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        wsfast.dense_crf_loss(image, prob, scale_factor=0.5),
+        wsfast.dense_crf_loss(image, prob, form="paper", roi=prob[:, 0] > 0.4, reduction="none"),
+    ]
+
+
+def masked_loss(image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
+    return wsfast.dense_crf_loss(image, prob, form="paper", roi=prob[:, 0] > 0.4)
+
+
+def test_compile_fullgraph(device: torch.device) -> None:
+    compiled = torch.compile(masked_loss, fullgraph=True, dynamic=True)
+    for n in (2, 3):
+        image = smooth_image(n, 8, 9).to(device)
+        prob = torch.rand(n, 2, 8, 9, device=device, requires_grad=True)
+        expected, found = masked_loss(image, prob), compiled(image, prob)
+        torch.testing.assert_close(found, expected)
+        ours = torch.autograd.grad(found, prob)
+        torch.testing.assert_close(ours, torch.autograd.grad(expected, prob))
+
+
+class EveryOp(torch.nn.Module):
+    def forward(self, image: torch.Tensor, prob: torch.Tensor) -> list[torch.Tensor]:
+        return [*every_op(image, prob), wsfast.mean_field(prob.log(), image, iterations=2)]
+
+
+def test_export(device: torch.device) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        EveryOp().eval(),
+        (smooth_image(2, 8, 9).to(device), soft(2, 2, 8, 9).to(device)),
+        dynamic_shapes={"image": {0: batch}, "prob": {0: batch}},
+    )
+    image, prob = smooth_image(5, 8, 9).to(device), soft(5, 2, 8, 9).to(device)
+    torch.testing.assert_close(program.module()(image, prob), EveryOp()(image, prob))
+
+
+def scripted_ops(image: torch.Tensor, prob: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        wsfast.dense_crf_loss(image, prob, scale_factor=0.5),
+        wsfast.dense_crf_loss(image, prob, form="paper", normalize="affinity", reduction="none"),
+        wsfast.dense_crf_loss(image, prob, roi=prob[:, 0] > 0.4, method="exact"),
+        wsfast.mean_field(prob.log(), image, iterations=2),
+    ]
+
+
+def test_script_and_trace(device: torch.device) -> None:
+    image, prob = smooth_image(2, 8, 9).to(device), soft(2, 2, 8, 9).to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(scripted_ops)
+        traced = torch.jit.trace(scripted_ops, (image, prob))
+    for found in (scripted(image, prob), traced(image, prob)):
+        torch.testing.assert_close(found, scripted_ops(image, prob))
+
+
+def test_autocast(device: torch.device) -> None:
+    image, prob = smooth_image(1, 8, 8).to(device), soft(1, 2, 8, 8, torch.bfloat16).to(device)
+    prob.requires_grad_()
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = wsfast.dense_crf_loss(image, prob)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wsfast.dense_crf_loss(image, prob.detach().float()))
+    loss.backward()
+    assert prob.grad.dtype == torch.bfloat16
+
+
+def test_deterministic() -> None:
+    """Any number of threads, any batch: the same bits."""
+    image, prob = smooth_image(3, 260, 210), soft(3, 2, 260, 210)
+    image[1] = torch.rand(3, 260, 210) * 255
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        arguments = ([15.0] * 3, 100.0, "symmetric", True)
+        results.append(OPS.dense_crf_energy(image, prob, None, *arguments))
+    for energy, filtered in results[1:]:
+        assert torch.equal(energy, results[0][0])
+        assert torch.equal(filtered, results[0][1])
+    for n in range(3):
+        part = slice(n, n + 1)
+        energy, filtered = OPS.dense_crf_energy(image[part], prob[part], None, *arguments)
+        assert torch.equal(energy, results[0][0][part])
+        assert torch.equal(filtered, results[0][1][part])
+
+
+def test_every_instruction_set() -> None:
+    code = """
+import torch, wsfast
+torch.manual_seed(0)
+image, prob = torch.rand(2, 3, 40, 41) * 255, torch.rand(2, 5, 40, 41).requires_grad_()
+loss = wsfast.dense_crf_loss(image, prob)
+loss.backward()
+print(float(loss), float(prob.grad.double().norm()))
+"""
+    values = []
+    for level in ("scalar", "avx2", "avx512"):
+        environment = {**os.environ, "WSFAST_SIMD": level}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        values.append([float(number) for number in done.stdout.split()])
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert values[2] == pytest.approx(values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["constant", "noise", "row", "pixel"])
+def test_stress(kind: str) -> None:
+    size = {"constant": (60, 60), "noise": (60, 60), "row": (1, 5000), "pixel": (1, 1)}[kind]
+    image = (
+        torch.rand(1, 3, *size) * 255
+        if kind in ("noise", "row")
+        else torch.full((1, 3, *size), 77.0)
+    )
+    prob = soft(1, 2, *size).requires_grad_()
+    arguments = (None, [15.0] * 3, 100.0, "symmetric", True)
+    ours = OPS.dense_crf_energy(image, prob.detach(), *arguments)
+    theirs = reference.dense_crf_energy(image, prob.detach(), *arguments)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    loss = wsfast.dense_crf_loss(image, prob)
+    loss.backward()
+    assert prob.grad.isfinite().all()
+    if kind == "pixel":  # one pixel: minus its own weight times |s|^2
+        assert -1 <= float(loss) < -0.2
+
+
+@pytest.mark.parametrize("method", ["lattice", "exact"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_not_finite_is_an_error_on_the_cpu(bad: float, method: str) -> None:
+    image, prob = smooth_image(2, 4, 4), soft(2, 2, 4, 4)
+    image[1, 2, 3, 1] = bad
+    with pytest.raises(ValueError, match="image must be finite, got NaN or inf in image 1"):
+        wsfast.dense_crf_loss(image, prob, method=method)
+    energy, filtered = OPS.dense_crf_energy(image, prob, None, [15.0] * 3, 9.0, "symmetric", True)
+    assert energy[0].isfinite().all()
+    assert energy[1].isnan().all()
+    assert filtered[1].isnan().all()
+    with pytest.raises(ValueError, match="image must be finite"):
+        wsfast.mean_field(prob, image)
+    worse = soft(2, 2, 4, 4)
+    worse[1, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match="prob must be finite, got NaN or inf in image 1"):
+        wsfast.dense_crf_loss(smooth_image(2, 4, 4), worse, method=method)
+
+
+def test_warnings() -> None:
+    image, prob = smooth_image(1, 6, 6), torch.rand(1, 1, 6, 6)
+    with pytest.warns(UserWarning, match="with one channel the rloss form is degenerate"):
+        wsfast.dense_crf_loss(image, prob)
+    with pytest.warns(UserWarning, match="colours hardly count; scale the image to 0-255"):
+        wsfast.dense_crf_loss(image / 255, soft(1, 2, 6, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wsfast.dense_crf_loss(image, prob, form="paper")
+        wsfast.dense_crf_loss(image / 255, soft(1, 2, 6, 6), sigma_rgb=0.1)
+
+
+IMAGE, PROB = smooth_image(2, 4, 5), soft(2, 2, 4, 5)
+loss = wsfast.dense_crf_loss
+ERRORS = [
+    (lambda: loss(IMAGE[0], PROB), ValueError, "image must be a tensor of 4 dimensions"),
+    (lambda: loss(IMAGE.int(), PROB), TypeError, "image must be float32"),
+    (lambda: loss(IMAGE[:1], PROB), ValueError, "prob must be of the image's batch and size"),
+    (lambda: loss(IMAGE[..., 1:], PROB), ValueError, "prob must be of the image's batch and size"),
+    (lambda: loss(IMAGE, PROB.int()), TypeError, "prob must be float32"),
+    (lambda: loss(IMAGE, PROB[:, :0]), ValueError, "prob must be of at least one channel"),
+    (lambda: loss(IMAGE, PROB.to("meta")), ValueError, "prob must be on the device of image"),
+    (lambda: loss(IMAGE[:, :, :0], PROB[:, :, :0]), ValueError, "image must be of 1 <= pixels"),
+    (lambda: loss(IMAGE, PROB, sigma_rgb=0), ValueError, "sigma_rgb must be finite and above 0"),
+    (lambda: loss(IMAGE, PROB, sigma_xy=-1), ValueError, "sigma_xy must be finite and above 0"),
+    (lambda: loss(IMAGE, PROB, sigma_xy=math.nan), ValueError, "sigma_xy must be finite"),
+    (lambda: loss(IMAGE, PROB, sigma_rgb=1e-6), ValueError, "large enough for vertex keys of 62"),
+    (lambda: loss(IMAGE, PROB, scale_factor=0), ValueError, "scale_factor must be finite and"),
+    (lambda: loss(IMAGE, PROB, scale_factor=0.1), ValueError, "scale_factor must be large enough"),
+    (lambda: loss(IMAGE, PROB, form="l2"), ValueError, "form must be one of rloss, paper"),
+    (lambda: loss(IMAGE, PROB, normalize="n"), ValueError, "normalize must be one of pixels"),
+    (lambda: loss(IMAGE, PROB, method="fft"), ValueError, "method must be one of lattice"),
+    (lambda: loss(IMAGE, PROB, reduction="mean"), ValueError, "reduction must be one of batchmean"),
+    (lambda: loss(IMAGE, PROB, roi=PROB), ValueError, "roi must be a tensor of 3 dimensions"),
+    (lambda: loss(IMAGE, PROB, roi=PROB[:1, 0]), ValueError, "roi must be (B, H, W)"),
+    (lambda: loss(None, PROB), ValueError, "image must be a tensor where lattice is None"),
+    (lambda: loss(None, PROB, lattice=3), TypeError, "lattice must be a wsfast.Lattice"),
+    (
+        lambda: loss(None, PROB, lattice=wsfast.Lattice(torch.rand(2, 5, 9))),
+        ValueError,
+        "prob must be of the lattice's 2 images of [9] pixels",
+    ),
+    (
+        lambda: loss(IMAGE.clone().requires_grad_(), PROB),
+        ValueError,
+        "image must be without gradient (detach it)",
+    ),
+    (lambda: wsfast.mean_field(PROB, IMAGE, iterations=-1), ValueError, "iterations must be at"),
+    (lambda: wsfast.mean_field(PROB, IMAGE, spatial_weight=-1), ValueError, "spatial_weight must"),
+    (
+        lambda: wsfast.mean_field(PROB, IMAGE, compatibility=torch.eye(3)),
+        ValueError,
+        "compatibility must be of shape (2, 2)",
+    ),
+    (lambda: wsfast.mean_field(PROB * math.nan, IMAGE), ValueError, "logits must be finite"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(case: int) -> None:
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
+        call()
+    assert message in str(error.value)
