@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wsfast.cli import main
+from wsfast.cli.localize import refine_with_crf
 from wsfast.data import SyntheticDefects
 from wsfast.models import SmallVGG, save_checkpoint
 
@@ -60,6 +61,41 @@ def test_localize_writes_everything(folder: Path, tmp_path: Path, capsys) -> Non
         assert 0 <= y0 < y1 <= height
         areas = [box["area"] for box in image["boxes"]]
         assert areas == sorted(areas, reverse=True)
+
+
+def test_localize_refines_with_a_crf(folder: Path, tmp_path: Path, capsys) -> None:
+    maps = {}
+    for refine in ("none", "crf"):
+        out = tmp_path / refine
+        assert 0 == run(
+            "localize", folder / "images" / "part1.png", "--checkpoint",
+            folder / "net.safetensors", "--out", out, "--npy", "--refine", refine,
+        )  # fmt: skip
+        results = json.loads((out / "results.json").read_text())
+        assert results["settings"]["refine"] == refine
+        maps[refine] = np.load(out / "part1.npy")
+    assert maps["crf"].shape == maps["none"].shape
+    assert 0 <= maps["crf"].min() <= maps["crf"].max() <= 1
+    assert not np.allclose(maps["crf"], maps["none"], atol=0.01)
+    capsys.readouterr()
+    assert run("localize", folder / "images", "--out", tmp_path / "x", "--refine", "grabcut") == 2
+    assert "--refine must be one of none, crf, got grabcut" in capsys.readouterr().err
+
+
+def test_refining_moves_edges_to_the_image() -> None:
+    """A blurred, shifted map of a disc takes the disc's outline."""
+    y, x = np.mgrid[:80, :90]
+    disc = (y - 40) ** 2 + (x - 45) ** 2 < 20**2
+    image = np.where(disc[..., None], np.uint8([200, 90, 40]), np.uint8([60, 110, 160]))
+    distance = np.hypot(y - 43, x - 49) / 26
+    cam = torch.from_numpy(1 / (1 + np.exp(4 * (distance - 1)))).float()[None]
+    refined = refine_with_crf(cam, image)[0].numpy()
+
+    def iou(mask: np.ndarray) -> float:
+        return (mask & disc).sum() / (mask | disc).sum()
+
+    assert iou(cam[0].numpy() >= 0.5) < 0.7
+    assert iou(refined >= 0.5) > 0.95
 
 
 def test_localize_takes_videos_and_timm_models(tmp_path: Path, capsys) -> None:

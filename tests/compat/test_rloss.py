@@ -15,7 +15,7 @@ def test_call_and_value() -> None:
     kept, x = regions.clone(), prob.clone().requires_grad_()
     loss = layer(images, x, regions)
     assert loss.shape == (1,)
-    assert float(loss) < 0
+    assert loss.item() < 0
     wanted = 2e-9 * wsfast.dense_crf_loss(
         F.interpolate(images, scale_factor=0.5, mode="nearest"),
         F.interpolate(prob, scale_factor=0.5, mode="bilinear", align_corners=False),

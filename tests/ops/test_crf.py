@@ -244,11 +244,12 @@ def test_gradcheck(device: torch.device) -> None:
         assert torch.autograd.gradgradcheck(call, (prob,))
     logits = torch.randn(1, 3, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     costs = torch.rand(3, 3, dtype=torch.float64, device=device, requires_grad=True)
-    infer = (
-        lambda x, c: wsfast.mean_field(  # noqa: E731
-            x, image[:, :, :2, :3], iterations=2, compatibility=c, bilateral_weight=1.0
+
+    def infer(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return wsfast.mean_field(
+            x, image[:, :, :2, :3], iterations=2, compatibility=matrix, bilateral_weight=1.0
         )
-    )
+
     assert torch.autograd.gradcheck(infer, (logits, costs))
 
 

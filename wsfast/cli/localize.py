@@ -37,7 +37,10 @@ EXAMPLES = """examples:
   wsfast localize 'parts/*.png' clip.mp4 --model vgg16 --checkpoint mine.safetensors \\
       --num-classes 2 --method ltgradcam --percentile 50 --threshold otsu --out result
   wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
+  wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
 """
+
+_CONFIDENCE = 1e-3  # of a heat map as a probability: keeps its logits finite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument(
         "--percentile", type=float, default=50.0, help="of LT methods, 0-100 (default: 50)"
+    )
+    cam.add_argument(
+        "--refine",
+        default="none",
+        help="none, or crf: the map's edges are moved to the image's by mean-field inference "
+        "in a dense CRF (default: none)",
     )
     cam.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
     boxes = parser.add_argument_group("boxes")
@@ -135,6 +144,15 @@ def build_method(options: argparse.Namespace, classifier: Classifier) -> Gradien
     return method(classifier.model, layers)
 
 
+def refine_with_crf(cam: Tensor, image: NDArray[np.uint8]) -> Tensor:
+    """A (1, H, W) heat map of 0-1 as the marginal of a dense CRF on its (H, W, C) image."""
+    foreground = cam.float().clamp(_CONFIDENCE, 1 - _CONFIDENCE)
+    logits = torch.stack([1 - foreground, foreground], dim=1).log()
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(cam.device)
+    planes = pixels[None, None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)[None]
+    return ops.mean_field(logits, planes)[:, 1]
+
+
 @dataclass
 class Localization:
     """What is known of one image."""
@@ -188,6 +206,7 @@ def localize_batch(
     threshold: float | str,
     max_boxes: int,
     min_area: int,
+    refine: str,
 ) -> list[Localization]:
     """Explain a batch; maps, thresholds and boxes are in each image's own pixels."""
     device = next(classifier.model.parameters()).device
@@ -202,6 +221,8 @@ def localize_batch(
         cam = F.interpolate(result.cams[i, None, None], size, mode="bilinear", align_corners=False)[
             0
         ].clamp(0, 1)
+        if refine == "crf":
+            cam = refine_with_crf(cam, image)
         if isinstance(threshold, str):
             limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
         else:
@@ -264,6 +285,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command: everything is checked before the first image is read."""
     threshold = parse_threshold(options.threshold)
     size = parse_size(options.size)
+    check_choice("localize", "--refine", options.refine, ["none", "crf"])
     for argument in ("batch_size", "max_boxes", "min_area"):
         if getattr(options, argument) < 1:
             name = "--" + argument.replace("_", "-")
@@ -290,7 +312,7 @@ def run(options: argparse.Namespace) -> int:
         for batch in batches(images, options.batch_size):
             for item in localize_batch(
                 batch, classifier, method, target=options.target, threshold=threshold,
-                max_boxes=options.max_boxes, min_area=options.min_area,
+                max_boxes=options.max_boxes, min_area=options.min_area, refine=options.refine,
             ):  # fmt: skip
                 write_localization(item, options.out, npy=options.npy)
                 records.append(item.record(classifier, images.sources[item.name]))
@@ -301,6 +323,7 @@ def run(options: argparse.Namespace) -> int:
             "method": type(method).__name__,
             "layers": options.layers,
             "threshold": options.threshold,
+            "refine": options.refine,
             "input_size": list(classifier.size),
         },
         "seconds": round(time.perf_counter() - start, 3),
