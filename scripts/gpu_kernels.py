@@ -13,6 +13,7 @@ import torch
 
 import wsfast
 from wsfast.ops.boxes import reference as boxes_reference
+from wsfast.ops.crf import reference as crf_reference
 from wsfast.ops.fusion import reference as fusion_reference
 from wsfast.ops.truncation import reference as truncation_reference
 
@@ -65,6 +66,28 @@ def check_boxes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     for repeat in (1, 2):
         levels = (wsfast.otsu_threshold(cams, repeat=repeat) * 255).round().int() - 1
         assert torch.equal(levels, boxes_reference.otsu_level(cams, repeat)), shape
+
+
+def check_crf(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """Compare the lattice's energies, gradients and filter on the device with the reference."""
+    batch, _, height, width = shape
+    image = torch.rand(batch, 3, height, width, device="cuda") * 255
+    values = torch.rand(shape, device="cuda").to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    roi = (torch.rand(batch, height, width, device="cuda") < 0.8).to(wide)
+    sigmas = ([15.0, 20.0, 25.0], 30.0)
+    for direction in ("symmetric", "forward", "transpose"):
+        arguments = (image, values, roi, *sigmas, direction, True)
+        found = torch.ops.wsfast.dense_crf_energy(*arguments)
+        for ours, theirs in zip(found, crf_reference.dense_crf_energy(*arguments), strict=True):
+            torch.testing.assert_close(
+                ours, theirs, rtol=2e-3, atol=2e-2 * float(theirs.abs().max())
+            )
+    lattice = torch.ops.wsfast.build_bilateral_lattice(image, *sigmas, wide == torch.float64)
+    flat = values.flatten(2)
+    ours = torch.ops.wsfast.lattice_filter(flat, *lattice, "symmetric")
+    theirs = crf_reference.lattice_filter(flat, *lattice, "symmetric")
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-3 * float(theirs.abs().max()))
 
 
 def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
@@ -129,6 +152,25 @@ def measure_boxes() -> dict[str, dict[str, float]]:
     return {name: {"milliseconds": milliseconds(run)} for name, run in runs.items()}
 
 
+def measure_crf() -> dict[str, dict[str, float]]:
+    """Times of the dense-CRF loss on (32, 2, 224, 224): smooth images and noise."""
+    coarse = torch.rand(32, 3, 14, 14, device="cuda") * 255
+    smooth = torch.nn.functional.interpolate(coarse, (224, 224), mode="bicubic").clamp(0, 255)
+    values = torch.rand(32, 2, 224, 224, device="cuda").softmax(1)
+
+    def run(image: torch.Tensor, with_filtered: bool) -> Callable[[], object]:
+        arguments = (image, values, None, [15.0] * 3, 100.0, "symmetric", with_filtered)
+        return lambda: torch.ops.wsfast.dense_crf_energy(*arguments)
+
+    noise = torch.rand_like(smooth) * 255
+    runs = {
+        "dense_crf_loss": run(smooth, False),
+        "dense_crf_loss_backward": run(smooth, True),
+        "dense_crf_loss_backward_noise": run(noise, True),
+    }
+    return {name: {"milliseconds": milliseconds(run)} for name, run in runs.items()}
+
+
 def main() -> None:
     """Check, and time where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,8 +183,10 @@ def main() -> None:
         check_fusion((70, 300, 9) + (8,) * 16, (130, 200), dtype)
         for shape in ((3, 1, 1), (4, 37, 70), (2, 300, 301)):
             check_boxes(shape, dtype)
+        for shape in ((2, 3, 1, 1), (3, 2, 40, 57), (2, 10, 130, 200)):
+            check_crf(shape, dtype)
     if options.time:
-        ops = {**measure_truncation(), **measure_fusion(), **measure_boxes()}
+        ops = {**measure_truncation(), **measure_fusion(), **measure_boxes(), **measure_crf()}
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
         options.time.write_text(json.dumps({**facts, "ops": ops}, indent=1))
     print("all kernels agree with the reference")

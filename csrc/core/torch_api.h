@@ -104,6 +104,17 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 }
 
 inline void check_launch() { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
+
+// The elements of a contiguous tensor on the host. Waits for its stream.
+template <class T>
+std::vector<T> to_host(const Tensor& tensor) {
+  std::vector<T> values(static_cast<size_t>(tensor.numel()));
+  const cudaStream_t stream = current_stream(tensor);
+  STD_CUDA_CHECK(cudaMemcpyAsync(values.data(), tensor.data_ptr(), values.size() * sizeof(T),
+                                 cudaMemcpyDeviceToHost, stream));
+  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  return values;
+}
 #endif
 
 }  // namespace wsfast

@@ -1,10 +1,8 @@
 // Schemas and CPU kernels of the crf room.
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <optional>
 
-#include "../../core/torch_api.h"
+#include "crf_args.h"
 #include "crf_lattice.h"
 #include "crf_math.h"
 
@@ -15,15 +13,6 @@ namespace wsfast::crf {
 namespace {
 
 WS_DEFINE_DISPATCH_SIMD(Loops)
-
-Direction direction_named(const char* op, const std::string& name) {
-  WS_CHECK(name == "symmetric" || name == "forward" || name == "transpose", "wsfast::", op,
-           ": unknown direction ", name);
-  return name == "symmetric" ? Direction::symmetric
-         : name == "forward" ? Direction::forward
-                             : Direction::transpose;
-}
-
 
 // body(first, last) over images, on several threads where there are enough images; else each image
 // may use all threads.
@@ -50,12 +39,6 @@ void choose_reader(PointSource<A>& source, ScalarType dtype, const char* op) {
     source.read = read_plane<T, A>;
     source.plane_bytes = source.points * static_cast<int64_t>(sizeof(T));
   });
-}
-
-void check_points(const char* op, int64_t points, int64_t d) {
-  WS_CHECK(d >= 1 && d <= kLargestDimension, "wsfast::", op, ": features must have 1 to 8 dimensions");
-  WS_CHECK(points >= 1 && points * (d + 1) < std::numeric_limits<int32_t>::max(), "wsfast::", op,
-           ": points times vertices must be between 1 and 2^31, got ", points, " x ", d + 1);
 }
 
 // Contiguous (B, d, P) features, or images (B, C, H, W) with `sigmas` per channel and of position.
@@ -168,44 +151,24 @@ struct Energy {
   }
 };
 
-void check_sigmas(const char* op, const Tensor& image, const std::vector<double>& sigma_rgb,
-                  double sigma_xy) {
-  check_rank(op, "image", image, 4);
-  WS_CHECK(static_cast<int64_t>(sigma_rgb.size()) == image.size(1), "wsfast::", op,
-           ": sigma_rgb must have one value per channel");
-  WS_CHECK(sigma_xy > 0 && std::all_of(sigma_rgb.begin(), sigma_rgb.end(), [](double s) { return s > 0; }),
-           "wsfast::", op, ": sigmas must be positive");
-}
-
 std::tuple<Tensor, Tensor> dense_crf_energy_cpu(const Tensor& image, const Tensor& values,
                                                 std::optional<Tensor> roi,
                                                 std::vector<double> sigma_rgb, double sigma_xy,
                                                 std::string direction, bool with_filtered) {
   const char* op = "dense_crf_energy";
-  check_sigmas(op, image, sigma_rgb, sigma_xy);
-  check_rank(op, "values", values, 4);
-  const int64_t images = values.size(0), channels = values.size(1);
-  WS_CHECK(image.size(0) == images && image.size(2) == values.size(2) &&
-               image.size(3) == values.size(3),
-           "wsfast::dense_crf_energy: image and values must share N, H and W");
-  const ScalarType dtype = values.scalar_type(), sum_dtype = accumulate_dtype(dtype);
-  const Tensor planes = as_contiguous(image), x = as_contiguous(values);
-  std::optional<Tensor> mask;
-  if (roi.has_value()) {
-    WS_CHECK(roi->scalar_type() == sum_dtype && roi->numel() * channels == values.numel(),
-             "wsfast::dense_crf_energy: roi must be (N, H, W) in the dtype of sums");
-    mask = as_contiguous(*roi);
-  }
-  Tensor energy = new_tensor(values, {images, channels}, sum_dtype);
+  const EnergyArgs args = energy_args(op, image, values, roi, sigma_rgb, sigma_xy);
+  const ScalarType dtype = values.scalar_type();
+  Tensor energy = new_tensor(values, {args.images, args.channels}, args.sum_dtype);
   Tensor filtered = new_tensor(values, with_filtered ? sizes_of(values) : std::vector<int64_t>{0}, dtype);
-  if (images == 0) return {energy, filtered};
+  if (args.images == 0) return {energy, filtered};
   const Direction way = direction_named(op, direction);
   dispatch_floating(dtype, op, [&]<class T>() {
     using A = acc_t<T>;
-    const Points<A> points(op, planes, sigma_rgb, sigma_xy, true);
+    const Points<A> points(op, args.image, sigma_rgb, sigma_xy, true);
+    const A* roi_data = args.roi ? read_ptr<A>(*args.roi) : nullptr;
     dispatch_simd([&]<class L>() {
-      Energy<L, T>{points, read_ptr<T>(x), mask ? read_ptr<A>(*mask) : nullptr, images, channels,
-                   way, write_ptr<A>(energy), with_filtered ? write_ptr<T>(filtered) : nullptr}
+      Energy<L, T>{points, read_ptr<T>(args.values), roi_data, args.images, args.channels, way,
+                   write_ptr<A>(energy), with_filtered ? write_ptr<T>(filtered) : nullptr}
           .run();
     });
   });
@@ -394,19 +357,8 @@ struct Filter {
 Tensor lattice_filter_cpu(const Tensor& values, const Tensor& vertices, const Tensor& weights,
                           const Tensor& neighbours, const Tensor& offsets, std::string direction) {
   const char* op = "lattice_filter";
-  check_rank(op, "values", values, 3);
-  check_rank(op, "vertices", vertices, 3);
-  check_rank(op, "neighbours", neighbours, 3);
+  check_lattice(op, values, vertices, weights, neighbours, offsets);
   const ScalarType dtype = values.scalar_type();
-  WS_CHECK(weights.scalar_type() == accumulate_dtype(dtype),
-           "wsfast::lattice_filter: weights must have the dtype that values are summed in");
-  WS_CHECK(vertices.scalar_type() == ScalarType::Int && neighbours.scalar_type() == ScalarType::Int &&
-               offsets.scalar_type() == ScalarType::Long,
-           "wsfast::lattice_filter: lattice tensors must be int32, offsets int64");
-  WS_CHECK(vertices.size(0) == values.size(0) && vertices.size(1) == values.size(2) &&
-               weights.numel() == vertices.numel() && offsets.numel() == values.size(0) + 1 &&
-               neighbours.size(0) == vertices.size(2),
-           "wsfast::lattice_filter: values must have the lattice's images and points");
   Tensor filtered = new_tensor(values, sizes_of(values), dtype);
   if (values.numel() == 0) return filtered;
   const Tensor x = as_contiguous(values), v = as_contiguous(vertices), w = as_contiguous(weights);

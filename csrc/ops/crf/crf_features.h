@@ -67,7 +67,7 @@ struct PointSource {
       low[i] *= coefficient[i];
       high[i] *= coefficient[i];
     }
-    return key_space(d, low, high, sizeof(A) == 4 ? 18 : 30);
+    return key_space(d, low, high, axis_bits<A>);
   }
 
  private:

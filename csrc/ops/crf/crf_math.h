@@ -15,12 +15,12 @@ inline constexpr int kKeyBits = 62;
 enum class Direction { symmetric, forward, transpose };
 
 // After this scaling of axis i the blur has unit variance.
-inline double elevation_scale(int d, int i) {
+WS_HD inline double elevation_scale(int d, int i) {
   return (d + 1) * std::sqrt(2.0 / 3.0) / std::sqrt((i + 1.0) * (i + 2.0));
 }
 
 // Brings the weight of a vertex on itself to 1 where all its neighbours exist.
-inline double blur_scale(int d) { return 1.0 / (1.0 + std::ldexp(1.0, -d)); }
+WS_HD inline double blur_scale(int d) { return 1.0 / (1.0 + std::ldexp(1.0, -d)); }
 
 // One value as find_simplex wants it.
 template <class A>
@@ -62,9 +62,13 @@ struct KeySpace {
   }
 };
 
+// A quotient of more bits would leave too few of the features' type for the weights.
+template <class A>
+inline constexpr int axis_bits = sizeof(A) == 4 ? 18 : 30;
+
 // `low` and `high` bound the scaled features. A quotient of more than `axis_bits` would leave too
 // few bits of the features' dtype for the weights.
-inline KeySpace key_space(int d, const double* low, const double* high, int axis_bits) {
+WS_HD inline KeySpace key_space(int d, const double* low, const double* high, int axis_bits) {
   KeySpace space{d, {}, 0, 0};
   double below = 0.0, above = 0.0;  // sums over the axes from j on
   double first[kLargestDimension], last[kLargestDimension];

@@ -1,0 +1,191 @@
+// CUDA kernels that apply lattices: splat, blur, slice. Values are added to vertices as integers in
+// units of a power of two below the rounding of any sum, so results do not depend on scheduling. No
+// torch: the emulator runs this file on the CPU.
+#pragma once
+
+#include "crf_kernels.cuh"
+
+namespace wsfast::crf {
+
+inline constexpr int kGroup = 8;  // channels at a time
+inline constexpr int kNoExponent = -4000;
+inline constexpr int kNotFinite = 1 << 20;
+
+// Finished lattices of a batch.
+template <class A>
+struct Kept {
+  int64_t images, points, total;  // vertices in all
+  int corners;
+  const int32_t* vertices;    // (images, points, corners)
+  const A* weights;           // (images, points, corners)
+  const int32_t* neighbours;  // (corners, 2, total)
+  const int64_t* offsets;     // (images + 1)
+
+  WS_HD int64_t count(int64_t image) const { return offsets[image + 1] - offsets[image]; }
+};
+
+// Channels [first, first + group) of planes (images, channels, points), and their mask.
+template <class A>
+struct Group {
+  int64_t channels, first;
+  int size;
+  const A* roi;              // (images, points) or null
+  const int32_t* exponents;  // (images, channels): every masked value is below 2^exponent in size
+
+  WS_HD int64_t plane(int64_t image, int c) const { return image * channels + first + c; }
+  WS_HD A mask(int64_t index) const { return roi == nullptr ? A(1) : roi[index]; }
+};
+
+// Units are 2^-shift: no sum of all points reaches 2^62.
+WS_HD inline int unit_shift(int exponent, int point_bits) { return 61 - exponent - point_bits; }
+
+WS_GLOBAL inline void __launch_bounds__(kThreads)
+    begin_exponents_kernel(int64_t planes, int32_t* exponents) {
+  for (int64_t i = global_thread_id(); i < planes; i += global_thread_count()) {
+    exponents[i] = kNoExponent;
+  }
+}
+
+// Blocks share a plane in `parts`.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    exponent_kernel(const T* values, const acc_t<T>* roi, int64_t channels, int64_t points,
+                    int parts, int32_t* exponents) {
+  __shared__ int scratch[kThreads / kWarpSize];
+  const int64_t plane = blockIdx.x / parts, part = blockIdx.x % parts;
+  const int64_t mask = plane / channels * points;
+  const int64_t begin = points * part / parts, end = points * (part + 1) / parts;
+  int largest = kNoExponent;
+  for (int64_t i = begin + block_thread(); i < end; i += kThreads) {
+    acc_t<T> value = to_acc(values[plane * points + i]);
+    if (roi != nullptr) value *= roi[mask + i];
+    const bool finite = value - value == acc_t<T>(0);
+    const int exponent = !finite ? kNotFinite : value == acc_t<T>(0) ? kNoExponent : ilogb(value) + 1;
+    largest = exponent > largest ? exponent : largest;
+  }
+  largest = block_max(largest, scratch);
+  if (block_thread() == 0 && largest > kNoExponent) atomic_max(exponents + plane, largest);
+}
+
+WS_GLOBAL inline void __launch_bounds__(kThreads) clear_kernel(int64_t count, int64_t* sums) {
+  for (int64_t i = global_thread_id(); i < count; i += global_thread_count()) sums[i] = 0;
+}
+
+// Adds every point's values to its vertices; sums are (total, group).
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    splat_kernel(const Kept<acc_t<T>> lattice, const Group<acc_t<T>> in, const T* values,
+                 int point_bits, int64_t* sums) {
+  const int64_t points = lattice.images * lattice.points;
+  for (int64_t i = global_thread_id(); i < points; i += global_thread_count()) {
+    const int64_t image = i / lattice.points, point = i % lattice.points;
+    if (lattice.count(image) == 0) continue;
+    const int32_t* const vertices = lattice.vertices + i * lattice.corners;
+    const acc_t<T>* const weights = lattice.weights + i * lattice.corners;
+    int64_t* const rows = sums + lattice.offsets[image] * in.size;
+    for (int c = 0; c < in.size; ++c) {
+      const int64_t plane = in.plane(image, c);
+      const int exponent = in.exponents[plane];
+      if (exponent == kNotFinite || exponent == kNoExponent) continue;
+      const acc_t<T> value = to_acc(values[plane * lattice.points + point]) * in.mask(i);
+      if (value == acc_t<T>(0)) continue;
+      const double units = ldexp(static_cast<double>(value), unit_shift(exponent, point_bits));
+      for (int k = 0; k < lattice.corners; ++k) {
+        const auto share = static_cast<int64_t>(rint(units * static_cast<double>(weights[k])));
+        atomic_add(rows + static_cast<int64_t>(vertices[k]) * in.size + c, share);
+      }
+    }
+  }
+}
+
+// Blocks of row y work on image y and those that follow by the grid's height.
+template <class A, class Visit>
+WS_DEVICE void for_vertices(const Kept<A>& lattice, int group, const Visit& visit) {
+  for (int64_t image = blockIdx.y; image < lattice.images; image += gridDim.y) {
+    const int64_t entries = lattice.count(image) * group, first = lattice.offsets[image];
+    for (int64_t i = global_thread_id(); i < entries; i += global_thread_count()) {
+      visit(image, first, i / group, static_cast<int>(i % group));
+    }
+  }
+}
+
+template <class A>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    settle_sums_kernel(const Kept<A> lattice, const Group<A> in, int point_bits,
+                       const int64_t* sums, A* rows) {
+  for_vertices(lattice, in.size, [&](int64_t image, int64_t first, int64_t vertex, int c) {
+    const int exponent = in.exponents[in.plane(image, c)];
+    const int64_t at = (first + vertex) * in.size + c;
+    const bool finite = exponent != kNotFinite;
+    rows[at] = finite ? static_cast<A>(ldexp(static_cast<double>(sums[at]),
+                                             -unit_shift(exponent, point_bits)))
+                      : A(NAN);
+  });
+}
+
+// out = in + half of both neighbours along one axis.
+template <class A>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    blur_kernel(const Kept<A> lattice, int axis, int group, const A* in, A* out) {
+  const int32_t* const one = lattice.neighbours + 2 * axis * lattice.total;
+  const int32_t* const other = one + lattice.total;
+  for_vertices(lattice, group, [&](int64_t, int64_t first, int64_t vertex, int c) {
+    const auto at = [&](int32_t neighbour) {
+      return neighbour < 0 ? A(0) : in[(first + neighbour) * group + c];
+    };
+    const int64_t row = first + vertex;
+    out[row * group + c] = in[row * group + c] + A(0.5) * (at(one[row]) + at(other[row]));
+  });
+}
+
+// energy = scale * sum of a * b over an image's vertices. One block per channel and image.
+template <class A>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    energy_kernel(const Kept<A> lattice, const Group<A> group, double scale, const A* a,
+                  const A* b, A* energy) {
+  __shared__ double scratch[kThreads / kWarpSize];
+  const int c = static_cast<int>(blockIdx.x);
+  for (int64_t image = blockIdx.y; image < lattice.images; image += gridDim.y) {
+    double sum = 0.0;
+    for (int64_t v = lattice.offsets[image] + block_thread(); v < lattice.offsets[image + 1];
+         v += kThreads) {
+      sum += static_cast<double>(a[v * group.size + c]) * static_cast<double>(b[v * group.size + c]);
+    }
+    sum = block_sum(sum, scratch);
+    if (block_thread() != 0) continue;
+    const bool known = lattice.count(image) > 0;
+    energy[group.plane(image, c)] = known ? static_cast<A>(scale * sum) : A(NAN);
+  }
+}
+
+// Every point's share of its vertices' rows, or of two arrays of rows.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    slice_kernel(const Kept<acc_t<T>> lattice, const Group<acc_t<T>> group, acc_t<T> scale,
+                 const acc_t<T>* rows, const acc_t<T>* more_rows, T* out) {
+  using A = acc_t<T>;
+  const int64_t points = lattice.images * lattice.points;
+  for (int64_t i = global_thread_id(); i < points; i += global_thread_count()) {
+    const int64_t image = i / lattice.points, point = i % lattice.points;
+    const int32_t* const vertices = lattice.vertices + i * lattice.corners;
+    const A* const weights = lattice.weights + i * lattice.corners;
+    const bool known = lattice.count(image) > 0;
+    const A mask = group.mask(i) * scale;
+    A sums[kGroup] = {};
+    for (int k = 0; known && k < lattice.corners; ++k) {
+      const int64_t row = (lattice.offsets[image] + vertices[k]) * group.size;
+      for (int c = 0; c < kGroup; ++c) {
+        if (c >= group.size) break;
+        const A value = more_rows == nullptr ? rows[row + c] : rows[row + c] + more_rows[row + c];
+        sums[c] += weights[k] * value;
+      }
+    }
+    for (int c = 0; c < kGroup; ++c) {
+      if (c >= group.size) break;
+      out[group.plane(image, c) * lattice.points + point] =
+          from_acc<T>(known ? sums[c] * mask : A(NAN));
+    }
+  }
+}
+
+}  // namespace wsfast::crf

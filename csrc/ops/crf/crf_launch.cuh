@@ -1,0 +1,174 @@
+// The launches of the crf ops, for crf_cuda.cu and the emulator alike. No torch.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+
+#include "crf_filter.cuh"
+
+namespace wsfast::crf {
+
+inline constexpr int64_t kMostBlocks = int64_t{1} << 16;  // kernels loop where that is not enough
+inline constexpr int64_t kMostRows = 65535;               // of blocks in a grid
+inline constexpr int64_t kPartPoints = 8192;              // that one block reads, at least
+
+inline dim3 blocks_for(int64_t threads) {
+  const int64_t blocks = ceil_div(threads, kThreads);
+  return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, kMostBlocks)));
+}
+
+inline int parts_of(int64_t points) {
+  return static_cast<int>(std::clamp<int64_t>(points / kPartPoints, 1, 64));
+}
+
+// Slots of one image's table: the most vertices there can be, and an eighth more.
+inline int64_t table_slots(const Points& points) {
+  const int64_t most = points.points * points.corners();
+  return ceil_div(most + most / 8 + 1, kWarpSize) * kWarpSize;
+}
+
+template <class A>
+void embed_points(const Points& points, const Build<A>& build, [[maybe_unused]] cudaStream_t stream) {
+  const dim3 blocks = blocks_for(points.images * points.points), threads(kThreads);
+  const auto launch = [&]<int D>() {
+    const auto kernel = embed_kernel<A, D>;
+    WS_LAUNCH(kernel, blocks, threads, 0, stream, points, build);
+  };
+  switch (points.d) {
+    case 1: return launch.template operator()<1>();
+    case 2: return launch.template operator()<2>();
+    case 3: return launch.template operator()<3>();
+    case 4: return launch.template operator()<4>();
+    case 5: return launch.template operator()<5>();
+    case 6: return launch.template operator()<6>();
+    case 7: return launch.template operator()<7>();
+    default: return launch.template operator()<8>();
+  }
+}
+
+// Finds and numbers the vertices; build.offsets say how many there are.
+template <class T, class A>
+void find_vertices(const Points& points, const T* planes, const Build<A>& build,
+                   [[maybe_unused]] cudaStream_t stream) {
+  const dim3 threads(kThreads);
+  const dim3 slots = blocks_for(points.images * build.slots);
+  WS_LAUNCH(begin_kernel<A>, slots, threads, 0, stream, points, build);
+  if (points.planes > 0) {
+    const int parts = parts_of(points.points);
+    const auto kernel = widen_kernel<T, A>;
+    WS_LAUNCH(kernel, dim3(static_cast<unsigned>(points.images * points.planes * parts)), threads, 0,
+              stream, points, planes, parts, build);
+  }
+  WS_LAUNCH(space_kernel<A>, blocks_for(points.images), threads, 0, stream, points, build);
+  embed_points(points, build, stream);
+  WS_LAUNCH(number_kernel<A>, slots, threads, 0, stream, points, build);
+  WS_LAUNCH(offset_kernel, dim3(1), dim3(1), 0, stream, points.images, build.offsets);
+  WS_LAUNCH(settle_kernel<A>, blocks_for(points.images * points.points * points.corners()), threads,
+            0, stream, points, build);
+}
+
+template <class A>
+void find_neighbours(const Points& points, const Build<A>& build, int64_t vertices,
+                     int32_t* neighbours, [[maybe_unused]] cudaStream_t stream) {
+  WS_LAUNCH(neighbour_kernel<A>, blocks_for(points.images * build.slots), dim3(kThreads), 0, stream,
+            points, build, vertices, neighbours);
+}
+
+// Memory of a filter: exponents (images, channels), sums and rows (total, group) each.
+template <class A>
+struct FilterMemory {
+  int32_t* exponents;
+  int64_t* sums;
+  A* rows[3];
+};
+
+// Filters values (images, channels, points) and sums their energies; `energy` and `filtered` may be
+// null. `most_vertices` is the largest count of an image.
+template <class T>
+class LatticeFilter {
+  using A = acc_t<T>;
+
+ public:
+  LatticeFilter(const Kept<A>& lattice, int64_t channels, int64_t most_vertices, Direction direction)
+      : lattice_(lattice),
+        channels_(channels),
+        most_vertices_(most_vertices),
+        direction_(direction),
+        point_bits_(static_cast<int>(std::bit_width(static_cast<uint64_t>(lattice.points)))) {}
+
+  static int64_t group_of(int64_t channels) { return std::min<int64_t>(channels, kGroup); }
+
+  void launch(const T* values, const A* roi, const FilterMemory<A>& memory, A* energy, T* filtered,
+              cudaStream_t stream) const {
+    const int64_t planes = lattice_.images * channels_;
+    if (planes == 0) return;
+    WS_LAUNCH(begin_exponents_kernel, blocks_for(planes), dim3(kThreads), 0, stream, planes,
+              memory.exponents);
+    const int parts = parts_of(lattice_.points);
+    WS_LAUNCH(exponent_kernel<T>, dim3(static_cast<unsigned>(planes * parts)), dim3(kThreads), 0,
+              stream, values, roi, channels_, lattice_.points, parts, memory.exponents);
+    for (int64_t first = 0; first < channels_; first += kGroup) {
+      const int size = static_cast<int>(group_of(channels_ - first));
+      filter({channels_, first, size, roi, memory.exponents}, values, memory, energy, filtered,
+             stream);
+    }
+  }
+
+ private:
+  dim3 points_grid() const { return blocks_for(lattice_.images * lattice_.points); }
+  dim3 rows_grid(unsigned blocks) const {
+    return dim3(blocks, static_cast<unsigned>(std::min(lattice_.images, kMostRows)));
+  }
+
+  void filter(const Group<A>& group, const T* values, const FilterMemory<A>& memory, A* energy,
+              T* filtered, cudaStream_t stream) const {
+    const dim3 threads(kThreads), vertices = rows_grid(blocks_for(most_vertices_ * group.size).x);
+    const int64_t entries = lattice_.total * group.size;
+    WS_LAUNCH(clear_kernel, blocks_for(entries), threads, 0, stream, entries, memory.sums);
+    WS_LAUNCH(splat_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, values,
+              point_bits_, memory.sums);
+    A* const in = memory.rows[0];
+    WS_LAUNCH(settle_sums_kernel<A>, vertices, threads, 0, stream, lattice_, group, point_bits_,
+              memory.sums, in);
+    const double scale = blur_scale(lattice_.corners - 1);
+    A* forward = nullptr;
+    if (energy != nullptr || direction_ != Direction::transpose) {
+      forward = blur(group, vertices, in, memory.rows[1], memory.rows[2], false, stream);
+    }
+    if (energy != nullptr) {
+      WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)), threads, 0, stream,
+                lattice_, group, scale, in, forward, energy);
+    }
+    if (filtered == nullptr) return;
+    A* backward = nullptr;
+    if (direction_ != Direction::forward) {
+      A* const free = forward == memory.rows[1] ? memory.rows[2] : memory.rows[1];
+      backward = blur(group, vertices, in, free, in, true, stream);
+    }
+    const bool both = direction_ == Direction::symmetric;
+    const auto share = static_cast<A>(both ? 0.5 * scale : scale);
+    WS_LAUNCH(slice_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, share,
+              direction_ == Direction::transpose ? backward : forward, both ? backward : nullptr,
+              filtered);
+  }
+
+  // All axes in turn, back and forth between `a` and `b`, which may be `in`; returns the last.
+  A* blur(const Group<A>& group, dim3 vertices, const A* in, A* a, A* b, bool transpose,
+          [[maybe_unused]] cudaStream_t stream) const {
+    const int axes = lattice_.corners;
+    for (int step = 0; step < axes; ++step) {
+      A* const to = step % 2 == 0 ? a : b;
+      WS_LAUNCH(blur_kernel<A>, vertices, dim3(kThreads), 0, stream, lattice_,
+                transpose ? axes - 1 - step : step, group.size, in, to);
+      in = to;
+    }
+    return axes % 2 == 0 ? b : a;
+  }
+
+  Kept<A> lattice_;
+  int64_t channels_, most_vertices_;
+  Direction direction_;
+  int point_bits_;
+};
+
+}  // namespace wsfast::crf

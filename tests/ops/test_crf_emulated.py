@@ -1,0 +1,141 @@
+"""The CUDA kernels of room `crf` on the CPU, under the emulator."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.native.emulator import from_bits, to_bits
+from wsfast.ops.crf import reference
+from wsfast.testing import FLOATING_DTYPES
+
+DIRECTIONS = ("symmetric", "forward", "transpose")
+SIGMA_RGB, SIGMA_XY = [20.0, 15.0, 30.0], 6.0
+
+
+def image_of(kind: str, *shape: int) -> Tensor:
+    random = torch.Generator().manual_seed(3)
+    if kind == "noise":
+        return torch.rand(shape, generator=random) * 255
+    if kind == "flat":
+        return torch.full(shape, 90.0)
+    coarse = torch.rand(*shape[:2], 3, 3, generator=random) * 255
+    return torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear")
+
+
+def as_matrix(lattice: tuple[Tensor, ...]) -> list[np.ndarray]:
+    """What the numbering of vertices does not change: the matrices splat, and blur by axis."""
+    vertices, weights, neighbours, offsets = (part.numpy() for part in lattice)
+    found = []
+    for n in range(len(vertices)):
+        count = offsets[n + 1] - offsets[n]
+        points, corners = vertices[n].shape
+        splat = np.zeros((count, points))
+        np.add.at(splat, (vertices[n].T, np.arange(points)), weights[n].T)
+        found.append(splat.T @ splat)
+        for axis in range(corners):
+            blur = np.eye(count)
+            for side in neighbours[axis, :, offsets[n] : offsets[n + 1]]:
+                near = np.flatnonzero(side >= 0)
+                np.add.at(blur, (near, side[near]), 0.5)
+            found.append(splat.T @ blur @ splat)
+    return found
+
+
+def build(emulator, features: Tensor, sigmas: list[float]) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.from_numpy(part) for part in emulator.call("build_lattice", features.numpy(), sigmas)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", range(1, 9))
+def test_emulated_kernel_of_lattices(emulator, d: int, dtype: torch.dtype) -> None:
+    features = torch.randn(2, d, 40, generator=torch.Generator().manual_seed(d)).to(dtype)
+    ours = build(emulator, features, [1.0] * d)
+    theirs = reference.build_lattice(features)
+    assert torch.equal(ours[3], theirs[3])
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for found, expected in zip(as_matrix(ours), as_matrix(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noise", "flat"])
+def test_emulated_kernel_of_images(emulator, kind: str) -> None:
+    for shape in ((2, 3, 9, 14), (1, 1, 1, 33), (1, 3, 1, 1), (3, 3, 17, 1)):
+        image = image_of(kind, *shape)
+        sigma_rgb = SIGMA_RGB[: shape[1]]
+        ours = build(emulator, image, [SIGMA_XY, SIGMA_XY, *sigma_rgb])
+        theirs = reference.build_bilateral_lattice(image, sigma_rgb, SIGMA_XY, False)
+        assert torch.equal(ours[3], theirs[3])
+        for found, expected in zip(as_matrix(ours), as_matrix(theirs), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def energy(
+    emulator, image: Tensor, values: Tensor, roi: Tensor | None, direction: str, filtered: bool
+) -> tuple[Tensor, Tensor]:
+    found = emulator.call(
+        "dense_crf_energy",
+        image.numpy(),
+        to_bits(values.flatten(2)),
+        None if roi is None else roi.flatten(1).numpy(),
+        [SIGMA_XY, SIGMA_XY, *SIGMA_RGB],
+        direction,
+        filtered,
+        dtype=values.dtype,
+    )
+    return torch.from_numpy(found[0]), from_bits(found[1], values.dtype)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_emulated_kernel_of_energies(emulator, dtype: torch.dtype, direction: str) -> None:
+    image = image_of("smooth", 2, 3, 11, 13)
+    random = torch.Generator().manual_seed(4)
+    values = torch.randn(2, 10, 11, 13, generator=random).to(dtype)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    roi = (torch.rand(2, 11, 13, generator=random) < 0.7).to(sums)
+    for mask in (None, roi):
+        ours = energy(emulator, image, values, mask, direction, True)
+        theirs = reference.dense_crf_energy(
+            image, values, mask, SIGMA_RGB, SIGMA_XY, direction, True
+        )
+        torch.testing.assert_close(ours[0], theirs[0], rtol=2e-5, atol=1e-4)
+        exact = {"rtol": 2e-5, "atol": 2e-5} if sums == dtype else {}
+        torch.testing.assert_close(ours[1].view(values.shape), theirs[1], **exact)
+    assert energy(emulator, image, values, None, direction, False)[1].numel() == 0
+
+
+def test_emulated_kernel_of_strange_values(emulator) -> None:
+    """NaN and infinities stay in their plane; tiny, huge and zero values keep their size."""
+    image = image_of("smooth", 2, 3, 6, 7)
+    values = torch.rand(2, 5, 6, 7, generator=torch.Generator().manual_seed(5))
+    values[0] *= torch.tensor([1e-30, 1e15, 0.0, 1.0, 1.0])[:, None, None]
+    values[0, 3, 2, 2], values[1, 0, 0, 0] = torch.nan, torch.inf
+    ours = energy(emulator, image, values, None, "symmetric", True)[1].view(values.shape)
+    clean = values.nan_to_num(0, 0)
+    theirs = reference.dense_crf_energy(image, clean, None, SIGMA_RGB, SIGMA_XY, "symmetric", True)[
+        1
+    ]
+    broken = torch.zeros(2, 5, dtype=torch.bool)
+    broken[0, 3] = broken[1, 0] = True
+    assert ours[broken].isnan().all()
+    scale = theirs.abs().amax((2, 3), keepdim=True).clamp(min=1e-38)
+    torch.testing.assert_close((ours / scale)[~broken], (theirs / scale)[~broken])
+    image[1, 0, 3, 3] = torch.nan  # an image without a lattice
+    energies, filtered = energy(emulator, image, clean, None, "symmetric", True)
+    assert energies[1].isnan().all()
+    assert filtered.view(values.shape)[1].isnan().all()
+    torch.testing.assert_close(filtered.view(values.shape)[0, [0, 1, 2, 4]], ours[0, [0, 1, 2, 4]])
+
+
+def test_emulated_kernel_in_every_order(emulator) -> None:
+    image = image_of("smooth", 2, 3, 8, 9)
+    values = torch.randn(2, 3, 72, generator=torch.Generator().manual_seed(6))
+    arguments = (image.numpy(), values.numpy(), None, [SIGMA_XY, SIGMA_XY, *SIGMA_RGB])
+    for direction in DIRECTIONS:
+        emulator.call_in_every_order("dense_crf_energy", *arguments, direction, True)
+    emulator.call_in_every_order(
+        "dense_crf_energy", image.to(torch.uint8).numpy(), *arguments[1:], "symmetric", True
+    )
