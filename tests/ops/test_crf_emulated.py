@@ -52,6 +52,7 @@ def build(emulator, features: Tensor, sigmas: list[float]) -> tuple[Tensor, ...]
 @pytest.mark.parametrize("d", range(1, 9))
 def test_emulated_kernel_of_lattices(emulator, d: int, dtype: torch.dtype) -> None:
     features = torch.randn(2, d, 40, generator=torch.Generator().manual_seed(d)).to(dtype)
+    features[1] -= 3000 if dtype == torch.float64 else 30  # keys do not depend on where they lie
     ours = build(emulator, features, [1.0] * d)
     theirs = reference.build_lattice(features)
     assert torch.equal(ours[3], theirs[3])

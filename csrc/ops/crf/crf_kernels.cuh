@@ -170,17 +170,20 @@ WS_GLOBAL void __launch_bounds__(kThreads) embed_kernel(const Points points, con
     }
     Simplex<SingleLane<A>, D> simplex;
     find_simplex<SingleLane<A>, D>(scaled, simplex);
-    int64_t key = space.base;
-    for (int axis = 0; axis < D; ++axis) key += space.stride[axis] * simplex.quotient[axis];
+    uint64_t key = static_cast<uint64_t>(space.base);  // parts of the sum may leave its range
+    for (int axis = 0; axis < D; ++axis) {
+      key += static_cast<uint64_t>(space.stride[axis]) *
+             static_cast<uint64_t>(static_cast<int64_t>(simplex.quotient[axis]));
+    }
     int64_t* const table = build.keys + image * build.slots;
-    vertices[0] = insert(table, build.slots, key);
+    vertices[0] = insert(table, build.slots, static_cast<int64_t>(key));
     weights[0] = simplex.weight[0];
     for (int k = 1; k <= D; ++k) {
       key += 1;
       for (int axis = 0; axis < D; ++axis) {
-        if (simplex.rank[axis] == D + 1 - k) key -= space.stride[axis];
+        if (simplex.rank[axis] == D + 1 - k) key -= static_cast<uint64_t>(space.stride[axis]);
       }
-      vertices[k] = insert(table, build.slots, key);
+      vertices[k] = insert(table, build.slots, static_cast<int64_t>(key));
       weights[k] = simplex.weight[k];
     }
   }
