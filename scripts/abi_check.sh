@@ -15,6 +15,10 @@ out.sum().backward()
 assert torch.equal(g.grad, (out > 0).float())
 cams = wsfast.fuse_cams([wsfast.truncated_gradcam(g.detach(), g.detach(), 50)], (120, 122))
 boxes = wsfast.cam_boxes(cams, "otsu")
+prob = torch.rand(2, 2, 60, 61, requires_grad=True)
+wsfast.dense_crf_loss(torch.rand(2, 3, 60, 61) * 255, prob, roi=torch.ones(2, 60, 61)).backward()
+assert prob.grad.abs().sum() > 0
+levels = wsfast.level_boxes(cams)
 torch.library.opcheck(torch.ops.wsfast.truncate_gradients.default, (g, 50.0, False))
 print("torch", torch.__version__, "ok:", boxes.counts.tolist())
 '
