@@ -14,7 +14,14 @@ from benchmarks.harness import Case, Contender, Settings, eager, measure, relati
 from benchmarks.records import Row, Size, Target
 
 SIZE = Size(2, 4, headline=True)
-MODULES = ("bench_truncation", "bench_fusion", "bench_boxes", "bench_levels", "bench_cam")
+MODULES = (
+    "bench_truncation",
+    "bench_fusion",
+    "bench_boxes",
+    "bench_levels",
+    "bench_crf",
+    "bench_cam",
+)
 FACTS = {
     "cpu": "Some Processor (R) 1.0GHz",
     "simd": ["avx2"],

@@ -67,10 +67,11 @@ def test_localize_refines_with_a_crf(folder: Path, tmp_path: Path, capsys) -> No
     maps = {}
     for refine in ("none", "crf"):
         out = tmp_path / refine
-        assert 0 == run(
+        code = run(
             "localize", folder / "images" / "part1.png", "--checkpoint",
             folder / "net.safetensors", "--out", out, "--npy", "--refine", refine,
         )  # fmt: skip
+        assert code == 0
         results = json.loads((out / "results.json").read_text())
         assert results["settings"]["refine"] == refine
         maps[refine] = np.load(out / "part1.npy")

@@ -41,7 +41,7 @@ def scenes(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def train(weight: float) -> float:
-    """Mean IoU of the discs after training with the partial labels and ``weight`` times the loss."""
+    """Mean IoU of the discs after training on the partial labels and ``weight`` times the loss."""
     torch.manual_seed(5)
     images, truth, seeds = scenes(8, 40)
     net = torch.nn.Sequential(

@@ -8,39 +8,22 @@
 #include <vector>
 
 #include "../../core/torch_api.h"
-#include "crf_features.h"
-#include "crf_math.h"
-#include "crf_tables.h"
+#include "crf_chunk.h"
 
 namespace wsfast::crf {
 
-inline constexpr int64_t kChunk = 32768;      // points of a chunk, roughly
 inline constexpr int64_t kVertexGrain = 4096;
-inline constexpr int64_t kBatch = 64;         // look-ups whose first probes go without branches
-inline constexpr int64_t kTrial = 2048;  // points after which a chunk judges whether simplices recur
 
-// What one thread needs while it builds chunks, one after the other.
-template <class A, class Key>
-struct ChunkScratch {
-  SlotTable<SimplexSlot> simplices;
-  SlotTable<VertexSlot> vertices;
-  Buffer<A> tile;
-  Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
-  Buffer<uint32_t> codes;  // of the same
-  Buffer<Key> corners;     // of its new simplices
-};
-
-template <class A, class Key>
-struct Chunk {
-  int64_t begin, end;
-  int64_t simplices = 0, vertices = 0;
-  Buffer<A> weights;           // per block of lanes: d + 1 vectors
-  Buffer<int32_t> simplex;     // of every point
-  Buffer<int32_t> corners;     // of every simplex: d + 1 vertices of this chunk
-  Buffer<Key> keys;            // of every vertex
-  Buffer<int32_t> joined;      // this chunk's vertices as the image's
-  Buffer<A> values;            // rows of this chunk's vertices
-};
+// body(first, last) over images, on several threads where there are enough images; else each image
+// may use all threads.
+template <class Body>
+void for_images(int64_t images, const Body& body) {
+  if (images >= thread_count()) {
+    parallel_for(0, images, 1, body);
+  } else {
+    body(0, images);
+  }
+}
 
 // Both neighbours of every vertex along one axis; -1 where there is none.
 struct NeighbourPair {
@@ -89,7 +72,9 @@ class ImageLattice {
     points_ = source.points;
     split(source.points);
     parallel_for(0, chunk_count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) build_chunk(source, chunks_[c], scratch_[begin]);
+      for (int64_t c = begin; c < end; ++c) {
+        ChunkBuilder<Loops, A, Key>{source, keys_, chunks_[c], scratch_[begin]}.run();
+      }
     });
     join_vertices();
     find_neighbours();
@@ -157,170 +142,6 @@ class ImageLattice {
       chunks_[c].begin = std::min(points, c * length);
       chunks_[c].end = std::min(points, (c + 1) * length);
     }
-  }
-
-  void build_chunk(const PointSource<A>& source, PointChunk& chunk,
-                   ChunkScratch<A, Key>& scratch) {
-    switch (d()) {
-      case 1: return build_chunk<1>(source, chunk, scratch);
-      case 2: return build_chunk<2>(source, chunk, scratch);
-      case 3: return build_chunk<3>(source, chunk, scratch);
-      case 4: return build_chunk<4>(source, chunk, scratch);
-      case 5: return build_chunk<5>(source, chunk, scratch);
-      case 6: return build_chunk<6>(source, chunk, scratch);
-      case 7: return build_chunk<7>(source, chunk, scratch);
-      default: return build_chunk<8>(source, chunk, scratch);
-    }
-  }
-
-  template <int D>
-  void build_chunk(const PointSource<A>& source, PointChunk& chunk,
-                   ChunkScratch<A, Key>& scratch) {
-    const int64_t count = chunk.end - chunk.begin;
-    chunk.weights.resize((count + kLargestLanes) * (D + 1));
-    chunk.simplex.resize(count);
-    chunk.simplices = chunk.vertices = 0;
-    scratch.simplices.clear(std::min<int64_t>(count, kChunk / 4));
-    scratch.vertices.clear(std::min<int64_t>(count, kChunk / 8));
-    A* tile = scratch.tile.resize(D * kTileRow);
-    Key* keys = scratch.keys.resize(kTileRow);
-    uint32_t* codes = scratch.codes.resize(kTileRow);
-    scratch.corners.resize(kTile * (D + 1));
-    A coefficient[D];
-    const A* features[D];
-    for (int i = 0; i < D; ++i) {
-      coefficient[i] = static_cast<A>(source.coefficient[i]);
-      features[i] = tile + i * kTileRow;
-    }
-    for (int64_t first = 0; first < count; first += kTile) {
-      const int64_t n = std::min(kTile, count - first);
-      source.read_tile(chunk.begin + first, n, tile);
-      Loops::template embed<A, Key, D>(features, coefficient, keys_,
-                                       ceil_div(n, kLanes) * kLanes,
-                                       chunk.weights.data() + first * (D + 1), keys, codes);
-      const bool recurring = first < kTrial || 8 * chunk.simplices < 7 * first;
-      int32_t* simplex = chunk.simplex.data() + first;
-      const int64_t before = chunk.simplices;
-      if (recurring) {
-        find_simplices(chunk, scratch, n, simplex);
-        add_corners<D, false>(chunk, scratch, before);
-      } else {
-        number_simplices(chunk, n, simplex);
-        add_corners<D, true>(chunk, scratch, before);
-      }
-    }
-  }
-
-  // Equal simplices get one number; keys and codes of new ones move to the front.
-  void find_simplices(PointChunk& chunk, ChunkScratch<A, Key>& scratch, int64_t n,
-                      int32_t* simplex) {
-    Key* keys = scratch.keys.data();
-    uint32_t* codes = scratch.codes.data();
-    int64_t found = 0, count = chunk.simplices;
-    int32_t missed[kBatch];
-    for (int64_t begin = 0; begin < n; begin += kBatch) {
-      const int64_t end = std::min(begin + kBatch, n);
-      int64_t misses = 0;
-      for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
-        const uint64_t key = static_cast<uint64_t>(keys[i]);
-        const SimplexSlot& slot = scratch.simplices.first(SimplexSlot::hash(key, codes[i]));
-        simplex[i] = slot.number;
-        missed[misses] = static_cast<int32_t>(i);
-        misses += !slot.holds(key, codes[i]);
-      }
-      for (int64_t j = 0; j < misses; ++j) {
-        const int64_t i = missed[j];
-        const uint64_t key = static_cast<uint64_t>(keys[i]);
-        const uint32_t code = codes[i];
-        SimplexSlot* slot = scratch.simplices.find(
-            SimplexSlot::hash(key, code),
-            [=](const SimplexSlot& held) { return held.holds(key, code); });
-        if (!slot->empty()) {
-          simplex[i] = slot->number;
-          continue;
-        }
-        *slot = {key, code, static_cast<int32_t>(count)};
-        simplex[i] = static_cast<int32_t>(count++);
-        keys[found] = static_cast<Key>(key);
-        codes[found++] = code;
-        scratch.simplices.make_room(count, [](const SimplexSlot& held) {
-          return SimplexSlot::hash(held.key, held.code);
-        });
-      }
-    }
-    chunk.simplices = count;
-  }
-
-  // Where hardly any simplex recurs, each point gets its own.
-  static void number_simplices(PointChunk& chunk, int64_t n, int32_t* simplex) {
-    for (int64_t i = 0; i < n; ++i) simplex[i] = static_cast<int32_t>(chunk.simplices++);
-  }
-
-  // The vertices of the simplices from `before` on. Prefetch: of tables beyond the caches.
-  template <int D, bool Prefetch>
-  void add_corners(PointChunk& chunk, ChunkScratch<A, Key>& scratch, int64_t before) {
-    constexpr int64_t corners = D + 1;
-    const int64_t count = (chunk.simplices - before) * corners;
-    Key* keys = scratch.corners.data();
-    for (int64_t i = 0; i < chunk.simplices - before; ++i) {
-      list_corners<D>(scratch.keys[i], scratch.codes[i], keys + i * corners);
-    }
-    chunk.corners.grow(chunk.simplices * corners, before * corners);
-    chunk.keys.grow(chunk.vertices + count, chunk.vertices);
-    int32_t* vertex = chunk.corners.data() + before * corners;
-    Key* known = chunk.keys.data();
-    int64_t vertices = chunk.vertices;
-    int32_t missed[kBatch];
-    for (int64_t begin = 0; begin < count; begin += kBatch) {
-      const int64_t end = std::min(begin + kBatch, count);
-      int64_t misses = 0;
-      if (Prefetch) {
-        for (int64_t i = end; i < std::min(end + kBatch, count); ++i) {
-          scratch.vertices.prefetch(hash_key(static_cast<uint64_t>(keys[i])));
-        }
-      }
-      for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
-        const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
-        const VertexSlot& slot = scratch.vertices.first(hash);
-        vertex[i] = slot.number();
-        missed[misses] = static_cast<int32_t>(i);
-        misses += !holds(slot, known, keys[i], hash);
-      }
-      for (int64_t j = 0; j < misses; ++j) {
-        const int64_t i = missed[j];
-        const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
-        VertexSlot* slot = find_vertex(scratch.vertices, known, keys[i], hash);
-        if (!slot->empty()) {
-          vertex[i] = slot->number();
-          continue;
-        }
-        vertex[i] = static_cast<int32_t>(vertices);
-        known[vertices++] = keys[i];
-        *slot = {static_cast<uint32_t>(vertices), static_cast<uint32_t>(hash)};
-        scratch.vertices.make_room(vertices, [=](const VertexSlot& held) {
-          return hash_key(static_cast<uint64_t>(known[held.number()]));
-        });
-      }
-    }
-    chunk.vertices = vertices;
-  }
-
-  template <int D>
-  void list_corners(Key key, uint32_t code, Key* corner) const {
-    Key step[D + 1] = {};  // by rank; the last axis has stride 0
-    for (int i = 0; i < D; ++i) step[code >> (4 * i) & 15u] = static_cast<Key>(keys_.stride[i]);
-    corner[0] = key;
-    for (int k = 1; k <= D; ++k) corner[k] = corner[k - 1] + 1 - step[D + 1 - k];
-  }
-
-  static bool holds(const VertexSlot& slot, const Key* keys, Key key, uint64_t hash) {
-    const bool same = !slot.empty() & (slot.tag == static_cast<uint32_t>(hash));
-    return sizeof(Key) == 4 ? same : same && keys[slot.number()] == key;
-  }
-
-  static VertexSlot* find_vertex(SlotTable<VertexSlot>& table, const Key* keys, Key key,
-                                 uint64_t hash) {
-    return table.find(hash, [=](const VertexSlot& held) { return holds(held, keys, key, hash); });
   }
 
   void join_vertices() {
@@ -447,8 +268,6 @@ class ImageLattice {
     };
     return blur_axes<Loops, A, W>(in, a, b, d() + 1, vertices_, transpose, pair);
   }
-
-  static constexpr int64_t kLargestLanes = 16;
 
   KeySpace keys_{};
   int64_t points_ = 0, chunk_count_ = 0, vertices_ = 0;

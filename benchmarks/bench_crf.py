@@ -1,0 +1,222 @@
+"""Dense-CRF loss, lattice and filter: against a re-creation of the C++ filter that people use.
+
+The filter of rloss, F-CAM and DiPS needs SWIG and an old Python; ``recreations/scalar_lattice.cpp``
+does the same work from the published description. It is no copy and not as slow in places: the
+original pads every channel to four for SSE. Images are generated scenes or uniform noise.
+"""
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import wsfast
+from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
+from benchmarks.inputs import blobs, scenes
+from benchmarks.records import Size, Target
+from wsfast.ops.crf import reference
+
+NOISE = "noise"
+HEADLINE = Size(32, 224, headline=True)
+NOISY_HEADLINE = Size(32, 224, NOISE, headline=True)
+SIZES = (Size(8, 112), Size(8, 224), Size(8, 448), Size(16, 224), HEADLINE, NOISY_HEADLINE)
+SIGMA_RGB, SIGMA_XY = 15.0, 100.0
+PEER = "scalar C++ re-creation"
+Inputs = tuple[Tensor, Tensor]
+
+
+def images(size: Size, generator: torch.Generator) -> Tensor:
+    if size.variant == NOISE:
+        return torch.rand(size.batch, 3, size.side, size.side, generator=generator) * 255
+    return scenes(size.batch, size.side, generator)
+
+
+def with_classes(classes: int) -> Callable[[Size, torch.Generator], Inputs]:
+    """Make images and the softmax of smooth logits, (N, classes, H, W), a leaf."""
+
+    def build(size: Size, generator: torch.Generator) -> Inputs:
+        maps = [4 * blobs(size.batch, size.side, generator) for _ in range(classes)]
+        return images(size, generator), torch.stack(maps, dim=1).softmax(dim=1).requires_grad_()
+
+    return build
+
+
+def with_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Inputs], list[Tensor]]:
+    """Apply ``loss`` and differentiate: its value and the gradient of the maps."""
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        value = loss(*inputs)
+        return [value.detach(), torch.autograd.grad(value, inputs[1])[0]]
+
+    return run
+
+
+def ours(image: Tensor, prob: Tensor) -> Tensor:
+    return wsfast.dense_crf_loss(image, prob, sigma_rgb=SIGMA_RGB, sigma_xy=SIGMA_XY)
+
+
+def readable(image: Tensor, prob: Tensor) -> list[Tensor]:
+    """Value and gradient by the reference."""
+    energy, filtered = reference.dense_crf_energy(
+        image, prob.detach(), None, [SIGMA_RGB] * 3, SIGMA_XY, "symmetric", True
+    )
+    return [-energy.sum() / len(image), filtered * (-2 / len(image))]
+
+
+def forward_only(inputs: Inputs) -> list[Tensor]:
+    with torch.no_grad():
+        return [ours(*inputs)]
+
+
+# The peer ---------------------------------------------------------------------------------------
+
+
+@cache
+def scalar_library() -> ctypes.CDLL:
+    """The re-creation, compiled as the original is."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("g++ is not installed")
+    source = Path(__file__).parent / "recreations" / "scalar_lattice.cpp"
+    library = Path(tempfile.mkdtemp()) / "scalar_lattice.so"
+    command = [compiler, "-O3", "-fopenmp", "-std=c++20", "-shared", "-fPIC"]
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def scalar_filter(image: Tensor, values: Tensor) -> Tensor:
+    """A values, by the re-creation; contiguous float32 on the CPU."""
+    n, k, height, width = values.shape
+    filtered = torch.empty_like(values)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (image, values, filtered)]
+    sigmas = ctypes.c_float(SIGMA_RGB), ctypes.c_float(SIGMA_XY)
+    scalar_library().bilateral_filter_batch(*pointers, n, k, height, width, *sigmas)
+    return filtered
+
+
+def known_loss(inputs: Inputs) -> Run:
+    """The known loss: filter in the forward pass, scale in the backward pass."""
+    image, prob = inputs[0].contiguous(), inputs[1].detach().contiguous()
+    scalar_library()
+
+    def run() -> list[Tensor]:
+        filtered = scalar_filter(image, prob)
+        value = -(prob * filtered).sum() / len(image)
+        return [value, filtered * (-2 / len(image))]
+
+    return run
+
+
+# Parts ------------------------------------------------------------------------------------------
+
+
+def build_lattice(inputs: Inputs) -> list[Tensor]:
+    """Build the lattice to keep; its row sums would be another case."""
+    lattice = wsfast.bilateral_lattice(inputs[0], sigma_rgb=SIGMA_RGB, sigma_xy=SIGMA_XY)
+    return [lattice.num_vertices]
+
+
+def reference_lattice(inputs: Inputs) -> list[Tensor]:
+    tensors = reference.build_bilateral_lattice(inputs[0], [SIGMA_RGB] * 3, SIGMA_XY, False)
+    return [tensors[3].diff()]
+
+
+def reuse(inputs: Inputs) -> Run:
+    """Value and gradient with a lattice that was built before."""
+    lattice = wsfast.bilateral_lattice(inputs[0], sigma_rgb=SIGMA_RGB, sigma_xy=SIGMA_XY)
+    run = with_gradient(lambda _, prob: wsfast.dense_crf_loss(None, prob, lattice=lattice))
+    return lambda: run(inputs)
+
+
+def in_float64(inputs: Inputs) -> list[Tensor]:
+    return readable(inputs[0].cpu(), inputs[1].detach().cpu().double())
+
+
+def vertex_counts(inputs: Inputs) -> list[Tensor]:
+    tensors = reference.build_bilateral_lattice(inputs[0].cpu(), [SIGMA_RGB] * 3, SIGMA_XY, True)
+    return [tensors[3].diff()]
+
+
+def contenders(sweep: bool) -> tuple[Contender, ...]:
+    return (
+        Contender("wsfast", eager(with_gradient(ours))),
+        Contender("wsfast, lattice kept", reuse, sweep=False),
+        Contender("reference", eager(lambda inputs: readable(*inputs)), sweep=False),
+        Contender(
+            PEER,
+            known_loss,
+            sweep=sweep,
+            devices=("cpu",),
+            tolerance=0.1,
+            note="its gradient -2 A s is not that of its value; vertices of few points part",
+        ),
+    )
+
+
+CASES = [
+    Case(
+        room="crf",
+        operation="dense_crf_loss forward and backward, 2 classes",
+        inputs=with_classes(2),
+        sizes=SIZES,
+        contenders=contenders(sweep=True),
+        oracle=in_float64,
+        tolerance=1e-3,
+        targets=(
+            Target(HEADLINE.label, 6, 12, (PEER,)),
+            Target(NOISY_HEADLINE.label, 2.5, 5, (PEER,)),
+        ),
+        memory=MemoryLimit(
+            HEADLINE,
+            "200 bytes per pixel",
+            lambda inputs: 200 * inputs[0][:, 0].numel(),
+            1.0,
+            contenders=("wsfast",),
+        ),
+    ),
+    Case(
+        room="crf",
+        operation="dense_crf_loss forward and backward, 21 classes",
+        inputs=with_classes(21),
+        sizes=(Size(12, 257, headline=True), Size(1, 513, headline=True)),
+        contenders=contenders(sweep=False),
+        oracle=in_float64,
+        tolerance=1e-3,
+    ),
+    Case(
+        room="crf",
+        operation="dense_crf_loss forward, 2 classes",
+        inputs=with_classes(2),
+        sizes=(Size(8, 112), Size(8, 224), HEADLINE, NOISY_HEADLINE),
+        contenders=(Contender("wsfast", eager(forward_only)),),
+        oracle=lambda inputs: in_float64(inputs)[:1],
+        tolerance=1e-3,
+    ),
+    Case(
+        room="crf",
+        operation="bilateral_lattice, built to keep",
+        inputs=with_classes(1),
+        sizes=(Size(8, 112), Size(8, 224), HEADLINE, NOISY_HEADLINE),
+        contenders=(
+            Contender("wsfast", eager(build_lattice)),
+            Contender("reference", eager(reference_lattice), sweep=False),
+        ),
+        oracle=vertex_counts,
+        tolerance=1e-2,
+    ),
+]
+
+
+def test_time(laboratory: Any, benchmark: Any, case: Any, size: Any, contender: Any) -> None:
+    laboratory.record_time(benchmark, case, size, contender)
+
+
+def test_memory(laboratory: Any, case: Any, contender: Any) -> None:
+    laboratory.record_memory(__name__, case, contender)
