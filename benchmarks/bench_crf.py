@@ -1,8 +1,8 @@
 """Dense-CRF loss, lattice and filter: against a re-creation of the C++ filter that people use.
 
 The filter of rloss, F-CAM and DiPS needs SWIG and an old Python; ``recreations/scalar_lattice.cpp``
-does the same work from the published description. It is no copy and not as slow in places: the
-original pads every channel to four for SSE. Images are generated scenes or uniform noise.
+does the same work, written anew from the published algorithm, so its times are not the original's.
+Images are generated scenes or uniform noise.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ NOISY_HEADLINE = Size(32, 224, NOISE, headline=True)
 SIZES = (Size(8, 112), Size(8, 224), Size(8, 448), Size(16, 224), HEADLINE, NOISY_HEADLINE)
 SIGMA_RGB, SIGMA_XY = 15.0, 100.0
 PEER = "scalar C++ re-creation"
+ROUNDING = 2e-2  # a point that float32 puts beside a simplex's face brings another vertex
 Inputs = tuple[Tensor, Tensor]
 
 
@@ -168,7 +169,7 @@ CASES = [
         sizes=SIZES,
         contenders=contenders(sweep=True),
         oracle=in_float64,
-        tolerance=1e-3,
+        tolerance=ROUNDING,
         targets=(
             Target(HEADLINE.label, 6, 12, (PEER,)),
             Target(NOISY_HEADLINE.label, 2.5, 5, (PEER,)),
@@ -188,7 +189,7 @@ CASES = [
         sizes=(Size(12, 257, headline=True), Size(1, 513, headline=True)),
         contenders=contenders(sweep=False),
         oracle=in_float64,
-        tolerance=1e-3,
+        tolerance=ROUNDING,
     ),
     Case(
         room="crf",
@@ -197,7 +198,7 @@ CASES = [
         sizes=(Size(8, 112), Size(8, 224), HEADLINE, NOISY_HEADLINE),
         contenders=(Contender("wsfast", eager(forward_only)),),
         oracle=lambda inputs: in_float64(inputs)[:1],
-        tolerance=1e-3,
+        tolerance=ROUNDING,
     ),
     Case(
         room="crf",

@@ -47,8 +47,8 @@ def blobs(batch: int, side: int, generator: torch.Generator, cells: int = 14) ->
 def scenes(batch: int, side: int, generator: torch.Generator) -> Tensor:
     """Images (N, 3, H, W) of 0-255: coloured regions with soft edges, shading and some noise.
 
-    With sigmas of 15 and 100 their bilateral lattices have 0.05-0.08 vertices per pixel at a side of
-    224, as photographs do.
+    With sigmas of 15 and 100 their bilateral lattices have about 0.05 vertices per pixel at a side
+    of 224, as photographs do.
     """
     regions = 9
     fields = [blobs(batch, side, generator, cells=6) for _ in range(regions)]
