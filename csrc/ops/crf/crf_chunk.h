@@ -23,6 +23,11 @@ struct ChunkScratch {
   Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
   Buffer<uint32_t> codes;  // of the same
   Buffer<Key> corners;     // of its new simplices
+
+  void release() {
+    simplices.release();
+    vertices.release();
+  }
 };
 
 template <class A, class Key>
@@ -77,8 +82,8 @@ struct ChunkBuilder {
     chunk.weights.resize((count + kLargestLanes) * (D + 1));
     chunk.simplex.resize(count);
     chunk.simplices = chunk.vertices = 0;
-    scratch.simplices.clear(std::min<int64_t>(count, kChunk / 4));
-    scratch.vertices.clear(std::min<int64_t>(count, kChunk / 8));
+    scratch.simplices.clear(std::min<int64_t>(count, kChunk / 16));
+    scratch.vertices.clear(std::min<int64_t>(count, kChunk / 32));
     A* tile = scratch.tile.resize(D * kTileRow);
     Key* first_keys = scratch.keys.resize(kTileRow);
     uint32_t* codes = scratch.codes.resize(kTileRow);
@@ -161,8 +166,9 @@ struct ChunkBuilder {
     for (int64_t i = 0; i < chunk.simplices - before; ++i) {
       list_corners<D>(scratch.keys[i], scratch.codes[i], corner + i * corners);
     }
-    chunk.corners.grow(chunk.simplices * corners, before * corners);
-    chunk.keys.grow(chunk.vertices + count, chunk.vertices);
+    const int64_t largest = (chunk.end - chunk.begin) * corners;
+    chunk.corners.grow(chunk.simplices * corners, before * corners, largest);
+    chunk.keys.grow(chunk.vertices + count, chunk.vertices, largest);
     int32_t* vertex = chunk.corners.data() + before * corners;
     Key* known = chunk.keys.data();
     int64_t vertices = chunk.vertices;

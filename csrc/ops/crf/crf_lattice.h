@@ -78,6 +78,7 @@ class ImageLattice {
     });
     join_vertices();
     find_neighbours();
+    if (2 * vertices_ > points_) release_scratch();
   }
 
   int d() const { return keys_.d; }
@@ -174,7 +175,7 @@ class ImageLattice {
     const int64_t n = vertices_;
     const Key* keys = vertex_keys_.data();
     SlotTable<VertexSlot>& table = scratch_[0].vertices;
-    table.clear(4 * n);
+    table.clear(n);
     using Unsigned = std::make_unsigned_t<Key>;
     const Unsigned colours = static_cast<Unsigned>(d() + 1);
     Key* moved = moved_keys_.resize(n);  // keys one step along an axis, but for its own stride
@@ -204,6 +205,16 @@ class ImageLattice {
         }
       }
     });
+  }
+
+  // Of images with many vertices, where it would take more memory than the lattice.
+  void release_scratch() {
+    for (auto& scratch : scratch_) scratch.release();
+    for (auto& chunk : chunks_) chunk.keys.release();
+    sorted_.release();
+    numbers_.release();
+    vertex_keys_.release();
+    moved_keys_.release();
   }
 
   // Room for a row per vertex; row -1 is 0.

@@ -20,10 +20,10 @@ class Buffer {
     }
     return data_.get();
   }
-  // Keeps the first `used` values.
-  T* grow(int64_t size, int64_t used) {
+  // Keeps the first `used` values; at most `largest` will ever be asked for.
+  T* grow(int64_t size, int64_t used, int64_t largest) {
     if (size > capacity_) {
-      const int64_t capacity = std::max(size, 2 * capacity_);
+      const int64_t capacity = std::max(size, std::min(2 * capacity_, largest));
       std::unique_ptr<T[]> larger(new T[capacity]);
       std::copy(data_.get(), data_.get() + used, larger.get());
       data_ = std::move(larger);
@@ -31,6 +31,7 @@ class Buffer {
     }
     return data_.get();
   }
+  void release() { *this = Buffer(); }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   T& operator[](int64_t i) { return data_[i]; }
@@ -44,13 +45,15 @@ class Buffer {
 // The high half chooses a slot; the low half is a bijection of the low half of the key.
 inline uint64_t hash_key(uint64_t key) { return key * 0x9e3779b97f4a7c15u; }
 
-// A power of two of slots, probed one after the other, at most a quarter of them in use.
+// A power of two of slots, probed one after the other; at most a quarter of them in use, of large
+// tables a half.
 template <class Slot>
 class SlotTable {
  public:
-  void clear(int64_t at_least) {
+  // Empty, with room for so many entries.
+  void clear(int64_t entries) {
     int64_t capacity = 64;
-    while (capacity < at_least) capacity *= 2;
+    while (capacity < (capacity >= kLarge ? 2 : 4) * entries) capacity *= 2;
     reset(capacity);
   }
 
@@ -72,17 +75,22 @@ class SlotTable {
   // To be called before `used` entries become one more.
   template <class HashOf>
   void make_room(int64_t used, const HashOf& hash_of) {
-    if (4 * static_cast<uint64_t>(used + 1) <= mask_ + 1) return;
+    const int64_t capacity = static_cast<int64_t>(mask_ + 1);
+    const bool large = capacity >= kLarge;
+    if ((large ? 2 : 4) * (used + 1) <= capacity) return;
     Buffer<Slot> old;
     std::swap(old, slots_);
-    const int64_t capacity = static_cast<int64_t>(mask_ + 1);
-    reset(4 * capacity);
+    reset(large ? 2 * capacity : 4 * capacity);
     for (int64_t i = 0; i < capacity; ++i) {
       if (!old[i].empty()) *find(hash_of(old[i]), [](const Slot&) { return false; }) = old[i];
     }
   }
 
+  void release() { slots_.release(); }
+
  private:
+  static constexpr int64_t kLarge = 1 << 15;
+
   void reset(int64_t capacity) {
     std::memset(static_cast<void*>(slots_.resize(capacity)), 0, capacity * sizeof(Slot));
     mask_ = static_cast<uint64_t>(capacity - 1);
