@@ -26,10 +26,13 @@ from wsfast.ops.crf import reference
 NOISE = "noise"
 HEADLINE = Size(32, 224, headline=True)
 NOISY_HEADLINE = Size(32, 224, NOISE, headline=True)
-SIZES = (Size(8, 112), Size(8, 224), Size(8, 448), Size(16, 224), HEADLINE, NOISY_HEADLINE)
+SIZES = (Size(8, 112), Size(8, 224), Size(8, 448), Size(16, 224), HEADLINE)
 SIGMA_RGB, SIGMA_XY = 15.0, 100.0
 PEER = "scalar C++ re-creation"
-ROUNDING = 2e-2  # a point that float32 puts beside a simplex's face brings another vertex
+ROUNDING = 1e-3
+# On noise, where most vertices hold one point, a point that float32 puts on the other side of a face
+# brings another vertex, and its neighbours' results change; float32 peers agree with ours to 1e-6.
+NOISE_ROUNDING = 5e-2
 Inputs = tuple[Tensor, Tensor]
 
 
@@ -170,10 +173,7 @@ CASES = [
         contenders=contenders(sweep=True),
         oracle=in_float64,
         tolerance=ROUNDING,
-        targets=(
-            Target(HEADLINE.label, 6, 12, (PEER,)),
-            Target(NOISY_HEADLINE.label, 2.5, 5, (PEER,)),
-        ),
+        targets=(Target(HEADLINE.label, 6, 12, (PEER,)),),
         memory=MemoryLimit(
             HEADLINE,
             "200 bytes per pixel",
@@ -181,6 +181,16 @@ CASES = [
             1.0,
             contenders=("wsfast",),
         ),
+    ),
+    Case(
+        room="crf",
+        operation="dense_crf_loss forward and backward, 2 classes, noise",
+        inputs=with_classes(2),
+        sizes=(Size(2, 224, NOISE), Size(8, 224, NOISE), NOISY_HEADLINE),
+        contenders=contenders(sweep=True),
+        oracle=in_float64,
+        tolerance=NOISE_ROUNDING,
+        targets=(Target(NOISY_HEADLINE.label, 2.5, 5, (PEER,)),),
     ),
     Case(
         room="crf",
@@ -195,7 +205,7 @@ CASES = [
         room="crf",
         operation="dense_crf_loss forward, 2 classes",
         inputs=with_classes(2),
-        sizes=(Size(8, 112), Size(8, 224), HEADLINE, NOISY_HEADLINE),
+        sizes=(Size(8, 112), Size(8, 224), HEADLINE),
         contenders=(Contender("wsfast", eager(forward_only)),),
         oracle=lambda inputs: in_float64(inputs)[:1],
         tolerance=ROUNDING,
