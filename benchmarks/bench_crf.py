@@ -30,7 +30,7 @@ SIZES = (Size(8, 112), Size(8, 224), Size(8, 448), Size(16, 224), HEADLINE)
 SIGMA_RGB, SIGMA_XY = 15.0, 100.0
 PEER = "scalar C++ re-creation"
 ROUNDING = 1e-3
-# On noise most vertices hold one point: a point that float32 puts on the other side of a face brings
+# On noise most vertices hold one point: one that float32 puts on the other side of a face brings
 # another vertex, and its neighbours' results change. Float32 peers agree with ours to 1e-6.
 NOISE_ROUNDING = 5e-2
 Inputs = tuple[Tensor, Tensor]
