@@ -23,6 +23,7 @@ struct ChunkScratch {
   Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
   Buffer<uint32_t> codes;  // of the same
   Buffer<Key> corners;     // of its new simplices
+  int64_t last_simplices = 0, last_vertices = 0;  // of the chunk before: this one's will be alike
 
   void release() {
     simplices.release();
@@ -82,8 +83,8 @@ struct ChunkBuilder {
     chunk.weights.resize((count + kLargestLanes) * (D + 1));
     chunk.simplex.resize(count);
     chunk.simplices = chunk.vertices = 0;
-    scratch.simplices.clear(std::min<int64_t>(count, kChunk / 16));
-    scratch.vertices.clear(std::min<int64_t>(count, kChunk / 32));
+    scratch.simplices.clear(std::min(count, std::max(kChunk / 16, scratch.last_simplices)));
+    scratch.vertices.clear(std::min(count, std::max(kChunk / 32, scratch.last_vertices)));
     A* tile = scratch.tile.resize(D * kTileRow);
     Key* first_keys = scratch.keys.resize(kTileRow);
     uint32_t* codes = scratch.codes.resize(kTileRow);
@@ -111,6 +112,8 @@ struct ChunkBuilder {
         add_corners<D, true>(before);
       }
     }
+    scratch.last_simplices = chunk.simplices;
+    scratch.last_vertices = chunk.vertices;
   }
 
   // Equal simplices get one number; keys and codes of new ones move to the front.
