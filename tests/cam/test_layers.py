@@ -141,7 +141,7 @@ def test_dry_run_on_torchvision(name: str, expected: list[str]) -> None:
         assert dry_run_stages(model, torch.empty(1, 3, 64, 80)) == expected
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "regnetx_002", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
 def test_dry_run_agrees_with_timm_on_resolutions(name: str) -> None:
     model = timm.create_model(name, pretrained=False, num_classes=3).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -151,7 +151,7 @@ def test_dry_run_agrees_with_timm_on_resolutions(name: str) -> None:
     assert len(stages) == 5
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121", "poolformer_s12"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "poolformer_s12"])
 def test_timm_models_need_no_dry_run(name: str) -> None:
     model = timm.create_model(name, pretrained=False, num_classes=3).eval()
     method = LTGradCAM(model)
@@ -243,16 +243,3 @@ def scripted() -> nn.Module:
 def test_errors(make: Callable[[], nn.Module], layers: object, kind: type, message: str) -> None:
     with pytest.raises(kind, match=f"wsfast.cam.GradCAM: {message}"):
         GradCAM(make(), layers)(torch.randn(1, 3, 8, 8))
-
-
-def test_channels_last_transformers_are_refused() -> None:
-    with torch.device("meta"):
-        model = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
-    with pytest.raises(ValueError, match=r"one of \(N, C, h, w\) feature maps, got one of \(N, h"):
-        GradCAM(model)
-
-
-def test_token_outputs_are_refused() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=2, img_size=32)
-    with pytest.raises(ValueError, match=r"got shape \[1, 5, 192\] .* from 'blocks.0'"):
-        GradCAM(model)(torch.randn(1, 3, 32, 32))

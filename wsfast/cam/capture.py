@@ -11,15 +11,19 @@ private copy of that layer's output. The copy is remembered for later calls.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .._check import type_error, value_error
+from .filtering import pass_on_filter
+from .tokens import Layout, Reshape, find_layout
+
+Graph = Literal["none", "cut", "whole"]
 
 
 class _StartGraph(torch.autograd.Function):
@@ -39,6 +43,13 @@ class _StartGraph(torch.autograd.Function):
         return None, None
 
 
+def start_graph(tensor: Tensor) -> Tensor:
+    """The values of a tensor as the start of a graph."""
+    switch = torch.empty(0, device=tensor.device, requires_grad=True)
+    started: Tensor = _StartGraph.apply(tensor.detach(), switch)
+    return started
+
+
 class LayerCapture:
     """Runs a model and keeps the outputs of some of its layers.
 
@@ -46,46 +57,58 @@ class LayerCapture:
         where: name of the calling function, for messages.
         model: the module to run, without wrappers.
         layers: modules of ``model`` by name.
+        reshape: from a layer's output to (N, C, h, w); None finds it for models that are known.
     """
 
-    def __init__(self, where: str, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        where: str,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        reshape: Reshape | None = None,
+    ) -> None:
         self.where = where
         self.model = model
         self.layers = dict(layers)
+        self.reshape = reshape
         self._overwritten: set[str] = set()
 
-    def run(self, images: Tensor) -> "Captured":
-        """One forward pass under the caller's autocast, in evaluation mode.
+    def run(self, images: Tensor, *, graph: Graph = "cut") -> "Captured":
+        """One forward pass under the caller's autocast.
+
+        Args:
+            images: a batch the model takes.
+            graph: what gradients can flow through: ``"none"``, ``"cut"`` (from the first layer
+                on) or ``"whole"`` (down to images and parameters, in the model's own mode instead
+                of evaluation mode, and as a training step touches buffers and RNG).
 
         Raises:
             ValueError: inference mode; a layer that does not run or whose last output is not an
                 (N, C, h, w) floating-point tensor; a model whose output is not (N, classes).
         """
-        if torch.is_inference_mode_enabled():
-            value_error(
-                self.where, "model", "called outside torch.inference_mode", "inference mode"
-            )
-        if images.is_inference():
-            images = images.clone()  # autograd cannot keep inference tensors
-        captured = self._forward(images)
+        images = usable_images(self.where, images)
+        captured = self._forward(images, graph)
         while overwritten := captured.overwritten():
             self._overwritten |= overwritten
             del captured  # its graph must not stay alive next to the second one
-            captured = self._forward(images)
+            captured = self._forward(images, graph)
         return captured
 
-    def _forward(self, images: Tensor) -> "Captured":
-        captured = Captured(self.where, list(self.layers), self._overwritten)
+    def _forward(self, images: Tensor, graph: Graph) -> "Captured":
+        captured = Captured(self.where, list(self.layers), self._overwritten, graph)
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for name, module in self.layers.items():
                 handles.append(module.register_forward_hook(captured.hook(name)))
-            with undisturbed(self.model, images.device):
+            around: AbstractContextManager[None] = torch.enable_grad()
+            if graph != "whole":
+                around = undisturbed(self.model, images.device)
+            with around:
                 captured.logits = logits_of(self.where, self.model(images), images)
         finally:
             for handle in handles:
                 handle.remove()
-        captured.check(images.shape[0])
+        captured.find_layouts(self.model, self.layers, images, self.reshape)
         return captured
 
 
@@ -94,13 +117,16 @@ class Captured:
 
     logits: Tensor
 
-    def __init__(self, where: str, names: list[str], copied: set[str]) -> None:
+    def __init__(self, where: str, names: list[str], copied: set[str], graph: Graph) -> None:
         self.where = where
         self.names = names
+        self.layouts: dict[str, Layout] = {}
         self._copied = copied
+        self._graph = graph
         self._outputs: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._edges: dict[str, GradientEdge] = {}
+        self._grads: dict[str, list[Tensor]] = {}
         self._thread = threading.get_ident()
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
@@ -112,18 +138,25 @@ class Captured:
             if not (isinstance(output, Tensor) and output.is_floating_point()):
                 self._outputs[name] = output
                 return None
+            if self._graph == "none":
+                return self._keep(name, output)
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later
-                output = _StartGraph.apply(
-                    output.detach(), torch.empty(0, device=output.device, requires_grad=True)
-                )
+                output = pass_on_filter(output, start_graph(output))
+            self._edges[name] = get_gradient_edge(output)
+            arrived: list[Tensor] = []
+            self._grads[name] = arrived
+            output.register_hook(lambda grad: _put(arrived, grad))
             return self._keep(name, output)
 
         return keep
 
     def _keep(self, name: str, output: Tensor) -> Tensor:
-        self._edges[name] = get_gradient_edge(output)
-        if name in self._copied:
+        if self._graph == "whole":
+            # With a history of its own, what is kept must not be written to at all.
+            self._outputs[name] = output
+            output = output.clone()
+        elif name in self._copied:
             self._outputs[name] = output.detach().clone()
             # Writing to a differentiable view reroutes the graph around the point kept above.
             output = output.clone() if output._is_view() else output
@@ -132,49 +165,91 @@ class Captured:
         self._versions[name] = self._outputs[name]._version
         return output
 
-    def check(self, batch: int) -> None:
-        """Raise unless every layer has run and ended with an (N, C, h, w) tensor."""
+    def find_layouts(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        images: Tensor,
+        reshape: Reshape | None,
+    ) -> None:
+        """Raise unless every layer has run and ended with what holds (N, C, h, w) maps."""
         missing = [name for name in self.names if name not in self._outputs]
         if missing:
             value_error(self.where, "layers", "layers that run in forward", f"{missing}")
         for name in self.names:
             output = self._outputs[name]
             if not isinstance(output, Tensor):
-                actual = type(output).__name__
-            elif output.dim() != 4 or output.shape[0] != batch or not output.is_floating_point():
-                actual = f"shape {list(output.shape)} of {output.dtype}"
-            else:
-                continue
-            expected = f"of floating-point (N, C, h, w) outputs with N = {batch}"
-            value_error(self.where, "layers", expected, f"{actual} from '{name}'")
+                self._refuse(name, images, type(output).__name__)
+            layout = find_layout(model, layers[name], output, images)
+            layout = Layout(reshape, layout.channels) if reshape else layout
+            maps = layout.to_maps(output.detach())
+            if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
+                self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
+            self.layouts[name] = layout
+
+    def _refuse(self, name: str, images: Tensor, actual: str) -> None:
+        expected = f"of floating-point (N, C, h, w) outputs with N = {len(images)}"
+        value_error(self.where, "layers", expected, f"{actual} from '{name}'")
 
     def overwritten(self) -> set[str]:
         """The layers whose kept output a later in-place op has changed."""
         return {name for name in self.names if self._outputs[name]._version != self._versions[name]}
 
+    def output(self, name: str) -> Tensor:
+        """A layer's output as the layer gave it, without history."""
+        output: Tensor = self._outputs[name].detach()
+        return output
+
     def activations(self) -> list[Tensor]:
-        """Outputs of the layers, (N, C, h, w) each, in layer order, without history."""
-        return [self._outputs[name].detach() for name in self.names]
+        """Maps of the layers, (N, C, h, w) each, in layer order; their history with ``"whole"``."""
+        outputs = [self._outputs[name] for name in self.names]
+        if self._graph != "whole":
+            outputs = [output.detach() for output in outputs]
+        return self._as_maps(outputs)
+
+    def _as_maps(self, values: Iterable[Tensor]) -> list[Tensor]:
+        """Outputs or their gradients as (N, C, h, w)."""
+        return [self.layouts[n].to_maps(v) for n, v in zip(self.names, values, strict=True)]
 
     def gradients(self, scores: Tensor, weights: Tensor, *, keep_graph: bool) -> list[Tensor]:
-        """Gradient of ``(scores * weights).sum()`` at every layer's output, in layer order.
+        """Gradient of ``(scores * weights).sum()`` at every layer's maps, in layer order.
 
         Raises:
             ValueError: the scores do not depend on a layer.
         """
-        grads: tuple[Tensor | None, ...] = (None,) * len(self.names)
         if scores.requires_grad:
-            grads = torch.autograd.grad(
+            torch.autograd.grad(
                 scores,
                 [self._edges[name] for name in self.names],
                 weights,
-                retain_graph=keep_graph,
+                retain_graph=keep_graph or self._graph == "whole",
+                create_graph=self._graph == "whole",
                 allow_unused=True,
             )
-        unused = [name for name, grad in zip(self.names, grads, strict=True) if grad is None]
+        unused = [name for name in self.names if not self._grads[name]]
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
-        return [grad for grad in grads if grad is not None]
+        return self._as_maps(self._grads[name].pop() for name in self.names)
+
+
+def _put(arrived: list[Tensor], grad: Tensor) -> None:
+    """Note a gradient as the hooks before this one have left it.
+
+    What ``autograd.grad`` returns has passed a tensor's hooks only where no other gradient is asked
+    for below it.
+    """
+    arrived[:] = [grad]
+
+
+def usable_images(where: str, images: Tensor) -> Tensor:
+    """Images that autograd can keep.
+
+    Raises:
+        ValueError: inference mode.
+    """
+    if torch.is_inference_mode_enabled():
+        value_error(where, "model", "called outside torch.inference_mode", "inference mode")
+    return images.clone() if images.is_inference() else images
 
 
 @contextmanager

@@ -3,31 +3,12 @@
 import difflib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .._check import type_error, value_error
 from .stages import stage_names, timm_stages
 
 Layers = str | nn.Module | Sequence[str | nn.Module]
-
-
-def unwrap(where: str, model: object) -> nn.Module:
-    """The module that really runs: hooks on DataParallel, DDP or compiled wrappers do not fire.
-
-    Raises:
-        TypeError: not a module, or a TorchScript module, which cannot be hooked.
-    """
-    if not isinstance(model, nn.Module):
-        type_error(where, "model", "a torch.nn.Module", type(model).__name__)
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
-    if inner is not None:
-        return unwrap(where, inner)
-    if isinstance(model, torch.jit.ScriptModule):
-        type_error(where, "model", "an eager module (not scripted or traced)", type(model).__name__)
-    assert isinstance(model, nn.Module)
-    return model
 
 
 def resolve_layers(where: str, model: nn.Module, layers: Layers) -> dict[str, nn.Module] | None:
@@ -44,8 +25,6 @@ def resolve_layers(where: str, model: nn.Module, layers: Layers) -> dict[str, nn
         ValueError: unknown names, modules outside the model, a layer named twice, no layer.
         TypeError: neither names nor modules.
     """
-    if getattr(model, "output_fmt", None) == "NHWC":
-        value_error(where, "model", "one of (N, C, h, w) feature maps", "one of (N, h, w, C)")
     if layers == "stages" or layers == "last":
         names = timm_stages(model)
         return _chosen_stages(model, layers, names) if names else None

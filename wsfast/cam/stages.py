@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._check import value_error
 from .capture import undisturbed
+from .tokens import is_token_model, token_stages
 
 # Area ratio of two neighbouring stages at least: half a pooling step, so that the rims cut off by
 # unpadded convolutions open no stage while 5x5 after 3x3 still does.
@@ -39,7 +40,12 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
 
 
 def timm_stages(model: nn.Module) -> list[str]:
-    """The modules of timm's ``feature_info`` less a trailing pool; empty without one."""
+    """The modules of timm's ``feature_info`` less a trailing pool; empty without one.
+
+    Of a vision transformer, whose blocks all have one resolution, the last norm that counts.
+    """
+    if is_token_model(model):
+        return token_stages(model)
     info = getattr(model, "feature_info", None)
     if not isinstance(info, (list, tuple)):
         return []

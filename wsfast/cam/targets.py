@@ -96,3 +96,18 @@ def score_seeds(
         ScoreSeed(logits, torch.zeros_like(logits).scatter_(1, column, 1.0))
         for column in columns.split(1, dim=1)
     ]
+
+
+def target_scores(
+    where: str, target: Target, resolved: Tensor | None, logits: Tensor, copies: int
+) -> Tensor:
+    """Scores (copies, N, K), float32, of ``copies`` versions of a batch, one after the other.
+
+    A callable sees one version of the batch at a time.
+    """
+    versions = logits.unflatten(0, (copies, -1))
+    if resolved is None:
+        seeds = [score_seeds(where, target, None, version)[0] for version in versions]
+        return torch.stack([seed.scores.detach().float() for seed in seeds]).unsqueeze(2)
+    columns = resolved.reshape(versions.shape[1], -1).clamp(0, logits.shape[1] - 1)
+    return versions.float().gather(2, columns.expand(copies, -1, -1))

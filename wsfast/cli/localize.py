@@ -6,6 +6,7 @@ skipped and counted; the rest goes on.
 """
 
 import argparse
+import inspect
 import io
 import json
 import sys
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .. import ops
 from .._check import check_choice, value_error
 from .._files import write_atomically
-from ..cam import METHODS, GradientCAM, TruncatedCAM
+from ..cam import METHODS, CAMMethod
 from ..data import ImageFiles
 from .classifier import Classifier, open_classifier
 from .drawing import localization_picture, write_png
@@ -59,11 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument(
         "--layers",
-        default="stages",
-        help="stages, last, or module names with commas (default: stages)",
+        help="stages, last, or module names with commas (default: the method's own)",
     )
     cam.add_argument(
-        "--percentile", type=float, default=50.0, help="of LT methods, 0-100 (default: 50)"
+        "--percentile",
+        type=float,
+        default=50.0,
+        help="of LT methods and RA-CAM, 0-100 (default: 50)",
     )
     cam.add_argument(
         "--refine",
@@ -134,14 +137,17 @@ def parse_layers(text: str) -> str | list[str]:
     return text if text in ("stages", "last") else [name.strip() for name in text.split(",")]
 
 
-def build_method(options: argparse.Namespace, classifier: Classifier) -> GradientCAM:
+def build_method(options: argparse.Namespace, classifier: Classifier) -> CAMMethod:
     """The CAM method of the command line on the classifier's model."""
-    name = options.method.lower().replace("-", "").replace("_", "")
+    name = options.method.lower().replace("-", "").replace("_", "").replace("+", "plus")
     check_choice("localize", "--method", name, list(METHODS))
-    method, layers = METHODS[name], parse_layers(options.layers)
-    if issubclass(method, TruncatedCAM):
-        return method(classifier.model, layers, percentile=options.percentile)
-    return method(classifier.model, layers)
+    method = METHODS[name]
+    chosen: dict[str, Any] = {}
+    if options.layers is not None:
+        chosen["layers"] = parse_layers(options.layers)
+    if "percentile" in inspect.signature(method).parameters:
+        chosen["percentile"] = options.percentile
+    return method(classifier.model, **chosen)
 
 
 def refine_with_crf(cam: Tensor, image: NDArray[np.uint8]) -> Tensor:
@@ -200,7 +206,7 @@ class Localization:
 def localize_batch(
     batch: list[tuple[str, NDArray[np.uint8]]],
     classifier: Classifier,
-    method: GradientCAM,
+    method: CAMMethod,
     *,
     target: int | None,
     threshold: float | str,
@@ -321,7 +327,7 @@ def run(options: argparse.Namespace) -> int:
         "settings": {
             "model": options.model or str(options.checkpoint),
             "method": type(method).__name__,
-            "layers": options.layers,
+            "layers": list(method.layer_names or ()),
             "threshold": options.threshold,
             "refine": options.refine,
             "input_size": list(classifier.size),

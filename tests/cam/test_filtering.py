@@ -1,0 +1,214 @@
+"""Filtering-guided backpropagation against ReLUs written by hand."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.cam.nets import GapNet, SmallNet, fuse
+from wsfast.cam import RACAM, GradCAM, LayerCAM, LTLayerCAM, filtered_backprop
+
+
+class HandMade(torch.autograd.Function):
+    """Identity whose backward pass filters (RA-CAM eq. 5) by NumPy's percentile."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, percentile: float, strict: bool) -> Tensor:
+        ctx.options = (percentile, strict)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        percentile, strict = ctx.options
+        kept = torch.zeros_like(grad)
+        for out, g in zip(kept.flatten(0, 1), grad.flatten(0, 1), strict=True):
+            positive = g[g > 0]
+            if len(positive):
+                delta = float(np.percentile(positive.numpy(), percentile))
+                out += g * ((g > delta) if strict else (g >= delta)) * (g > 0)
+        return kept, None, None
+
+
+class FilteredReLU(nn.Module):
+    def __init__(self, percentile: float, strict: bool, slope: float, hard: bool) -> None:
+        super().__init__()
+        self.percentile, self.strict, self.slope, self.hard = percentile, strict, slope, hard
+        self.output: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.hard:  # eq. 5's first factor in place of the leaky derivative
+            values = F.leaky_relu(x, self.slope).detach()
+            self.output = x * (x > 0) + values - (x * (x > 0)).detach()
+        else:
+            self.output = F.leaky_relu(x, self.slope)
+        return HandMade.apply(self.output, self.percentile, self.strict)
+
+
+LAYERS = ["act1", "act2", "act3"]
+
+
+def by_hand(
+    images: Tensor, model: nn.Module, percentile: float, *, strict=False, slope=0.0, hard=False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Activations and filtered gradients at the ReLUs of a GapNet, class 1, float64."""
+    copy = GapNet().double().eval()
+    copy.load_state_dict(model.state_dict())
+    for name in LAYERS:
+        setattr(copy, name, FilteredReLU(percentile, strict, slope, hard))
+    score = copy(images.double().requires_grad_())[:, 1].sum()
+    outputs = [getattr(copy, name).output for name in LAYERS]
+    grads = torch.autograd.grad(score, outputs)
+    return [o.detach() for o in outputs], list(grads)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 40.0, 90.0])
+@pytest.mark.parametrize("options", [{}, {"strict": True}])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("layers", [LAYERS, ["act2"], ["act3", "act2"]])
+def test_racam_equals_float64_formula(
+    percentile: float, options: dict[str, Any], slope: float, layers: list[str]
+) -> None:
+    model = GapNet(lambda: nn.LeakyReLU(slope) if slope else nn.ReLU()).eval()
+    images = torch.randn(2, 3, 20, 26)
+    a, r = by_hand(images, model, percentile, slope=slope, **options)
+    chosen = [LAYERS.index(layer) for layer in layers]
+    maps = [(r[i].mean((2, 3), keepdim=True) * a[i]).sum(1).relu() for i in chosen]
+    found = RACAM(model, layers, percentile=percentile, **options)(images, 1)
+    torch.testing.assert_close(found.cams.double(), fuse(maps, images.shape[2:]), rtol=0, atol=5e-6)
+
+
+def test_options_of_racam() -> None:
+    model, images = GapNet(lambda: nn.LeakyReLU(0.2)).eval(), torch.randn(2, 3, 20, 26)
+    a, r = by_hand(images, model, 50, slope=0.2)
+    region = [x.sum((2, 3), keepdim=True) / (x > 0).sum((2, 3), keepdim=True).clamp(1) for x in r]
+    expected = {
+        "region_mean": [(w * x).sum(1).relu() for w, x in zip(region, a, strict=True)],
+        "hadamard": [(x * y).sum(1).relu() for x, y in zip(r, a, strict=True)],
+    }
+    for option, maps in expected.items():
+        found = RACAM(model, LAYERS, **{option: True})(images, 1)
+        for ours, theirs in zip(found.per_layer, maps, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+    a, r = by_hand(images, model, 50, slope=0.2, hard=True)
+    found = RACAM(model, LAYERS, hard_mask=True)(images, 1)
+    maps = [(y.mean((2, 3), keepdim=True) * x).sum(1).relu() for x, y in zip(a, r, strict=True)]
+    for ours, theirs in zip(found.per_layer, maps, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_percentile_0_is_guided_backpropagation() -> None:
+    class Guided(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.clamp_min(0)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return grad * (grad > 0) * (x > 0)
+
+    class GuidedReLU(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Guided.apply(x)
+
+    def net(act: type[nn.Module]) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), act(), nn.Conv2d(4, 5, 3), act(), nn.Flatten(),
+            nn.Linear(180, 16), act(), nn.Linear(16, 3),
+        )  # fmt: skip
+
+    guided, model = net(GuidedReLU), net(nn.ReLU)
+    model.load_state_dict(guided.state_dict())
+    images = torch.randn(2, 3, 10, 10, requires_grad=True)
+    expected = torch.autograd.grad(guided(images)[:, 1].sum(), images)[0]
+    with filtered_backprop(model, 0.0, fc="guided"):
+        found = torch.autograd.grad(model(images)[:, 1].sum(), images)[0]
+    torch.testing.assert_close(found, expected)
+    with filtered_backprop(model, 0.0):
+        plain = torch.autograd.grad(model(images)[:, 1].sum(), images)[0]
+    assert not torch.equal(plain, expected)
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("layers", [["0", "3"], ["1"], ["2"], ["5"], ["1", "4"]])
+def test_in_place_and_containers(kind: type, layers: list[str]) -> None:
+    def net(inplace: bool) -> nn.Module:
+        block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), kind(inplace=inplace))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), kind(inplace=inplace), nn.Sequential(block), nn.Conv2d(4, 4, 3),
+            kind(inplace=inplace), nn.Sequential(nn.Conv2d(4, 4, 3), kind(inplace=inplace)),
+            nn.Flatten(), nn.Linear(144, 3),
+        )  # fmt: skip
+
+    plain, in_place = net(False), net(True)
+    in_place.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 12, 12)
+    expected = RACAM(plain, layers, percentile=30)(images, 1)
+    found = RACAM(in_place, layers, percentile=30)(images, 1)
+    torch.testing.assert_close(found.cams, expected.cams)
+    # What is cut off before the first layer makes no difference to the layers.
+    whole = RACAM(plain, ["0", *(n for n in layers if n != "0")], percentile=30)(images, 1)
+    for layer, name in zip(expected.per_layer, layers, strict=True):
+        at = 0 if name == "0" else 1 + [n for n in layers if n != "0"].index(name)
+        torch.testing.assert_close(layer, whole.per_layer[at])
+
+
+def test_any_gradient_method_inside_the_context() -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
+    expected = RACAM(model, LAYERS, hadamard=True)(images)
+    with filtered_backprop(model, 50):
+        inside = LayerCAM(model, LAYERS)(images)
+        no_grad_inside = LTLayerCAM(model, LAYERS, percentile=0)(images)
+        compiled = LayerCAM(torch.compile(model), LAYERS)(images)
+    for found in (inside, no_grad_inside, compiled):
+        torch.testing.assert_close(found.cams, expected.cams)
+    assert not torch.equal(LayerCAM(model, LAYERS)(images).cams, expected.cams)
+
+
+def test_nothing_stays_behind() -> None:
+    model, images = GapNet(), torch.randn(2, 3, 16, 16)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    with pytest.raises(ZeroDivisionError), filtered_backprop(model, 30, hard_mask=True):
+        assert 1 // (hooks() - 7) == 0  # fails as the hooks are there
+    assert hooks() == 0
+    expected = torch.autograd.grad(model.eval()(images).sum(), model.conv1.weight)[0]
+    with filtered_backprop(model, 50):
+        model(images)
+    assert torch.equal(torch.autograd.grad(model(images).sum(), model.conv1.weight)[0], expected)
+
+
+class Functional(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(F.relu(self.conv1(x)))
+        return self.head(F.adaptive_avg_pool2d(self.relu3(self.conv3(self.conv2(x))), 2).flatten(1))
+
+
+def test_functional_relus_are_counted() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.warns(UserWarning, match="2 ReLUs are function calls"):
+        RACAM(Functional().eval(), "conv1")(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RACAM(SmallNet(inplace=True).eval())(images)
+        RACAM(GapNet(nn.LeakyReLU).eval())(images)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(784, 2))
+    with pytest.warns(UserWarning, match="has no ReLU modules"):
+        found = RACAM(model, "1")(images)
+    torch.testing.assert_close(found.cams, GradCAM(model, "1")(images).cams)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="filtered_backprop: percentile must be between"):
+        filtered_backprop(SmallNet(), 101).__enter__()
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module"):
+        filtered_backprop("net").__enter__()
+    with pytest.raises(ValueError, match="fc must be one of"):
+        RACAM(SmallNet(), fc="both")

@@ -1,0 +1,93 @@
+"""Vision transformers and channels-last models."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tests.cam.nets import fuse, passes
+from wsfast.cam import METHODS, AblationCAM, GradCAM, LayerCAM, LTGradCAM
+
+CNN_ONLY = ("cam", "fullgrad", "ltfullgrad", "racam")  # a mean, biases, ReLUs
+
+
+def small_vit(name: str = "vit_tiny_patch16_224", **options: object) -> nn.Module:
+    return timm.create_model(
+        name, pretrained=False, num_classes=3, depth=2, img_size=(32, 48), **options
+    ).eval()
+
+
+def swin() -> nn.Module:
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224", pretrained=False, num_classes=3, img_size=(32, 64),
+        window_size=2, depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 4, 8),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "prefix"),
+    [
+        (small_vit, 1),
+        (lambda: small_vit("deit_tiny_distilled_patch16_224"), 2),
+        (lambda: small_vit(global_pool="avg", class_token=False), 0),
+        (lambda: small_vit(reg_tokens=4), 5),
+    ],
+)
+def test_tokens_equal_the_formula(make, prefix: int) -> None:
+    model, images = make(), torch.randn(2, 3, 32, 48)
+    result = GradCAM(model)(images, 1)
+    assert GradCAM(model).layer_names == ("blocks.1.norm1",)
+    (a,), (g,), _ = passes(model, images, ["blocks.1.norm1"], 1)
+    a, g = (x[:, prefix:].reshape(2, 2, 3, -1).permute(0, 3, 1, 2) for x in (a, g))
+    expected = fuse([(g.mean((2, 3), keepdim=True) * a).sum(1).relu()], images.shape[2:])
+    torch.testing.assert_close(result.cams, expected, rtol=0, atol=5e-6)
+
+
+def test_swin_equals_the_formula() -> None:
+    model, images = swin(), torch.randn(2, 3, 32, 64)
+    names = [f"layers.{i}" for i in range(4)]
+    result = LTGradCAM(model, percentile=0)(images, 1)
+    assert [m.shape[1:] for m in result.per_layer] == [(8, 16), (4, 8), (2, 4), (1, 2)]
+    activations, grads, _ = passes(model, images, names, 1)
+    maps = []
+    for a, g in zip(activations, grads, strict=True):
+        maps.append((g.relu().mean((1, 2), keepdim=True) * a).sum(3).relu())
+    torch.testing.assert_close(result.cams, fuse(maps, images.shape[2:]), rtol=0, atol=5e-6)
+    convolution = GradCAM(model, "patch_embed.proj")(images, 1)  # this one is (N, C, h, w)
+    assert convolution.per_layer[0].shape == (2, 8, 16)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in CNN_ONLY])
+@pytest.mark.parametrize("make", [small_vit, swin])
+def test_methods_run_on_transformers(method: str, make) -> None:
+    model = make()
+    size = (32, 64) if make is swin else (32, 48)
+    result = METHODS[method](model, "last")(torch.randn(1, 3, *size), 1)
+    assert result.cams.shape == (1, *size)
+    assert result.valid.all()
+
+
+def test_torchvision_and_own_reshape() -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    images, layer = torch.randn(2, 3, 32, 32), "encoder.layers.encoder_layer_1.ln_1"
+    found = LayerCAM(model, layer)(images, 1)
+    assert found.per_layer[0].shape == (2, 4, 4)
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, 1:].unflatten(1, (4, 4)).movedim(3, 1)
+
+    own = LayerCAM(model, layer, reshape=reshape)(images, 1)
+    assert torch.equal(own.cams, found.cams)
+    assert AblationCAM(model, layer)(images, 1).cams.shape == (2, 32, 32)
+
+
+def test_other_token_outputs_are_refused() -> None:
+    model = small_vit()
+    with pytest.raises(ValueError, match=r"got shape \[1, 3\] of torch.float32 from 'head'"):
+        GradCAM(model, "head")(torch.randn(1, 3, 32, 48))
+
+
+def test_behind_the_last_block_only_the_class_token_counts() -> None:
+    result = GradCAM(small_vit(), "blocks.1")(torch.randn(1, 3, 32, 48))
+    assert not result.cams.any()  # why "last" is the last block's first norm

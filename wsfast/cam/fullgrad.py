@@ -1,0 +1,265 @@
+"""FullGrad and LTFullGrad: gradients of the input and of every layer's bias."""
+
+import threading
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import ops
+from .._check import check_choice, check_range, value_error
+from .base import CAMMethod, Explained, Scope
+from .capture import LayerCapture, logits_of, start_graph, undisturbed, usable_images
+from .layers import Layers, resolve_layers
+from .targets import ScoreSeed, Target, resolve_target, score_seeds
+
+PsiNorm = Literal["channel", "layer"] | None
+
+
+class BiasCall(NamedTuple):
+    """One call of a layer with a bias: the bias it added and where its output is in the graph."""
+
+    bias: Tensor
+    edge: GradientEdge
+
+
+class FullGrad(CAMMethod):
+    r"""FullGrad: the input's and all biases' shares in the score (Srinivas 2019; LTGrad-CAM eq. 6).
+
+    .. math:: M = \sum_c \Psi(g_x \odot x)_c + \sum_l \sum_k \Psi(g^{kl} b^{kl}), \qquad
+              \Psi(m) = \mathrm{up}(\mathrm{norm}(|m|))
+
+    with :math:`g^{kl}` the gradient at the output of layer l. For batch normalisation b is what it
+    adds in evaluation mode, :math:`\beta - \gamma \mu / \sqrt{\sigma^2 + \epsilon}`.
+
+    Args:
+        model: see :class:`CAMMethod`.
+        layers: ``"biases"`` (all convolutions and batch normalisations with a bias) or names or
+            modules among these.
+        psi_norm: Psi's normalisation: ``"channel"`` (each channel by its own minimum and maximum,
+            pytorch-grad-cam's), ``"layer"`` (over all channels of a layer, the authors' code) or
+            None.
+        psi_input: False adds the input's term as eq. 6 prints it, outside of Psi and signed.
+        norm: see :class:`CAMMethod`.
+        eps: see :class:`CAMMethod`.
+
+    Note:
+        Channels are summed before the one resize per layer: bilinear resizing is linear. One
+        backward pass, down to the images. ``per_layer`` of the result holds the input's map, then
+        one per bias in the order of execution. See :meth:`completeness` for the identity behind it.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers = "biases",
+        *,
+        psi_norm: PsiNorm = "channel",
+        psi_input: bool = True,
+        norm: Literal["minmax", "max"] | None = "minmax",
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(model, layers, layer_norm=None, reduce="sum", norm=norm, eps=eps)
+        if psi_norm is not None:
+            check_choice(self._where, "psi_norm", psi_norm, ["channel", "layer"])
+        self.psi_norm = psi_norm
+        self.psi_input = psi_input
+
+    def _find_layers(self, layers: Layers) -> dict[str, nn.Module]:
+        if layers != "biases":
+            found = resolve_layers(self._where, self.model, layers)
+            if found is None:
+                value_error(self._where, "layers", '"biases", names or modules', f"{layers}")
+            assert found is not None
+            without = [name for name, module in found.items() if not _adds_bias(module)]
+            if without:
+                value_error(self._where, "layers", "layers with a bias", f"{without}")
+            return found
+        return {name: module for name, module in self.model.named_modules() if _adds_bias(module)}
+
+    def explain(
+        self, capture: LayerCapture, images: Tensor, target: Target, *, create_graph: bool
+    ) -> Explained:
+        """One forward pass, one backward pass per class to the input and to every bias."""
+        passed = _BiasPass(self._where, self.model, set(capture.layers.values()), images)
+        classes = resolve_target(self._where, target, passed.logits)
+        seeds = score_seeds(self._where, target, classes, passed.logits)
+        by_class = [self._maps(passed, seed, keep=seed is not seeds[-1]) for seed in seeds]
+        maps = [torch.stack(layer, dim=1) for layer in zip(*by_class, strict=True)]
+        return Explained(maps, passed.logits, classes)
+
+    def _maps(self, passed: "_BiasPass", seed: ScoreSeed, *, keep: bool) -> list[Tensor]:
+        (input_grads, *grads), calls = passed.gradients(seed, keep_graph=keep)
+        with torch.no_grad(), torch.autocast(seed.scores.device.type, enabled=False):
+            x, g = passed.images.float(), self.input_gradients(input_grads)
+            first = self._psi(x * g) if self.psi_input else (x * g).sum(dim=1)
+            return [
+                first,
+                *(
+                    self._psi(self.bias_gradients(grad) * call.bias.float().view(1, -1, 1, 1))
+                    for call, grad in zip(calls, grads, strict=True)
+                    if grad.dim() == 4
+                ),
+            ]
+
+    def bias_gradients(self, grads: Tensor) -> Tensor:
+        """What a layer's gradients (N, C, h, w) count as, in float32."""
+        return grads.float()
+
+    def input_gradients(self, grads: Tensor) -> Tensor:
+        """What the input's gradients (N, C, H, W) count as, in float32."""
+        return grads.float()
+
+    def _psi(self, shares: Tensor) -> Tensor:
+        """Sum over channels of the normalised |shares|, at the layer's own size."""
+        size = shares.abs_()
+        if self.psi_norm is not None:
+            dims = (2, 3) if self.psi_norm == "channel" else (1, 2, 3)
+            size -= size.amin(dim=dims, keepdim=True)
+            size /= size.amax(dim=dims, keepdim=True) + self.eps
+        return size.sum(dim=1)
+
+    def completeness(self, images: Tensor, target: Target = None) -> Tensor:
+        r"""The score less the sum of all shares in it, (N,): 0 for piecewise linear models.
+
+        .. math:: y - \sum g_x \odot x - \sum_l \sum g^l b^l
+
+        over all biases, those of linear layers included (Srinivas 2019, proposition 1). It is not
+        0 where a layer's contribution has another form (sigmoid, softmax, layer norm).
+
+        Args:
+            images: see :meth:`__call__`.
+            target: see :meth:`__call__`; one class per image.
+
+        Returns:
+            (N,) in the dtype and on the device of the logits.
+        """
+        self._check_call(images, create_graph=False)
+        modules = {module for module in self.model.modules() if _adds_bias(module, linear=True)}
+        passed = _BiasPass(self._where, self.model, modules, images)
+        classes = resolve_target(self._where, target, passed.logits)
+        (seed,) = score_seeds(self._where, target, classes, passed.logits)
+        (input_grads, *grads), calls = passed.gradients(seed, keep_graph=False)
+        rest = (seed.scores.detach() * seed.weights).reshape(len(images), -1).sum(dim=1)
+        rest -= (input_grads * passed.images).flatten(1).sum(dim=1)
+        for call, grad in zip(calls, grads, strict=True):
+            along = 1 if grad.dim() == 4 else -1
+            rest -= (grad * call.bias.view(*_along(grad, along))).flatten(1).sum(dim=1)
+        return rest
+
+
+class LTFullGrad(FullGrad):
+    r"""LT-FullGrad: FullGrad with truncated gradients of the biases (LTGrad-CAM eq. 6, 9).
+
+    Args:
+        model: see :class:`CAMMethod`.
+        layers: see :class:`FullGrad`.
+        percentile: q in percent, 0 to 100: gradients below the q-th percentile of the positive
+            ones of their feature map are dropped.
+        scope: ``"map"`` or ``"sample"``, see :class:`TruncatedCAM`.
+        truncate_input: truncate the gradient of the input too; the paper truncates feature maps'.
+        psi_norm: see :class:`FullGrad`.
+        psi_input: see :class:`FullGrad`.
+        norm: see :class:`CAMMethod`.
+        eps: see :class:`CAMMethod`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers = "biases",
+        *,
+        percentile: float = 50.0,
+        scope: Scope = "map",
+        truncate_input: bool = False,
+        psi_norm: PsiNorm = "channel",
+        psi_input: bool = True,
+        norm: Literal["minmax", "max"] | None = "minmax",
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(model, layers, psi_norm=psi_norm, psi_input=psi_input, norm=norm, eps=eps)
+        check_range(self._where, "percentile", percentile, 0.0, 100.0)
+        check_choice(self._where, "scope", scope, ["map", "sample"])
+        self.percentile = percentile
+        self.scope: Scope = scope
+        self.truncate_input = truncate_input
+
+    def bias_gradients(self, grads: Tensor) -> Tensor:
+        """Truncated gradients."""
+        return ops.truncate_gradients(grads, self.percentile, scope=self.scope).float()
+
+    def input_gradients(self, grads: Tensor) -> Tensor:
+        """The input's gradients, as they are unless asked otherwise."""
+        return self.bias_gradients(grads) if self.truncate_input else grads.float()
+
+
+class _BiasPass:
+    """A forward pass from the images on that remembers every call of some layers."""
+
+    def __init__(
+        self, where: str, model: nn.Module, layers: set[nn.Module], images: Tensor
+    ) -> None:
+        images = usable_images(where, images)
+        self.images = images.detach()
+        self.calls: list[BiasCall] = []
+        self._thread = threading.get_ident()
+        handles = [layer.register_forward_hook(self._keep) for layer in layers]
+        try:
+            with undisturbed(model, images.device), torch.enable_grad():
+                started = start_graph(images.clone())  # the caller's tensor stays unwritten
+                self._input = get_gradient_edge(started)
+                self.logits = logits_of(where, model(started), images)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        bias = added_bias(module)
+        if bias is None or not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        if threading.get_ident() == self._thread:
+            self.calls.append(BiasCall(bias, get_gradient_edge(output)))
+
+    def gradients(
+        self, seed: ScoreSeed, *, keep_graph: bool
+    ) -> tuple[list[Tensor], list[BiasCall]]:
+        """Gradients at the input and at the calls that the score depends on, and these calls."""
+        grads = torch.autograd.grad(
+            seed.scores,
+            [self._input, *(call.edge for call in self.calls)],
+            seed.weights,
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
+        used = [(g, call) for g, call in zip(grads[1:], self.calls, strict=True) if g is not None]
+        first = torch.zeros_like(self.images) if grads[0] is None else grads[0]
+        return [first, *(g for g, _ in used)], [call for _, call in used]
+
+
+def _along(grad: Tensor, dim: int) -> list[int]:
+    shape = [1] * grad.dim()
+    shape[dim] = -1
+    return shape
+
+
+def _adds_bias(module: nn.Module, *, linear: bool = False) -> bool:
+    kinds = (nn.Conv2d, _BatchNorm, nn.Linear) if linear else (nn.Conv2d, nn.BatchNorm2d)
+    return isinstance(module, kinds) and added_bias(module) is not None
+
+
+def added_bias(module: nn.Module) -> Tensor | None:
+    """What a layer adds per channel in evaluation mode, (C,); None where it adds nothing."""
+    if not isinstance(module, _BatchNorm):
+        bias = getattr(module, "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+    if module.running_mean is None or module.running_var is None:
+        return None  # the batch's own statistics: no constant
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach()
+    shift = -module.running_mean * scale
+    return shift if module.bias is None else shift + module.bias.detach()

@@ -1,0 +1,155 @@
+"""Gradient methods: each is one formula on the shared capture and the fused ops."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .._check import check_range
+from .base import CAMMethod, Explained, Options, weighted_sum
+from .capture import Captured, LayerCapture
+from .layers import Layers
+from .targets import ScoreSeed, Target, resolve_target, score_seeds
+
+
+class GradientCAM(CAMMethod):
+    """Base of the gradient methods; a method defines :meth:`layer_map`.
+
+    See :class:`CAMMethod` for the arguments.
+    """
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """Map (N, h, w), float32 and >= 0, of one layer from its (N, C, h, w) tensors."""
+        raise NotImplementedError
+
+    def explain(
+        self, capture: LayerCapture, images: Tensor, target: Target, *, create_graph: bool
+    ) -> Explained:
+        """One forward pass, one backward pass per class, one formula per layer."""
+        captured = self._run(capture, images, create_graph=create_graph)
+        classes = resolve_target(self._where, target, captured.logits)
+        seeds = score_seeds(self._where, target, classes, captured.logits)
+        by_class = [
+            self._maps(captured, seed, keep_graph=seed is not seeds[-1], create_graph=create_graph)
+            for seed in seeds
+        ]
+        maps = [torch.stack(layer, dim=1) for layer in zip(*by_class, strict=True)]
+        return Explained(maps, captured.logits, classes)
+
+    def _run(self, capture: LayerCapture, images: Tensor, *, create_graph: bool) -> Captured:
+        return capture.run(images, graph="whole" if create_graph else "cut")
+
+    def _maps(
+        self, captured: Captured, seed: ScoreSeed, *, keep_graph: bool, create_graph: bool
+    ) -> list[Tensor]:
+        """(N, h, w) maps of the layers for one class per image."""
+        grads = captured.gradients(seed.scores, seed.weights, keep_graph=keep_graph)
+        device = captured.logits.device.type
+        with torch.set_grad_enabled(create_graph), torch.autocast(device, enabled=False):
+            return [
+                self.layer_map(a, g).float()
+                for a, g in zip(captured.activations(), grads, strict=True)
+            ]
+
+
+class GradCAM(GradientCAM):
+    """Grad-CAM: ``relu(sum_k mean(g_k) A_k)`` per layer (Selvaraju 2017, eq. 1-2).
+
+    See :class:`CAMMethod` for the arguments.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> GradCAM(model)(torch.rand(2, 3, 16, 16)).cams.shape
+        torch.Size([2, 16, 16])
+    """
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k mean(g_k) A_k)``."""
+        weights = grads.mean(dim=(2, 3), dtype=torch.float32)
+        return weighted_sum(weights, activations).relu_()
+
+
+class GradCAMPlusPlus(GradientCAM):
+    r"""Grad-CAM++: positive gradients weighted pixel by pixel (Chattopadhay 2018, eq. 10, 19).
+
+    .. math:: w_k = \sum_{ij} \alpha^k_{ij}\, \mathrm{relu}(g^k_{ij}), \qquad
+              \alpha^k_{ij} = \frac{g^2}{2 g^2 + g^3 \sum_{ab} A^k_{ab}}
+                            = \frac{1}{2 + g \sum_{ab} A^k_{ab}}
+
+    Args:
+        model: see :class:`CAMMethod`.
+        layers: see :class:`CAMMethod`.
+        alpha_eps: None takes the second, reduced form of alpha, which small gradients cannot
+            upset. A number is added to the denominator of the first form, as pytorch-grad-cam does
+            with 1e-6: it rules the sum where gradients are below 1e-3.
+        fusion: see :class:`CAMMethod`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers = "stages",
+        *,
+        alpha_eps: float | None = None,
+        **fusion: Unpack[Options],
+    ) -> None:
+        super().__init__(model, layers, **fusion)
+        if alpha_eps is not None:
+            check_range(self._where, "alpha_eps", alpha_eps, 0.0, 1.0)
+        self.alpha_eps = alpha_eps
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k w_k A_k)``."""
+        g = grads.float()
+        total = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
+        if self.alpha_eps is None:
+            weights = _quotient(g.relu(), 2 + total * g)
+        else:
+            weights = _quotient(g.relu() * g**2, 2 * g**2 + total * g**3 + self.alpha_eps)
+        return weighted_sum(weights.sum(dim=(2, 3)), activations).relu_()
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 where there is nothing to divide by."""
+    nothing = denominator == 0
+    return (numerator / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
+
+
+class XGradCAM(GradientCAM):
+    r"""XGrad-CAM: gradients averaged with the activations as weights (Fu 2020, eq. 8).
+
+    .. math:: w_k = \frac{\sum_{ij} g^k_{ij} A^k_{ij}}{\sum_{ij} A^k_{ij} + 10^{-7}}
+
+    See :class:`CAMMethod` for the arguments.
+    """
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k w_k A_k)``."""
+        a, g = activations.float(), grads.float()
+        weights = (g * a).sum(dim=(2, 3)) / (a.sum(dim=(2, 3)) + 1e-7)
+        return weighted_sum(weights, a).relu_()
+
+
+class HiResCAM(GradientCAM):
+    """HiResCAM: ``relu(sum_k g_k * A_k)`` per layer (Draelos 2020, eq. 4).
+
+    See :class:`CAMMethod` for the arguments.
+    """
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k g_k * A_k)``."""
+        return (grads.float() * activations.float()).sum(dim=1).relu_()
+
+
+class LayerCAM(GradientCAM):
+    """LayerCAM: ``relu(sum_k relu(g_k) * A_k)`` per layer (Jiang 2021, eq. 5-7).
+
+    See :class:`CAMMethod` for the arguments.
+    """
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k relu(g_k) * A_k)``: truncation at percentile 0 is the ReLU."""
+        return ops.truncated_layercam(activations, grads, 0.0, dtype=torch.float32)

@@ -1,0 +1,236 @@
+"""Runs a model again from one of its layers on, for features put in that layer's place.
+
+What ran before the layer is not run again: each of the outermost modules that had finished by then
+returns a stand-in. That is a tensor of NaNs where nothing behind the layer looks at it, and the
+output it gave for the same image where something does (a shortcut around the layer). Which of them
+are looked at is found out by trying, once, against the model's own logits.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import logits_of, undisturbed
+
+# Beside a module's input and output, what convolutions need to work.
+_WORKSPACE = 2
+
+
+class Rerun:
+    """A model from one layer on, for one batch of images.
+
+    Args:
+        where: name of the calling function, for messages.
+        model: the module to run, without wrappers.
+        layer: the layer whose output is replaced; where it runs several times, the last one's.
+        images: (N, ...) batch.
+        features: the layer's output for it.
+        logits: the model's for it.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        model: nn.Module,
+        layer: nn.Module,
+        images: Tensor,
+        features: Tensor,
+        logits: Tensor,
+    ) -> None:
+        self.where = where
+        self.model = model
+        self.layer = layer
+        self.images = images
+        self._features = features
+        self._logits = logits
+        record = _record(model, layer, images)
+        self._layer_calls = record.calls_of_layer
+        self.bytes_per_image = _WORKSPACE * max(record.largest // len(images), 1)
+        self._outputs: dict[nn.Module, list[Tensor]] = {}
+        self._kept: set[nn.Module] = set()
+        self._plan(record.finished_before)
+
+    def _plan(self, finished: dict[nn.Module, list[Tensor]]) -> None:
+        """Choose which modules are skipped, and which of these answer with what they gave."""
+        if self._layer_calls != 1:
+            return  # its earlier calls have to run
+        shapes = {
+            module: [output.new_full((), torch.nan).expand_as(output) for output in outputs]
+            for module, outputs in finished.items()
+        }
+        self._outputs = shapes
+        if self._agrees():
+            return
+        self._outputs, self._kept = dict(finished), set(finished)
+        if not self._agrees():
+            self._outputs, self._kept = {}, set()
+            return
+        for module in finished:
+            self._outputs[module] = shapes[module]
+            self._kept.discard(module)
+            if not self._agrees():
+                self._outputs[module] = finished[module]
+                self._kept.add(module)
+
+    @property
+    def skipped(self) -> int:
+        """How many modules are not run again."""
+        return len(self._outputs)
+
+    def _agrees(self) -> bool:
+        """Whether the layer's own features lead to the model's own logits."""
+        try:
+            found = self.logits(self._features.clone(), 1)  # an in-place op may follow
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False  # a stand-in met something that looks at it
+        scale = self._logits.abs().amax().clamp_min(1e-6)
+        return bool(((found - self._logits).abs().amax() <= 1e-3 * scale).item())
+
+    def logits(self, features: Tensor, copies: int) -> Tensor:
+        """Logits (copies * N, classes) for features (copies * N, ...), versions of the batch."""
+        images = self.images[:1].expand(len(features), *self.images.shape[1:])
+        if not self._outputs:
+            images = self.images.repeat(copies, *(1,) * (self.images.dim() - 1))
+        with self._replaced(features, copies), undisturbed(self.model, images.device):
+            return logits_of(self.where, self.model(images), images)
+
+    @contextmanager
+    def _replaced(self, features: Tensor, copies: int) -> Iterator[None]:
+        """The model with ``features`` as the layer's output and stand-ins before it."""
+        changed: list[nn.Module] = []
+        try:
+            if self._outputs:
+                _replace_forward(self.layer, lambda _: features, changed)
+            else:
+                calls = self._layer_calls
+                _replace_last_output(self.layer, calls, features, changed)
+            for module, outputs in self._outputs.items():
+                kept = module in self._kept
+                _replace_forward(module, _stand_ins(outputs, copies, kept=kept), changed)
+            yield
+        finally:
+            for module in changed:
+                del module.__dict__["forward"]
+
+
+def _stand_ins(outputs: list[Tensor], copies: int, *, kept: bool) -> Callable[[int], Tensor]:
+    """From the number of a call to what a skipped module returns."""
+
+    def stand_in(call: int) -> Tensor:
+        output = outputs[call % len(outputs)]
+        if kept:
+            return output.repeat(copies, *(1,) * (output.dim() - 1))
+        return output[:1].expand(copies * len(output), *output.shape[1:])
+
+    return stand_in
+
+
+def _replace_forward(
+    module: nn.Module, answer: Callable[[int], Tensor], changed: list[nn.Module]
+) -> None:
+    """Let this thread's n-th call of ``module`` return ``answer(n)``."""
+    original, thread, calls = module.forward, threading.get_ident(), [0]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(*args, **kwargs)
+        calls[0] += 1
+        return answer(calls[0] - 1)
+
+    module.__dict__["forward"] = forward
+    changed.append(module)
+
+
+def _replace_last_output(
+    module: nn.Module, last: int, features: Tensor, changed: list[nn.Module]
+) -> None:
+    """Let this thread's call number ``last`` of ``module`` return ``features``."""
+    original, thread, calls = module.forward, threading.get_ident(), [0]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if threading.get_ident() != thread:
+            return output
+        calls[0] += 1
+        return features if calls[0] == last else output
+
+    module.__dict__["forward"] = forward
+    changed.append(module)
+
+
+class _Record:
+    """What one forward pass shows about the modules before a layer."""
+
+    def __init__(self) -> None:
+        self.calls_of_layer = 0
+        self.largest = 0
+        self.finished_before: dict[nn.Module, list[Tensor]] = {}
+
+
+def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
+    """Run the model once and note the outermost modules that finish before the layer begins.
+
+    A module that also runs later, or whose output is no tensor, is not among them.
+    """
+    record = _Record()
+    outputs: dict[nn.Module, list[Tensor]] = {}
+    inside = set(layer.modules()) - {layer}
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        if module is layer:
+            record.calls_of_layer += 1
+            if record.calls_of_layer == 1:
+                record.finished_before.update(outputs)
+        record.finished_before.pop(module, None)
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if record.calls_of_layer:
+            record.largest = max(record.largest, _bytes(inputs, output))
+        for child in module.modules():
+            if child is not module:
+                outputs.pop(child, None)  # the module stands for what is inside it
+        by_image = isinstance(output, Tensor) and output.shape[:1] == images.shape[:1]
+        if by_image and record.calls_of_layer == 0:
+            outputs.setdefault(module, []).append(output)
+
+    handles = []
+    try:
+        for module in model.modules():
+            if module not in inside:
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(leave))
+        with undisturbed(model, images.device):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    record.finished_before.pop(layer, None)
+    return record
+
+
+def bytes_per_image(model: nn.Module, images: Tensor) -> int:
+    """Memory that a forward pass without gradients takes per image, roughly.
+
+    The largest input and output of a module, with room for what convolutions need to work.
+    """
+    largest = [0]
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        largest[0] = max(largest[0], _bytes(inputs, output))
+
+    handles = [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        with undisturbed(model, images.device):
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _WORKSPACE * max(largest[0], 1)
+
+
+def _bytes(inputs: tuple[Any, ...], output: Any) -> int:
+    return sum(value.nbytes for value in (*inputs, output) if isinstance(value, Tensor))

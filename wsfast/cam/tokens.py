@@ -1,0 +1,99 @@
+"""Layers whose outputs are not (N, C, h, w): tokens of vision transformers, channels-last maps."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+Reshape = Callable[[Tensor], Tensor]
+
+
+class Layout(NamedTuple):
+    """How a layer's output holds its feature maps.
+
+    Attributes:
+        to_maps: from the output, or its gradient, to an (N, C, h, w) view.
+        channels: the output's dimension of channels.
+    """
+
+    to_maps: Reshape
+    channels: int
+
+
+def _unchanged(output: Tensor) -> Tensor:
+    return output
+
+
+MAPS = Layout(_unchanged, 1)
+
+
+def find_layout(model: nn.Module, module: nn.Module, output: Tensor, images: Tensor) -> Layout:
+    """The layout of a layer's output, :data:`MAPS` where nothing else is known."""
+    if output.dim() == 4 and is_channels_last(model) and not isinstance(module, nn.Conv2d):
+        return Layout(lambda x: x.permute(0, 3, 1, 2), 3)
+    patch = patch_size(model)
+    if output.dim() != 3 or patch is None:
+        return MAPS
+    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    prefix = output.shape[1] - grid[0] * grid[1]
+    if prefix < 0 or prefix != prefix_tokens(model):
+        return MAPS
+    return token_layout(grid, prefix)
+
+
+def token_layout(grid: tuple[int, int], prefix: int) -> Layout:
+    """Layout of (N, prefix + h w, C) tokens.
+
+    >>> import torch
+    >>> token_layout((2, 3), 1).to_maps(torch.zeros(4, 7, 5)).shape
+    torch.Size([4, 5, 2, 3])
+    """
+
+    def to_maps(tokens: Tensor) -> Tensor:
+        return tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
+
+    return Layout(to_maps, 2)
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether a timm model keeps its feature maps as (N, h, w, C) (Swin)."""
+    return getattr(model, "output_fmt", None) == "NHWC"
+
+
+def patch_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a vision transformer's patches; None for any other model."""
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if size is None and hasattr(model, "class_token"):  # torchvision
+        size = getattr(model, "patch_size", None)
+    if isinstance(size, int):
+        return (size, size)
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else None
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Class, distillation and register tokens before the patches."""
+    count = getattr(model, "num_prefix_tokens", None)
+    return 1 if count is None else int(count)
+
+
+def is_token_model(model: nn.Module) -> bool:
+    """Whether this is a timm vision transformer: blocks of one resolution on patch tokens."""
+    blocks = getattr(model, "blocks", None)
+    return (
+        patch_size(model) is not None
+        and hasattr(model, "num_prefix_tokens")
+        and isinstance(blocks, (nn.Sequential, nn.ModuleList))
+        and len(blocks) > 0
+        and hasattr(blocks[-1], "norm1")
+    )
+
+
+def token_stages(model: nn.Module) -> list[str]:
+    """The layer that explains a timm vision transformer: the last block's first norm.
+
+    What the last block gives out is of no use: where the class token alone is read, the scores do
+    not depend on its patches.
+    """
+    blocks = model.blocks
+    assert isinstance(blocks, (nn.Sequential, nn.ModuleList))
+    return [f"blocks.{len(blocks) - 1}.norm1"]
