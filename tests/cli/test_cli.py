@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsfast.cam import METHODS
 from wsfast.cli import main
 from wsfast.cli.localize import refine_with_crf
 from wsfast.data import SyntheticDefects
@@ -116,6 +117,51 @@ def test_localize_takes_videos_and_timm_models(tmp_path: Path, capsys) -> None:
     assert names == ["clip_000000", "clip_000001", "clip_000002"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_localize_takes_every_method(folder: Path, tmp_path: Path, method: str) -> None:
+    code = run(
+        "localize", folder / "images" / "part0.png", "--checkpoint", folder / "net.safetensors",
+        "--method", method, "--percentile", 40, "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["settings"]["method"].lower() == method
+    assert results["images"][0]["valid"]
+
+
+def test_compare_makes_a_contact_sheet(folder: Path, tmp_path: Path, capsys) -> None:
+    names = "CAM,Grad-CAM++,LT_GradCAM,RA-CAM,FullGrad"
+    code = run(
+        "localize", folder / "images", "--checkpoint", folder / "net.safetensors", "--compare",
+        "--method", names, "--batch-size", 2, "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert report["images"] == ["part0", "part1", "part2"]
+    assert list(report["methods"]) == ["CAM", "GradCAMPlusPlus", "LTGradCAM", "RACAM", "FullGrad"]
+    assert all(entry["milliseconds"] > 0 for entry in report["methods"].values())
+    assert len(report["methods"]["LTGradCAM"]["layers"]) == 4
+    sheet = cv2.imread(str(tmp_path / "compare.png"))
+    assert sheet.shape[0] > 3 * 192  # a row per image, a column per method and one for the image
+    assert sheet.shape[1] > 6 * 192
+    assert sheet.std() > 30
+    said = capsys.readouterr()
+    assert "torn.png" in said.err
+    assert "3 images compared" in said.out
+
+
+def test_compare_tells_which_methods_do_not_apply(folder: Path, tmp_path: Path, capsys) -> None:
+    code = run(
+        "localize", folder / "images" / "part1.png", "--model", "vgg11_bn", "--num-classes", 2,
+        "--size", 32, "--compare", "--method", "cam,gradcam", "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    methods = json.loads((tmp_path / "compare.json").read_text())["methods"]
+    assert "linear layer from 512 channels" in methods["CAM"]["not_applicable"]
+    assert methods["GradCAM"]["milliseconds"] > 0
+    assert "CAM" in capsys.readouterr().out
+
+
 def test_demo_end_to_end(tmp_path: Path, capsys) -> None:
     assert run("demo", "--out", tmp_path, "--images", 24, "--test-images", 8, "--epochs", 1) == 0
     said = capsys.readouterr().out
@@ -137,6 +183,9 @@ BAD = [
     (["--model", "no_such_net"], "--model must be a timm model name, got 'no_such_net'"),
     ([], "--model must be given"),
     (["--model", "resnet18", "--method", "bestcam"], "--method must be one of"),
+    (["--model", "resnet18", "--compare", "--method", "cam,bestcam"], "--method must be one of"),
+    (["--model", "resnet18", "--method", "cam,gradcam"], "--method must be one method without"),
+    (["--model", "resnet18", "--method", "fullgrad", "--layers", "last"], "layers must be"),
     (["--model", "resnet18", "--layers", "layer9"], "layers must be"),
     (["--model", "resnet18", "--threshold", "1.5"], "--threshold must be otsu, otsu2"),
     (["--model", "resnet18", "--size", "12y"], "--size must be N or HxW"),

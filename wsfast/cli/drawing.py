@@ -75,8 +75,9 @@ def enlarge(image: NDArray[Any], zoom: int) -> NDArray[Any]:
 
 
 def contact_sheet(rows: list[list[Image]], titles: list[str]) -> Image:
-    """A grid of equally large pictures under column titles."""
-    margin, header = 6, 26
+    """A grid of equally large pictures under column titles of one or more lines."""
+    margin, line = 6, 17
+    header = 9 + line * max(title.count("\n") + 1 for title in titles)
     height, width = rows[0][0].shape[:2]
     column = max(width, 92)
     sheet = np.full(
@@ -86,7 +87,9 @@ def contact_sheet(rows: list[list[Image]], titles: list[str]) -> Image:
     )
     for c, title in enumerate(titles):
         left = margin + c * (column + margin)
-        cv2.putText(sheet, title, (left, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 0, 1, cv2.LINE_AA)
+        for i, text in enumerate(title.split("\n"), start=1):
+            at = (left, i * line)
+            cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 0, 1, cv2.LINE_AA)
         for r, row in enumerate(rows):
             top = header + r * (height + margin)
             sheet[top : top + height, left : left + width] = row[c]

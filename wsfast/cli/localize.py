@@ -6,7 +6,6 @@ skipped and counted; the rest goes on.
 """
 
 import argparse
-import inspect
 import io
 import json
 import sys
@@ -28,8 +27,10 @@ from .._check import check_choice, value_error
 from .._files import write_atomically
 from ..cam import METHODS, CAMMethod
 from ..data import ImageFiles
+from . import compare
 from .classifier import Classifier, open_classifier
 from .drawing import localization_picture, write_png
+from .methods import build_method, method_names
 
 NAME = "localize"
 SUMMARY = "heat maps, masks and boxes for images, folders and videos"
@@ -37,6 +38,7 @@ EXAMPLES = """examples:
   wsfast localize photos/ --model resnet50 --pretrained --out result
   wsfast localize 'parts/*.png' clip.mp4 --model vgg16 --checkpoint mine.safetensors \\
       --num-classes 2 --method ltgradcam --percentile 50 --threshold otsu --out result
+  wsfast localize parts/ --model resnet18 --pretrained --compare --out compared
   wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
   wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
 """
@@ -56,7 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--size", help="input size, N or HxW (default: the model's own)")
     cam = parser.add_argument_group("heat map")
     cam.add_argument(
-        "--method", default="ltgradcam", help=", ".join(METHODS) + " (default: ltgradcam)"
+        "--method", help=", ".join(METHODS) + " (default: ltgradcam; with --compare: all)"
+    )
+    cam.add_argument(
+        "--compare",
+        action="store_true",
+        help="instead of boxes, a contact sheet of all methods (or of those that --method names "
+        "with commas) with their times, for up to 12 images",
     )
     cam.add_argument(
         "--layers",
@@ -130,24 +138,6 @@ def parse_device(text: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         value_error("localize", "--device", "available", f"{text} without a CUDA device")
     return device
-
-
-def parse_layers(text: str) -> str | list[str]:
-    """``stages``, ``last`` or a list of module names."""
-    return text if text in ("stages", "last") else [name.strip() for name in text.split(",")]
-
-
-def build_method(options: argparse.Namespace, classifier: Classifier) -> CAMMethod:
-    """The CAM method of the command line on the classifier's model."""
-    name = options.method.lower().replace("-", "").replace("_", "").replace("+", "plus")
-    check_choice("localize", "--method", name, list(METHODS))
-    method = METHODS[name]
-    chosen: dict[str, Any] = {}
-    if options.layers is not None:
-        chosen["layers"] = parse_layers(options.layers)
-    if "percentile" in inspect.signature(method).parameters:
-        chosen["percentile"] = options.percentile
-    return method(classifier.model, **chosen)
 
 
 def refine_with_crf(cam: Tensor, image: NDArray[np.uint8]) -> Tensor:
@@ -310,7 +300,12 @@ def run(options: argparse.Namespace) -> int:
             "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
             file=sys.stderr,
         )
-    method = build_method(options, classifier)
+    names = method_names(options.method or ("all" if options.compare else "ltgradcam"))
+    if options.compare:
+        return compare.compare(images, classifier, options)
+    if len(names) > 1:
+        value_error("localize", "--method", "one method without --compare", options.method)
+    method = build_method(names[0], options, classifier)
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     records = []

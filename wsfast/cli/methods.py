@@ -1,0 +1,41 @@
+"""From the command line's words to a CAM method."""
+
+import argparse
+import inspect
+from typing import Any
+
+from .._check import check_choice
+from ..cam import METHODS, CAMMethod
+from .classifier import Classifier
+
+
+def parse_layers(text: str) -> str | list[str]:
+    """``stages``, ``last`` or a list of module names."""
+    return text if text in ("stages", "last") else [name.strip() for name in text.split(",")]
+
+
+def method_names(text: str) -> list[str]:
+    """Names as :data:`wsfast.cam.METHODS` has them, from a list with commas or ``all``.
+
+    >>> method_names("Grad-CAM++,ra-cam")
+    ['gradcamplusplus', 'racam']
+    """
+    if text == "all":
+        return list(METHODS)
+    names = []
+    for part in text.lower().split(","):
+        name = part.strip().replace("-", "").replace("_", "").replace("+", "plus")
+        check_choice("localize", "--method", name, list(METHODS))
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def build_method(name: str, options: argparse.Namespace, classifier: Classifier) -> CAMMethod:
+    """A method on the classifier's model, with those of the options that it takes."""
+    method = METHODS[name]
+    chosen: dict[str, Any] = {}
+    if options.layers is not None:
+        chosen["layers"] = parse_layers(options.layers)
+    if "percentile" in inspect.signature(method).parameters:
+        chosen["percentile"] = options.percentile
+    return method(classifier.model, **chosen)
