@@ -1,20 +1,27 @@
 """CAM methods: ``Method(model, layers)(images, target)`` gives a :class:`CAMResult`."""
 
+from .attention import attention_map, attention_rollout, cls_attention, load_attention_model
 from .base import CAMMethod
 from .filtering import filtered_backprop
 from .fullgrad import FullGrad, LTFullGrad
 from .gradient import GradCAM, GradCAMPlusPlus, GradientCAM, HiResCAM, LayerCAM, XGradCAM
 from .linear import CAM
 from .methods import METHODS
+from .msca import MSCA, MSCAResult
+from .multiscale import multiscale
 from .perturbation import AblationCAM, PerturbationCAM, ScoreCAM
+from .refinement import slic_cams, watershed_masks
 from .result import CAMResult
 from .smooth import SmoothGradCAMPlusPlus
 from .truncated import RACAM, LTGradCAM, LTLayerCAM, TruncatedCAM
+from .tscam import TSCAM
 
 __all__ = [
     "CAM",
     "METHODS",
+    "MSCA",
     "RACAM",
+    "TSCAM",
     "AblationCAM",
     "CAMMethod",
     "CAMResult",
@@ -27,10 +34,18 @@ __all__ = [
     "LTGradCAM",
     "LTLayerCAM",
     "LayerCAM",
+    "MSCAResult",
     "PerturbationCAM",
     "ScoreCAM",
     "SmoothGradCAMPlusPlus",
     "TruncatedCAM",
     "XGradCAM",
+    "attention_map",
+    "attention_rollout",
+    "cls_attention",
     "filtered_backprop",
+    "load_attention_model",
+    "multiscale",
+    "slic_cams",
+    "watershed_masks",
 ]

@@ -1,0 +1,218 @@
+"""Multi-scale CAM, MS-CA, TS-CAM and the refinements beside them."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.cam.nets import GapNet, minmax
+from tests.cam.test_attention import matrices, small_vit
+from wsfast import ops
+from wsfast.cam import (
+    MSCA,
+    TSCAM,
+    GradCAM,
+    attention_map,
+    attention_rollout,
+    multiscale,
+    slic_cams,
+    watershed_masks,
+)
+
+SCALES = (0.25, 0.5, 1.0)
+
+
+def shrunk(images: Tensor, scale: float) -> Tensor:
+    size = [round(side * scale) for side in images.shape[2:]]
+    if scale == 1:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+
+
+def gapnet() -> nn.Module:
+    torch.manual_seed(3)
+    model = GapNet().eval()
+    model.head.weight.data += 0.3
+    return model
+
+
+def test_multiscale_equals_the_formula() -> None:
+    model, images = gapnet(), torch.randn(2, 3, 64, 80)
+    found = multiscale(GradCAM(model, "act3"), images, 1, scales=SCALES)
+    maps = [GradCAM(model, "act3", norm=None)(shrunk(images, s), 1).cams for s in SCALES]
+    up = [F.interpolate(minmax(m)[:, None], (64, 80), mode="bilinear")[:, 0] for m in maps]
+    torch.testing.assert_close(found.cams, minmax(torch.stack(up).mean(0)), rtol=0, atol=1e-5)
+    assert [m.shape[1:] for m in found.per_layer] == [(16, 20), (32, 40), (64, 80)]
+
+
+def test_raw_mean_is_an_option() -> None:
+    model, images = gapnet(), torch.randn(1, 3, 32, 32)
+    method = GradCAM(model, "act3", norm=None, layer_norm=None)
+    found = multiscale(method, images, 1, scales=(1.0, 0.5), scale_norm=None, norm=None)
+    maps = [method(shrunk(images, s), 1).cams for s in (1.0, 0.5)]
+    up = [F.interpolate(m[:, None], (32, 32), mode="bilinear")[:, 0] for m in maps]
+    torch.testing.assert_close(found.cams, torch.stack(up).mean(0))
+
+
+def test_every_scale_explains_one_class() -> None:
+    model, images = gapnet(), torch.randn(4, 3, 64, 64)
+    found = multiscale(GradCAM(model, "act3"), images, scales=(0.25, 1.0, 0.5))
+    assert torch.equal(found.target, model(images).argmax(1))
+    assert torch.equal(found.logits, model(images).detach())
+    fixed = multiscale(GradCAM(model, "act3"), images, found.target, scales=(0.25, 1.0, 0.5))
+    assert torch.equal(found.cams, fixed.cams)
+    several = multiscale(GradCAM(model, "act3"), images, [[0, 1]] * 4)
+    assert several.cams.shape == (4, 2, 64, 64)
+    one = multiscale(GradCAM(model, "act3"), images, 1)
+    torch.testing.assert_close(several.cams[:, 1], one.cams)
+
+
+def test_multiscale_keeps_invalid_images_apart() -> None:
+    model, images = gapnet(), torch.randn(2, 3, 32, 32)
+    images[1, 0, 5, 5] = math.nan
+    found = multiscale(GradCAM(model, "act3"), images, 1)
+    assert found.valid.tolist() == [True, False]
+    assert not found.cams[1].any()
+    for scales in ([], [0.5, 0.0]):
+        with pytest.raises(ValueError, match="scales must be positive factors"):
+            multiscale(GradCAM(model, "act3"), images, scales=scales)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_msca_equals_equations_4_to_7(relative: bool) -> None:
+    model, vit, images = gapnet(), small_vit(), torch.randn(2, 3, 64, 96)
+    method = GradCAM(model, "act3")
+    found = MSCA(method, vit, threshold=0.6, relative=relative, min_area=4)(images, 1)
+    attention = attention_map(vit, shrunk(images, 0.5), size=(64, 96))
+    scores = (attention + multiscale(method, images, 1).cams) / 2
+    torch.testing.assert_close(found.scores, scores)
+    limits = 0.6 * scores.amax((1, 2)) if relative else torch.full((2,), 0.6)
+    assert torch.equal(found.masks, found.scores >= limits[:, None, None])
+    boxes = ops.suppress_overlaps(ops.cam_boxes(scores, limits, min_area=4), 0.5)
+    assert torch.equal(found.boxes.boxes, boxes.boxes)
+    assert found.boxes.counts.min() > 0
+    kept = found.boxes.scores[0][: int(found.boxes.counts[0])]
+    assert torch.equal(kept, kept.sort(descending=True).values)
+
+
+def test_msca_otsu_and_images_of_its_own_for_the_transformer() -> None:
+    model, vit, images = gapnet(), small_vit(), torch.randn(1, 3, 64, 64)
+    msca = MSCA(GradCAM(model, "act3"), vit, threshold="otsu", attention_scale=1.0)
+    found = msca(images, 1, attention_images=2 * images)
+    torch.testing.assert_close(found.attention, attention_map(vit, 2 * images))
+    limit = ops.otsu_threshold(found.scores)
+    assert torch.equal(found.masks, found.scores >= limit[:, None, None])
+    images[0, 0, 0, 0] = math.nan
+    broken = MSCA(GradCAM(model, "act3"), vit)(
+        images, 1, attention_images=torch.randn(1, 3, 64, 64)
+    )
+    assert not broken.scores.any()
+    assert broken.boxes.counts.tolist() == [0]
+
+
+def test_msca_errors() -> None:
+    method, vit = GradCAM(gapnet(), "act3"), small_vit()
+    with pytest.raises(ValueError, match="threshold must be otsu"):
+        MSCA(method, vit, threshold="mean")
+    with pytest.raises(ValueError, match="threshold must be between"):
+        MSCA(method, vit, threshold=1.5)
+    with pytest.raises(ValueError, match="attention_scale must be positive"):
+        MSCA(method, vit, attention_scale=0)
+    with pytest.raises(ValueError, match="model must be a timm vision transformer"):
+        MSCA(method, gapnet())
+    with pytest.raises(ValueError, match=r"target must be of shape \(1,\)"):
+        MSCA(method, vit)(torch.randn(1, 3, 32, 32), [[0, 1]])
+
+
+def deit(**options: object) -> TSCAM:
+    torch.manual_seed(2)
+    vit = timm.create_model("deit_tiny_patch16_224", depth=2, img_size=(32, 48), **options)
+    return TSCAM(vit, 3).eval()
+
+
+@pytest.mark.parametrize("attention", ["mean", "rollout"])
+def test_tscam_equals_the_formula(attention: str) -> None:
+    model, images = deit(), torch.randn(2, 3, 32, 48)
+    found = model.explain(images, [2, 0], attention=attention)
+    tokens = model.vit.forward_features(images)[:, 1:]
+    semantics = model.head(tokens.transpose(1, 2).reshape(2, -1, 2, 3))
+    torch.testing.assert_close(found.logits, semantics.mean((2, 3)).detach())
+    torch.testing.assert_close(model(images).detach(), found.logits)
+    if attention == "mean":
+        rows = [m.mean(1)[:, 0, 1:] for m in matrices(deit().vit, images)]
+        weights = torch.stack(rows).mean(0).view(2, 2, 3)
+    else:
+        weights = attention_rollout(model.vit, images)
+    expected = weights * semantics[[0, 1], [2, 0]].detach()
+    torch.testing.assert_close(found.per_layer[0], expected, rtol=1e-5, atol=1e-7)
+    up = F.interpolate(minmax(expected)[:, None], (32, 48), mode="bilinear")[:, 0]
+    torch.testing.assert_close(found.cams, minmax(up), rtol=0, atol=1e-5)
+
+
+def test_tscam_trains_and_takes_other_sizes() -> None:
+    model = deit().train()
+    model(torch.randn(2, 3, 48, 64)).square().sum().backward()
+    assert model.vit.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert model.training
+    several = model.explain(torch.randn(2, 3, 50, 64), [[0, 1], [1, 2]])
+    assert several.cams.shape == (2, 2, 50, 64)
+    assert several.per_layer[0].shape == (2, 2, 3, 4)
+    assert model.training
+    with pytest.raises(ValueError, match="target must be class numbers"):
+        model.explain(torch.randn(1, 3, 32, 48), lambda logits: logits[:, 0])
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference"):
+        model.explain(torch.randn(1, 3, 32, 48))
+
+
+def squares() -> tuple[Tensor, Tensor, Tensor]:
+    """A bright square in noise, its mask, and a blurred map that leans to one side."""
+    mask = torch.zeros(1, 48, 64, dtype=torch.bool)
+    mask[:, 10:30, 20:44] = True
+    images = 0.2 + 0.6 * mask[:, None].float() + 0.02 * torch.rand(1, 1, 48, 64)
+    blurred = F.avg_pool2d(mask[:, None].float(), 15, 1, 7)[:, 0]
+    return images.expand(-1, 3, -1, -1), mask, blurred.roll(3, 2)
+
+
+def iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def best_iou(cams: Tensor, mask: Tensor) -> float:
+    return max(iou(cams >= t, mask) for t in np.linspace(0.05, 0.95, 19))
+
+
+def test_refinements_follow_the_images_edges() -> None:
+    pytest.importorskip("skimage")
+    images, mask, cams = squares()
+    plain = best_iou(cams, mask)
+    assert best_iou(slic_cams(images, cams, segments=200), mask) > plain
+    watershed = watershed_masks(images, cams, foreground=0.8, background=0.2)
+    assert iou(watershed, mask) > 0.97 > plain
+    assert not watershed_masks(images, cams * 0.5, foreground=0.8).any()
+
+
+def test_superpixels_hold_the_mean_of_the_map() -> None:
+    pytest.importorskip("skimage")
+    images, _, _ = squares()
+    cams = torch.rand(1, 48, 64)
+    averaged = slic_cams(images[:, :1], cams, segments=30)
+    assert averaged.mean() == pytest.approx(float(cams.mean()), abs=1e-5)
+    values = np.unique(averaged.numpy())
+    assert 5 < len(values) <= 60
+    for value in values[:5]:
+        inside = averaged == float(value)
+        assert float(cams[inside].mean()) == pytest.approx(float(value), abs=1e-5)
+
+
+def test_refinement_errors() -> None:
+    images, _, cams = squares()
+    with pytest.raises(ValueError, match="cams must be of shape"):
+        slic_cams(images, cams[:, 1:])
+    with pytest.raises(ValueError, match="images must be of 1 or 3 channels"):
+        slic_cams(images[:, :2], cams)
+    with pytest.raises(ValueError, match=r"background must be between 0\.0 and 0\.3"):
+        watershed_masks(images, cams, foreground=0.3)

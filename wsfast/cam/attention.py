@@ -1,0 +1,299 @@
+"""Attention of vision transformers: the class token's row, and rollout.
+
+Of the last block only the query of the class token and the keys are computed, O(tokens) memory
+instead of the whole attention matrix, so the other blocks keep their fused attention.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from .._check import check_choice, check_floating, check_rank, check_tensor, value_error
+from .capture import undisturbed
+from .tokens import is_token_model, patch_size, prefix_tokens
+from .wrappers import unwrap
+
+
+class _Reached(Exception):  # no error: the rest of the model has nothing to add
+    """The forward pass has come to the last block that is asked for."""
+
+
+def load_attention_model(
+    name: str = "vit_small_patch8_224.dino", *, pretrained: bool = True
+) -> nn.Module:
+    """A timm vision transformer to take attention from; MS-CA's is DINO's ViT-S/8.
+
+    Args:
+        name: a timm model.
+        pretrained: load timm's weights of that name (downloaded on first use).
+
+    Returns:
+        The model without a head, in evaluation mode, frozen.
+
+    Raises:
+        ValueError: a model that is no vision transformer with a class token.
+        RuntimeError: timm's, for unknown names and weights that cannot be had.
+    """
+    import timm
+
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    check_model("cam.load_attention_model", model)
+    return model.eval().requires_grad_(False)
+
+
+def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
+    r"""Attention of the class token to the patches in the last block (MS-CA eq. 5).
+
+    .. math:: A_h = \mathrm{softmax}(q^h_{cls} K_h^T / \sqrt{d})
+
+    Args:
+        model: a timm vision transformer with a class token.
+        images: (N, 3, H, W); H and W are cut to whole patches. Position embeddings are interpolated
+            for sizes other than the model's own.
+
+    Returns:
+        (N, heads, h, w) float32, h and w in patches, without history. The rows sum to less than 1:
+        what the class token and other tokens beside the patches get is left out.
+
+    Raises:
+        ValueError: another kind of model; images smaller than a patch.
+        TypeError: images that are not floating point.
+
+    Note:
+        The model's mode, flags and RNG are left as found; it runs in evaluation mode up to the
+        last block.
+    """
+    model, images = _prepared("cam.cls_attention", model, images)
+    last = len(model.blocks) - 1  # type: ignore[arg-type]
+    (entered,) = attention_inputs(model, images, [last], stop=True)
+    with torch.no_grad():
+        rows = cls_rows(_attention(model, last), entered)
+    return to_patches(model, rows, images)
+
+
+def attention_map(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    head_norm: Literal["minmax", "max"] | None = None,
+    norm: Literal["minmax", "max"] | None = "minmax",
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+) -> Tensor:
+    """The mean over heads of :func:`cls_attention` as a map (MS-CA eq. 5).
+
+    Args:
+        model: see :func:`cls_attention`.
+        images: see :func:`cls_attention`.
+        size: (H, W) of the map; the images' by default.
+        head_norm: normalisation of each head before the mean.
+        norm: normalisation of the map. Rows of attention sum to 1 over thousands of patches, so
+            without it a map has no weight beside a CAM.
+        mode: of the resizing, half-pixel bilinear, or nearest as DINO's own pictures.
+
+    Returns:
+        (N, H, W) float32.
+
+    Raises:
+        ValueError: see :func:`cls_attention`; unknown options.
+        TypeError: see :func:`cls_attention`.
+    """
+    check_choice("cam.attention_map", "mode", mode, ["bilinear", "nearest"])
+    heads = cls_attention(model, images)
+    if head_norm is not None:
+        heads = ops.normalize_cams(heads.flatten(0, 1), mode=head_norm).view_as(heads)
+    attention = heads.mean(dim=1)
+    height, width = size or (images.shape[2], images.shape[3])
+    if mode == "nearest":
+        attention = F.interpolate(attention[:, None], (height, width), mode="nearest")[:, 0]
+    return ops.fuse_cams([attention], (height, width), layer_norm=None, reduce="sum", norm=norm)
+
+
+def attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
+    r"""Attention from the class token through all blocks to the patches (Abnar 2020, eq. 1).
+
+    .. math:: r = e_{cls} \hat A_L \cdots \hat A_1, \qquad
+              \hat A_l = \tfrac12 \mathrm{mean}_h A^h_l + \tfrac12 I
+
+    Args:
+        model: see :func:`cls_attention`.
+        images: see :func:`cls_attention`.
+
+    Returns:
+        (N, h, w) float32, in patches.
+
+    Raises:
+        ValueError: see :func:`cls_attention`.
+        TypeError: see :func:`cls_attention`.
+
+    Note:
+        Row times matrix from the last block to the first: one head's attention is held at a time.
+    """
+    model, images = _prepared("cam.attention_rollout", model, images)
+    blocks = range(len(model.blocks))  # type: ignore[arg-type]
+    entered = attention_inputs(model, images, blocks)
+    return rollout(model, images, entered)
+
+
+@torch.no_grad()
+def rollout(model: nn.Module, images: Tensor, entered: list[Tensor]) -> Tensor:
+    """:func:`attention_rollout` from the inputs of all blocks' attention."""
+    row = torch.zeros(entered[0].shape[:2], device=images.device)
+    row[:, 0] = 1
+    for i in reversed(range(len(entered))):
+        row = 0.5 * row + 0.5 * _through(_attention(model, i), entered[i], row)
+    return to_patches(model, row[:, None], images)[:, 0]
+
+
+def attention_inputs(
+    model: nn.Module, images: Tensor, blocks: Sequence[int], *, stop: bool = False
+) -> list[Tensor]:
+    """What enters the attention of some blocks, (N, tokens, D) each.
+
+    Args:
+        model: a vision transformer, checked.
+        images: in whole patches.
+        blocks: numbers of the blocks, ascending.
+        stop: leave the forward pass at the last of them.
+    """
+    with recorded_inputs(model, blocks, stop=stop) as entered:
+        try:
+            with undisturbed(model, images.device), any_size(model):
+                model.forward_features(images)  # type: ignore[operator]
+        except _Reached:
+            pass
+    return entered
+
+
+@contextmanager
+def recorded_inputs(
+    model: nn.Module, blocks: Sequence[int], *, stop: bool = False
+) -> Iterator[list[Tensor]]:
+    """A list that fills with what enters the blocks' attention in this thread."""
+    entered: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def keep(last: bool) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if threading.get_ident() != thread:
+                return
+            entered.append(inputs[0].detach())
+            if last and stop:
+                raise _Reached
+
+        return hook
+
+    handles = [
+        _attention(model, i).register_forward_pre_hook(keep(i == blocks[-1])) for i in blocks
+    ]
+    try:
+        yield entered
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def any_size(model: nn.Module) -> Iterator[None]:
+    """A timm vision transformer that takes any size in whole patches, by ``dynamic_img_size``.
+
+    Position embeddings are interpolated then. What is changed for it comes back at the end.
+    """
+    embed = model.patch_embed
+    if getattr(model, "dynamic_img_size", True):
+        yield
+        return
+    wanted = {"strict_img_size": False, "flatten": False, "output_fmt": type(embed.output_fmt).NHWC}  # type: ignore[union-attr]
+    before = {name: getattr(embed, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(embed, name, value)
+        model.dynamic_img_size = True  # type: ignore[assignment]
+        yield
+    finally:
+        model.dynamic_img_size = False  # type: ignore[assignment]
+        for name, value in before.items():
+            setattr(embed, name, value)
+
+
+def cls_rows(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """(N, heads, tokens) float32: the first token's attention, from its query and all keys."""
+    query, key = _queries_and_keys(attention, tokens, 1)
+    return (query @ key.transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
+
+
+def _through(attention: nn.Module, tokens: Tensor, row: Tensor) -> Tensor:
+    """(N, tokens) row times the mean over heads of the attention matrix."""
+    query, key = _queries_and_keys(attention, tokens, tokens.shape[1])
+    heads = query.shape[1]
+    result = torch.zeros_like(row)
+    for head in range(heads):
+        weights = (query[:, head] @ key[:, head].transpose(-2, -1)).softmax(dim=-1)
+        result += torch.bmm(row[:, None], weights)[:, 0] / heads
+    return result
+
+
+def _queries_and_keys(attention: Any, tokens: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """(N, heads, queries, d) scaled queries of the first tokens and (N, heads, tokens, d) keys."""
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    width = weight.shape[0] // 3
+
+    def heads(first: int, x: Tensor) -> Tensor:
+        part = slice(first, first + width)
+        projected = F.linear(x, weight[part], None if bias is None else bias[part])
+        return projected.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+
+    query = attention.q_norm(heads(0, tokens[:, :queries])).float()
+    key = attention.k_norm(heads(width, tokens)).float()
+    return query * attention.scale, key
+
+
+def _attention(model: nn.Module, block: int) -> nn.Module:
+    attention: nn.Module = model.blocks[block].attn  # type: ignore[index,union-attr]
+    return attention
+
+
+def to_patches(model: nn.Module, rows: Tensor, images: Tensor) -> Tensor:
+    """(N, M, h, w) of (N, M, tokens), without class and register tokens."""
+    patch = patch_size(model)
+    assert patch is not None
+    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    return rows[:, :, prefix_tokens(model) :].unflatten(2, grid).contiguous()
+
+
+def _prepared(where: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """The module that runs and the images cut to whole patches, checked."""
+    model = unwrap(where, model)
+    check_model(where, model)
+    check_tensor(where, "images", images)
+    check_floating(where, "images", images)
+    check_rank(where, "images", images, 4)
+    return model, whole_patches(where, model, images)
+
+
+def whole_patches(where: str, model: nn.Module, images: Tensor) -> Tensor:
+    """Images cut at the right and at the bottom to whole patches."""
+    patch = patch_size(model)
+    assert patch is not None
+    height, width = (side // p * p for side, p in zip(images.shape[2:], patch, strict=True))
+    if height == 0 or width == 0:
+        value_error(where, "images", f"of at least {patch} pixels", f"{list(images.shape[2:])}")
+    return images[:, :, :height, :width]
+
+
+def check_model(where: str, model: nn.Module) -> None:
+    """Raise unless attention can be taken from the model."""
+    expected = "a timm vision transformer with a class token and plain attention"
+    name = type(model).__name__
+    if not is_token_model(model) or getattr(model, "cls_token", None) is None:
+        value_error(where, "model", expected, name)
+    attention = _attention(model, -1)
+    qkv = getattr(attention, "qkv", None)
+    if not isinstance(qkv, nn.Linear) or getattr(model, "rope", None) is not None:
+        value_error(where, "model", expected, f"{name} with {type(attention).__name__}")

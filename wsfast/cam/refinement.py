@@ -1,0 +1,102 @@
+"""Refinements that MS-CA is compared with: superpixels (MS-CS) and watershed (MS-CW).
+
+They need scikit-image (``pip install wsfast[refine]``) and run on the CPU, image by image.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._check import check_count, check_range, check_rank, check_tensor, value_error
+
+
+def slic_cams(
+    images: Tensor, cams: Tensor, *, segments: int = 400, compactness: float = 10.0
+) -> Tensor:
+    """Average maps over SLIC superpixels, so that edges follow the image's (MS-CS).
+
+    Args:
+        images: (N, 3 or 1, H, W) in 0-1.
+        cams: (N, H, W).
+        segments: superpixels per image, about (the paper tries 100 to 800).
+        compactness: SLIC's weight of distance against colour.
+
+    Returns:
+        (N, H, W) float32 on the device of ``cams``: in each superpixel the mean of the map.
+
+    Raises:
+        ValueError: shapes that do not fit, counts below 1.
+        ImportError: scikit-image is not installed.
+    """
+    where = "cam.slic_cams"
+    _check(where, images, cams)
+    check_count(where, "segments", segments, 1)
+    check_range(where, "compactness", compactness, 1e-6, 1e6)
+    from skimage.segmentation import slic
+
+    averaged = []
+    for picture, cam in zip(_pictures(images), cams.detach().float().cpu().numpy(), strict=True):
+        labels = slic(
+            picture, n_segments=segments, compactness=compactness, start_label=0, channel_axis=2
+        ).ravel()
+        sums = np.bincount(labels, cam.ravel().astype(np.float64))
+        means = sums / np.maximum(np.bincount(labels), 1)
+        averaged.append(means[labels].reshape(cam.shape).astype(np.float32))
+    return torch.from_numpy(np.stack(averaged)).to(cams.device)
+
+
+def watershed_masks(
+    images: Tensor, cams: Tensor, *, foreground: float = 0.8, background: float = 0.4
+) -> Tensor:
+    """Grow masks from sure to unsure pixels up to the image's edges (MS-CW).
+
+    Args:
+        images: (N, 3 or 1, H, W) in 0-1.
+        cams: (N, H, W) in 0-1.
+        foreground: at or above, a pixel is sure to belong to the mask.
+        background: below, a pixel is sure not to.
+
+    Returns:
+        (N, H, W) bool on the device of ``cams``: the watershed of the image's gradient between
+        the two. Without a sure pixel a mask is empty.
+
+    Raises:
+        ValueError: shapes that do not fit, ``background`` above ``foreground``.
+        ImportError: scikit-image is not installed.
+    """
+    where = "cam.watershed_masks"
+    _check(where, images, cams)
+    check_range(where, "foreground", foreground, 0.0, 1.0)
+    check_range(where, "background", background, 0.0, foreground)
+    from skimage.color import rgb2gray
+    from skimage.filters import sobel
+    from skimage.segmentation import watershed
+
+    masks = []
+    for picture, cam in zip(_pictures(images), cams.detach().float().cpu().numpy(), strict=True):
+        markers = np.where(cam >= foreground, 2, np.where(cam < background, 1, 0))
+        if (markers == 2).any():
+            masks.append(watershed(sobel(rgb2gray(picture)), markers) == 2)
+        else:
+            masks.append(np.zeros(cam.shape, bool))
+    return torch.from_numpy(np.stack(masks)).to(cams.device)
+
+
+def _check(where: str, images: Tensor, cams: Tensor) -> None:
+    for name, tensor, rank in (("images", images, 4), ("cams", cams, 3)):
+        check_tensor(where, name, tensor)
+        check_rank(where, name, tensor, rank)
+    if images.shape[1] not in (1, 3):
+        value_error(where, "images", "of 1 or 3 channels", f"{images.shape[1]}")
+    if (images.shape[0], *images.shape[2:]) != tuple(cams.shape) or 0 in cams.shape:
+        expected = f"of shape {[images.shape[0], *images.shape[2:]]}"
+        value_error(where, "cams", expected, f"shape {list(cams.shape)}")
+
+
+def _pictures(images: Tensor) -> NDArray[Any]:
+    """(N, H, W, 3) float32."""
+    pictures = images.detach().float().cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    return np.ascontiguousarray(pictures.numpy())
