@@ -1,0 +1,166 @@
+"""torchcam's interface: against wsfast.cam always, against the package where installed."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.cam.nets import GapNet, minmax
+from wsfast import cam as methods
+from wsfast.compat import torchcam as compat
+
+NAMES = ["CAM", "GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "ScoreCAM"]
+IMAGES = torch.randn(3, 3, 24, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    model = GapNet().eval()
+    model.head.weight.data *= 20
+    return model
+
+
+def layers_of(name: str) -> list[str]:
+    return ["act3"] if name in ("CAM", "ScoreCAM") else ["act1", "act3"]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("class_idx", [1, [0, 3, 2]])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_same_results(
+    model: nn.Module, name: str, class_idx: int | list[int], normalized: bool
+) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    results = []
+    for module in (peer, compat):
+        with getattr(module, name)(model, target_layer=layers_of(name)) as extractor:
+            scores = model(IMAGES)
+            maps = extractor(class_idx, scores, normalized=normalized)
+            results.append((maps, extractor.fuse_cams(maps), extractor.target_names))
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    (expected, fused, names), (found, ours, own) = results
+    assert own == names
+    for a, b in zip([*found, ours], [*expected, fused], strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "ScoreCAM"])
+def test_targets(model: nn.Module, name: str) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    targets: list[Any] = [lambda row: row[0] - row[1], lambda row: row[2], lambda row: row[1]]
+    maps = []
+    for module in (peer, compat):
+        with getattr(module, name)(model, target_layer=layers_of(name)) as extractor:
+            scores = model(IMAGES)
+            maps.append(extractor(scores=scores, targets=targets))
+    for a, b in zip(*maps, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate(model: nn.Module, name: str) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    theirs = getattr(peer, name)(model, target_layer=layers_of(name))
+    expected = theirs(1, model(IMAGES))
+    fast = compat.accelerate(theirs)
+    for a, b in zip(fast(1, model(IMAGES)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
+    fast.remove_hooks()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.peers
+def test_the_same_layer_is_found(model: nn.Module, caplog) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    with caplog.at_level(logging.WARNING):
+        ours = compat.LayerCAM(model, input_shape=(3, 24, 32)).target_names
+    assert "thus set to 'act3'" in caplog.text
+    assert ours == peer.LayerCAM(model, input_shape=(3, 24, 32)).target_names
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "XGradCAM", "LayerCAM"])
+def test_is_the_method_of_that_name(model: nn.Module, name: str) -> None:
+    with getattr(compat, name)(model, ["act1", "act3"]) as extractor:
+        found = extractor([1, 0, 3], model(IMAGES), normalized=False)
+        expected = getattr(methods, name)(model, ["act1", "act3"])(IMAGES, [1, 0, 3]).per_layer
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        again = extractor(2, model(IMAGES), retain_graph=True)
+        raw = extractor(2, model(IMAGES), normalized=False)
+        torch.testing.assert_close(again[0], minmaxed(raw[0]))
+
+
+def minmaxed(maps: Tensor) -> Tensor:
+    low = maps.amin((1, 2), keepdim=True)
+    shifted = maps - low
+    return shifted / (shifted.amax((1, 2), keepdim=True) + 1e-8)
+
+
+def test_hooks_can_be_switched_off(model: nn.Module) -> None:
+    extractor = compat.GradCAM(model, "act3", enable_hooks=False)
+    model(IMAGES)
+    with pytest.raises(AssertionError, match="has to be called first"):
+        extractor(0, model(IMAGES))
+    extractor.enable_hooks()
+    scores = model(IMAGES)
+    extractor.disable_hooks()
+    model(IMAGES[:1])
+    assert extractor(0, scores)[0].shape == (3, 12, 16)
+    extractor.reset_hooks()
+    with pytest.raises(AssertionError, match="has to be called first"):
+        extractor(0, scores)
+
+
+def test_fusing() -> None:
+    small, large = torch.rand(2, 3, 4), torch.rand(2, 6, 8)
+    up = nn.functional.interpolate(small[:, None], (6, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(compat.GradCAM.fuse_cams([small, large]), torch.maximum(up, large))
+    scaled = compat.LayerCAM.fuse_cams([small, large], (6, 8))
+    up = nn.functional.interpolate((2 * small).tanh()[:, None], (6, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(scaled, torch.maximum(up, (2 * large).tanh()))
+    assert compat.GradCAM.fuse_cams([small]) is small
+
+
+def test_flat_maps_are_zero_and_no_gradient_is_touched(model: nn.Module) -> None:
+    nn.init.zeros_(model.head.weight)
+    with compat.GradCAM(model, "act3") as extractor:
+        maps = extractor(0, model(IMAGES))
+    assert not maps[0].any()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert minmax(maps[0]).isfinite().all()
+
+
+ERRORS = [
+    (lambda m, s: compat.GradCAM(m, "act9"), ValueError, "target_layer must be names of modules"),
+    (lambda m, s: compat.GradCAM(m, 3), TypeError, "target_layer must be names or modules"),
+    (lambda m, s: compat.GradCAM(m, nn.ReLU()), ValueError, "must be modules of the model"),
+    (lambda m, s: compat.CAM(m, ["act1", "act3"]), ValueError, "target_layer must be one layer"),
+    (lambda m, s: compat.CAM(nn.Sequential(m, nn.Linear(4, 4)), "0.act3"), ValueError, "fc_layer"),
+    (lambda m, s: s(m)(None, m(IMAGES)), ValueError, "class_idx must be given"),
+    (lambda m, s: s(m)(-1, m(IMAGES)), ValueError, "class_idx must be class numbers"),
+    (lambda m, s: s(m)([0, 1], m(IMAGES)), ValueError, "class_idx must be one per image"),
+    (lambda m, s: s(m)(0), ValueError, "scores must be the model's output"),
+    (lambda m, s: s(m)(0, m(IMAGES).detach()), RuntimeError, "no graph to every target layer"),
+    (lambda m, s: compat.GradCAM.fuse_cams([]), ValueError, "at least one tensor"),
+    (lambda m, s: compat.GradCAM.fuse_cams("maps"), TypeError, "a list of tensors"),
+    (lambda m, s: compat.accelerate(object()), TypeError, "extractor must be a torchcam extractor"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)))
+def test_errors(model: nn.Module, case: int) -> None:
+    act, kind, message = ERRORS[case]
+
+    def watching(model: nn.Module) -> compat.GradCAM:
+        extractor = compat.GradCAM(model, "act3")
+        model(IMAGES)
+        return extractor
+
+    with pytest.raises(kind, match=message):
+        act(model, watching)
