@@ -1,7 +1,8 @@
-"""CAM methods end to end on VGG16's five stages, against the passes they cannot do without.
+"""CAM methods end to end, against their peers and the passes they cannot do without.
 
-The floor is one forward pass and one ``autograd.grad`` from the top scores to the five stages,
-with no graph below the first of them.
+Grad-CAM and LTGrad-CAM on VGG16's five stages, the others on ResNets. The floor is one forward pass
+and one ``autograd.grad`` from the top scores to the five stages, with no graph below the first of
+them.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Budget, Case, Contender, Run, eager
 from benchmarks.records import Size, Target
-from wsfast.cam import GradCAM, LTGradCAM
+from wsfast.cam import METHODS, CAMMethod, FullGrad, GradCAM, LTGradCAM
 from wsfast.ops.fusion import reference as fusion
 from wsfast.ops.truncation import reference as truncation
 
@@ -109,7 +110,7 @@ def channels_last(inputs: Inputs) -> Run:
 FLOOR = Contender("forward and autograd.grad", eager(passes), same_work=False, note="no maps")
 MINUTES = Budget(seconds=10.0, one_round_above=30.0)
 
-CASES = [
+CASES: list[Case] = [
     Case(
         room="cam",
         operation="LTGradCAM, VGG16 stages",
@@ -155,6 +156,234 @@ CASES = [
         targets=(Target(HEADLINE.label, 2.5, 3.5, ("pytorch-grad-cam",)),),
         budget=MINUTES,
     ),
+]
+
+
+# The other methods, on a ResNet whose batch norms have biases (else FullGrad has none to show).
+BLOCKS = ["layer1", "layer2", "layer3", "layer4"]
+ONE = Size(1, 224)
+FOUR = Size(4, 224, headline=True)
+# A pass per channel: small images, one layer of 64 channels.
+SMALL = (Size(1, 64), Size(1, 96), Size(1, 128, headline=True))
+CHANNELS = "layer1"
+
+
+def resnet_and_images(name: str, size: Size, generator: torch.Generator) -> Inputs:
+    """A ResNet without in-place ReLUs, under which plain hooks would see something else."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        model = timm.create_model(name, pretrained=False).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.bias, std=0.2)
+            elif isinstance(module, nn.ReLU):
+                module.inplace = False
+    return model, torch.randn(size.batch, 3, size.side, size.side, generator=generator)
+
+
+def resnet_passes(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """Activations of the blocks and the gradients of the top scores at them."""
+    model, images = inputs
+    x = model.maxpool(model.act1(model.bn1(model.conv1(images))))
+    outputs = []
+    for name in BLOCKS:
+        x = model.get_submodule(name)(x)
+        outputs.append(x)
+    grads = torch.autograd.grad(model.forward_head(x).amax(dim=1).sum(), outputs)
+    return [output.detach() for output in outputs], list(grads)
+
+
+def plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    """Grad-CAM++ weights with pytorch-grad-cam's epsilon."""
+    alpha = g**2 / (2 * g**2 + a.sum((2, 3), keepdim=True) * g**3 + 1e-6)
+    return (alpha * g.relu()).sum((2, 3), keepdim=True) * a
+
+
+def axiomatic(a: Tensor, g: Tensor) -> Tensor:
+    return (g * a).sum((2, 3), keepdim=True) / (a.sum((2, 3), keepdim=True) + 1e-7) * a
+
+
+# Weighted activations of a layer, before the sum over channels.
+FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "GradCAMPlusPlus": plus_plus,
+    "XGradCAM": axiomatic,
+    "LayerCAM": lambda a, g: g.relu() * a,
+    "HiResCAM": lambda a, g: g * a,
+}
+
+
+def by_formula(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    layers = zip(*resnet_passes(inputs), strict=True)
+    maps = [FORMULAS[name](a.to(dtype), g.to(dtype)).sum(1).relu() for a, g in layers]
+    return fusion.fuse_cams(maps, inputs[1].shape[2:])
+
+
+def fullgrad(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Every channel's share normalised and resized on its own."""
+    model, images = inputs
+    kept: list[tuple[nn.Module, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda m, _, out: kept.append((m, out)))
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    x = images.clone().requires_grad_()
+    score = model(x).amax(dim=1).sum()
+    for handle in handles:
+        handle.remove()
+    first, *grads = torch.autograd.grad(score, [x, *(out for _, out in kept)])
+    shares = [first.to(dtype) * images.to(dtype)]
+    for (norm, _), grad in zip(kept, grads, strict=True):
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        bias = (norm.bias - scale * norm.running_mean).detach().to(dtype)
+        shares.append(grad.to(dtype) * bias.view(-1, 1, 1))
+    total = torch.zeros(len(images), *images.shape[2:], dtype=dtype, device=images.device)
+    for share in shares:
+        maps = fusion.normalize_cams(share.abs().flatten(0, 1)).view_as(share)
+        total += nn.functional.interpolate(maps, images.shape[2:], mode="bilinear").sum(1)
+    return fusion.normalize_cams(total)
+
+
+@torch.no_grad()
+def by_channels(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Score-CAM or Ablation-CAM, the whole model for every channel, 16 of them at a time."""
+    model, images = inputs[0].to(dtype), inputs[1].to(dtype)
+    kept: list[Tensor] = []
+    layer = model.get_submodule(CHANNELS)
+    handle = layer.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    logits = model(images)
+    handle.remove()
+    best, (activations,) = logits.argmax(dim=1), kept
+    scores = []
+    for part in torch.arange(activations.shape[1]).split(16):
+        versions = images.repeat_interleave(len(part), 0)
+        if name == "ScoreCAM":
+            masks = nn.functional.interpolate(
+                activations[:, part], images.shape[2:], mode="bilinear", align_corners=True
+            )
+            found = model(versions * fusion.normalize_cams(masks.flatten(0, 1), eps=1e-8)[:, None])
+        else:
+            without = activations.repeat_interleave(len(part), 0)
+            without[range(len(without)), part.repeat(len(images))] = 0.0
+            handle = layer.register_forward_hook(lambda *_, w=without: w)
+            found = model(versions)
+            handle.remove()
+        scores.append(found[:, best].unflatten(0, (len(images), -1)).diagonal(dim1=0, dim2=2).T)
+    model.float()
+    weights = torch.cat(scores, dim=1)
+    if name == "ScoreCAM":
+        weights = weights.softmax(dim=1)
+    else:
+        full = logits.gather(1, best[:, None])
+        weights = (full - weights) / full
+    raw = torch.einsum("nc,nchw->nhw", weights, activations).relu()
+    return fusion.fuse_cams([raw], images.shape[2:])
+
+
+def method(kind: type[CAMMethod], layers: Any, **options: Any) -> Callable[[Inputs], Run]:
+    def build(inputs: Inputs) -> Run:
+        cam = kind(inputs[0], layers, **options)
+        return lambda: cam(inputs[1]).cams
+
+    return build
+
+
+def grad_cam_peer(name: str, layers: list[str]) -> Contender:
+    def build(inputs: Inputs) -> Run:
+        import pytorch_grad_cam
+
+        modules = [inputs[0].get_submodule(layer) for layer in layers]
+        cam = getattr(pytorch_grad_cam, name)(model=inputs[0], target_layers=modules)
+        return lambda: cam(inputs[1].clone(), targets=None)
+
+    return Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",))
+
+
+def torchcam_peer(name: str, layers: list[str], note: str) -> Contender:
+    def build(inputs: Inputs) -> Run:
+        from torchcam import methods
+
+        model, images = inputs
+        cam = getattr(methods, name)(model, target_layer=layers)
+
+        def run() -> Tensor:
+            scores = model(images)
+            return cam.fuse_cams(cam(scores.argmax(dim=1).tolist(), scores))
+
+        return run
+
+    return Contender("torchcam", build, requires=("torchcam",), same_work=False, note=note)
+
+
+def gradient_case(name: str) -> Case:
+    contenders = [
+        Contender(
+            "wsfast",
+            method(
+                METHODS[name.lower()],
+                BLOCKS,
+                **({"alpha_eps": 1e-6} if name == "GradCAMPlusPlus" else {}),
+            ),
+        ),
+        Contender("reference", eager(lambda inputs: by_formula(name, inputs))),
+        grad_cam_peer(name, BLOCKS),
+    ]
+    if name in ("XGradCAM", "LayerCAM"):
+        contenders.append(torchcam_peer(name, BLOCKS, "fuses the layers in another way"))
+    return Case(
+        room="cam",
+        operation=f"{name}, ResNet50 blocks",
+        inputs=lambda size, generator: resnet_and_images("resnet50", size, generator),
+        sizes=(ONE, Size(2, 224), FOUR),
+        contenders=tuple(contenders),
+        oracle=lambda inputs: by_formula(name, inputs, torch.float64),
+        tolerance=1e-4,
+        budget=MINUTES,
+    )
+
+
+def channel_case(name: str, **options: Any) -> Case:
+    contenders = [
+        Contender("wsfast", method(METHODS[name.lower()], CHANNELS, **options)),
+        Contender(
+            "reference",
+            eager(lambda inputs: by_channels(name, inputs)),
+            note="the whole model for every channel",
+        ),
+        grad_cam_peer(name, [CHANNELS]),
+    ]
+    if name == "ScoreCAM":
+        contenders.append(torchcam_peer(name, [CHANNELS], "resizes its masks in another way"))
+    return Case(
+        room="cam",
+        operation=f"{name}, ResNet18 {CHANNELS}",
+        inputs=lambda size, generator: resnet_and_images("resnet18", size, generator),
+        sizes=SMALL,
+        contenders=tuple(contenders),
+        oracle=lambda inputs: by_channels(name, inputs, torch.float64),
+        tolerance=5e-3,
+        budget=MINUTES,
+    )
+
+
+CASES += [
+    *(gradient_case(name) for name in FORMULAS),
+    Case(
+        room="cam",
+        operation="FullGrad, ResNet50",
+        inputs=lambda size, generator: resnet_and_images("resnet50", size, generator),
+        sizes=(ONE, Size(2, 224), FOUR),
+        contenders=(
+            Contender("wsfast", method(FullGrad, "biases")),
+            Contender("reference", eager(fullgrad), note="resizes every channel"),
+            grad_cam_peer("FullGrad", []),
+        ),
+        oracle=lambda inputs: fullgrad(inputs, torch.float64),
+        tolerance=1e-4,
+        budget=MINUTES,
+    ),
+    channel_case("ScoreCAM", align_corners=True),
+    channel_case("AblationCAM", signed=True),
 ]
 
 
