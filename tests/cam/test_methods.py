@@ -196,8 +196,9 @@ def test_cam_equals_gradcam_up_to_a_factor() -> None:
     torch.testing.assert_close(cam.cams, grad.cams, rtol=0, atol=2e-5)
     activations, _, _ = passes(model, images, ["act3"])
     signed = CAM(model, "act3", relu=False, head="head")(images, 2).per_layer[0]
-    expected = torch.einsum("c,nchw->nhw", model.head.weight[2].detach(), activations[0])
-    torch.testing.assert_close(signed, expected)
+    weights = model.head.weight[2].detach().double()
+    expected = torch.einsum("c,nchw->nhw", weights, activations[0].double())
+    torch.testing.assert_close(signed.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cam_says_when_it_cannot_be_right() -> None:

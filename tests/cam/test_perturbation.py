@@ -110,6 +110,18 @@ def test_models_that_are_hard_to_cut(layer: str) -> None:
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
+def test_a_patched_forward_stays() -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 12, 12)
+    expected = AblationCAM(model, "act3")(images, 1)
+    patches = {}
+    for name in ("conv1", "act3"):
+        module = model.get_submodule(name)
+        patches[name] = module.forward = lambda x, original=module.forward: original(x)
+    found = AblationCAM(model, "act3")(images, 1)
+    assert torch.equal(found.cams, expected.cams)
+    assert all(vars(model.get_submodule(n))["forward"] is patch for n, patch in patches.items())
+
+
 class LikeShapes(Shapes):
     """The same without in-place ops."""
 

@@ -153,9 +153,9 @@ class CAMMethod:
 
         Note:
             Gradient methods take one forward pass and one backward pass per class, down to the
-            shallowest layer only. The model runs in evaluation mode whatever its mode. Works under
-            ``torch.no_grad`` and with frozen models; under autocast gradients are reduced in
-            float32. No device sync on accelerators.
+            shallowest layer only, and no device sync. The model runs in evaluation mode whatever
+            its mode. Works under ``torch.no_grad`` and with frozen models; under autocast gradients
+            are reduced in float32.
 
             With ``create_graph`` the forward pass is that of a training step, in the model's own
             mode (batch statistics, dropout) and with its history down to the images; the logits

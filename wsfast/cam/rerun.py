@@ -101,7 +101,7 @@ class Rerun:
     @contextmanager
     def _replaced(self, features: Tensor, copies: int) -> Iterator[None]:
         """The model with ``features`` as the layer's output and stand-ins before it."""
-        changed: list[nn.Module] = []
+        changed: list[tuple[nn.Module, Any]] = []
         try:
             if self._outputs:
                 _replace_forward(self.layer, lambda _: features, changed)
@@ -113,8 +113,11 @@ class Rerun:
                 _replace_forward(module, _stand_ins(outputs, copies, kept=kept), changed)
             yield
         finally:
-            for module in changed:
-                del module.__dict__["forward"]
+            for module, own in reversed(changed):
+                if own is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = own
 
 
 def _stand_ins(outputs: list[Tensor], copies: int, *, kept: bool) -> Callable[[int], Tensor]:
@@ -130,7 +133,7 @@ def _stand_ins(outputs: list[Tensor], copies: int, *, kept: bool) -> Callable[[i
 
 
 def _replace_forward(
-    module: nn.Module, answer: Callable[[int], Tensor], changed: list[nn.Module]
+    module: nn.Module, answer: Callable[[int], Tensor], changed: list[tuple[nn.Module, Any]]
 ) -> None:
     """Let this thread's n-th call of ``module`` return ``answer(n)``."""
     original, thread, calls = module.forward, threading.get_ident(), [0]
@@ -141,12 +144,12 @@ def _replace_forward(
         calls[0] += 1
         return answer(calls[0] - 1)
 
+    changed.append((module, module.__dict__.get("forward")))  # somebody's patch of this instance
     module.__dict__["forward"] = forward
-    changed.append(module)
 
 
 def _replace_last_output(
-    module: nn.Module, last: int, features: Tensor, changed: list[nn.Module]
+    module: nn.Module, last: int, features: Tensor, changed: list[tuple[nn.Module, Any]]
 ) -> None:
     """Let this thread's call number ``last`` of ``module`` return ``features``."""
     original, thread, calls = module.forward, threading.get_ident(), [0]
@@ -158,8 +161,8 @@ def _replace_last_output(
         calls[0] += 1
         return features if calls[0] == last else output
 
+    changed.append((module, module.__dict__.get("forward")))  # somebody's patch of this instance
     module.__dict__["forward"] = forward
-    changed.append(module)
 
 
 class _Record:
