@@ -7,13 +7,12 @@ Same value. The gradient is the exact one of that value, 1-2 per cent from the k
 ``symmetric=False`` gives the known one.
 """
 
-import torch
 from torch import Tensor
 
-from .. import ops
+from .. import nn
 
 
-class DenseCRFLoss(torch.nn.Module):
+class DenseCRFLoss(nn.DenseCRFLoss):
     """The dense-CRF loss of rloss (Tang et al. 2018) on any device.
 
     Args:
@@ -39,12 +38,13 @@ class DenseCRFLoss(torch.nn.Module):
         *,
         symmetric: bool = True,
     ) -> None:
-        super().__init__()
-        self.weight = weight
-        self.sigma_rgb = sigma_rgb
-        self.sigma_xy = sigma_xy
-        self.scale_factor = scale_factor
-        self.symmetric = symmetric
+        super().__init__(
+            weight,
+            sigma_rgb=sigma_rgb,
+            sigma_xy=sigma_xy,
+            scale_factor=scale_factor,
+            symmetric=symmetric,
+        )
 
     def forward(self, images: Tensor, segmentations: Tensor, ROIs: Tensor | None = None) -> Tensor:
         """The loss as one element, on the device of ``segmentations``.
@@ -55,16 +55,12 @@ class DenseCRFLoss(torch.nn.Module):
             ROIs: (B, H, W) or (B, 1, H, W), left as they are; None for whole images.
         """
         device = segmentations.device
-        loss = ops.dense_crf_loss(
+        loss = super().forward(
             images.detach().to(device, non_blocking=True),
             segmentations,
-            sigma_rgb=self.sigma_rgb,
-            sigma_xy=self.sigma_xy,
-            scale_factor=self.scale_factor,
-            roi=None if ROIs is None else ROIs.to(device, non_blocking=True),
-            symmetric=self.symmetric,
+            None if ROIs is None else ROIs.to(device, non_blocking=True),
         )
-        return (self.weight * loss).reshape(1)
+        return loss.reshape(1)
 
     def extra_repr(self) -> str:
         """The options, as the known module prints them."""
