@@ -22,7 +22,8 @@ struct ChunkScratch {
   Buffer<A> tile;
   Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
   Buffer<uint32_t> codes;  // of the same
-  Buffer<Key> corners;     // of its new simplices
+  Buffer<uint32_t> hashes;  // of a tile's points
+  Buffer<Key> corners;     // of its new simplices, corner by corner
   int64_t last_simplices = 0, last_vertices = 0;  // of the chunk before: this one's will be alike
 
   void release() {
@@ -35,23 +36,39 @@ template <class A, class Key>
 struct Chunk {
   int64_t begin, end;
   int64_t simplices = 0, vertices = 0;
-  Buffer<A> weights;           // per block of lanes: d + 1 vectors
+  Buffer<A> weights;           // of every point: d + 1
   Buffer<int32_t> simplex;     // of every point
   Buffer<int32_t> corners;     // of every simplex: d + 1 vertices of this chunk
   Buffer<Key> keys;            // of every vertex
   Buffer<int32_t> joined;      // this chunk's vertices as the image's
   Buffer<A> values;            // rows of this chunk's vertices
+  Buffer<A> simplex_values;    // rows of its simplices' corners
 };
 
 template <class Key>
-bool holds(const VertexSlot& slot, const Key* keys, Key key, uint64_t hash) {
-  const bool same = !slot.empty() & (slot.tag == static_cast<uint32_t>(hash));
-  return sizeof(Key) == 4 ? same : same && keys[slot.number()] == key;
+bool holds(const VertexSlot& slot, const Key* known, Key key) {
+  const bool same = !slot.empty() & (slot.low_key == static_cast<uint32_t>(key));
+  return sizeof(Key) == 4 ? same : same && known[slot.number()] == key;
 }
 
 template <class Key>
-VertexSlot* find_vertex(SlotTable<VertexSlot>& table, const Key* keys, Key key, uint64_t hash) {
-  return table.find(hash, [=](const VertexSlot& held) { return holds(held, keys, key, hash); });
+VertexSlot* find_vertex(SlotTable<VertexSlot>& table, const Key* known, Key key) {
+  return table.find(hash_key(key), [=](const VertexSlot& held) { return holds(held, known, key); });
+}
+
+// The numbers of up to kBatch vertices whose first probe decides, without a branch that depends on
+// the image; the others' places go to `missed`. `absent`: an empty slot decides, too: -1.
+template <bool absent, class Key>
+int64_t probe_vertices(const SlotTable<VertexSlot>& table, const Key* known, const Key* keys,
+                       int64_t count, int32_t* numbers, int32_t* missed) {
+  int64_t misses = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const VertexSlot slot = table.first(hash_key(keys[i]));
+    numbers[i] = slot.number();
+    missed[misses] = static_cast<int32_t>(i);
+    misses += !(holds(slot, known, keys[i]) || (absent && slot.empty()));
+  }
+  return misses;
 }
 
 template <class Loops, class A, class Key>
@@ -80,36 +97,35 @@ struct ChunkBuilder {
   template <int D>
   void run() {
     const int64_t count = chunk.end - chunk.begin;
-    chunk.weights.resize((count + kLargestLanes) * (D + 1));
+    chunk.weights.resize((count + kLargestLanes) * (D + 1) + kLargestLanes);
     chunk.simplex.resize(count);
     chunk.simplices = chunk.vertices = 0;
     scratch.simplices.clear(std::min(count, std::max(kChunk / 16, scratch.last_simplices)));
     scratch.vertices.clear(std::min(count, std::max(kChunk / 32, scratch.last_vertices)));
-    A* tile = scratch.tile.resize(D * kTileRow);
+    scratch.tile.resize(D * kTileRow);
     Key* first_keys = scratch.keys.resize(kTileRow);
     uint32_t* codes = scratch.codes.resize(kTileRow);
-    scratch.corners.resize(kTile * (D + 1));
+    uint32_t* hashes = scratch.hashes.resize(kTileRow);
+    scratch.corners.resize(kTileRow * (D + 1));
     A coefficient[D];
     const A* features[D];
-    for (int i = 0; i < D; ++i) {
-      coefficient[i] = static_cast<A>(source.coefficient[i]);
-      features[i] = tile + i * kTileRow;
-    }
+    for (int i = 0; i < D; ++i) coefficient[i] = static_cast<A>(source.coefficient[i]);
     for (int64_t first = 0; first < count; first += kTile) {
       const int64_t n = std::min(kTile, count - first);
-      source.read_tile(chunk.begin + first, n, tile);
+      source.read_tile(chunk.begin + first, n, scratch.tile.data(), features);
       Loops::template embed<A, Key, D>(features, coefficient, keys,
                                        ceil_div(n, kLanes) * kLanes,
-                                       chunk.weights.data() + first * (D + 1), first_keys, codes);
+                                       chunk.weights.data() + first * (D + 1), first_keys, codes,
+                                       hashes);
       const bool recurring = first < kTrial || 8 * chunk.simplices < 7 * first;
       int32_t* simplex = chunk.simplex.data() + first;
       const int64_t before = chunk.simplices;
       if (recurring) {
         find_simplices(n, simplex);
-        add_corners<D, false>(before);
+        add_corners<D>(before);
       } else {
         number_simplices(n, simplex);
-        add_corners<D, true>(before);
+        add_corners<D>(before);
       }
     }
     scratch.last_simplices = chunk.simplices;
@@ -120,6 +136,7 @@ struct ChunkBuilder {
   void find_simplices(int64_t n, int32_t* simplex) {
     Key* const first_keys = scratch.keys.data();
     uint32_t* codes = scratch.codes.data();
+    const uint32_t* hashes = scratch.hashes.data();
     int64_t found = 0, count = chunk.simplices;
     int32_t missed[kBatch];
     for (int64_t begin = 0; begin < n; begin += kBatch) {
@@ -127,7 +144,7 @@ struct ChunkBuilder {
       int64_t misses = 0;
       for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
         const uint64_t key = static_cast<uint64_t>(first_keys[i]);
-        const SimplexSlot& slot = scratch.simplices.first(SimplexSlot::hash(key, codes[i]));
+        const SimplexSlot& slot = scratch.simplices.first(hashes[i]);
         simplex[i] = slot.number;
         missed[misses] = static_cast<int32_t>(i);
         misses += !slot.holds(key, codes[i]);
@@ -137,8 +154,7 @@ struct ChunkBuilder {
         const uint64_t key = static_cast<uint64_t>(first_keys[i]);
         const uint32_t code = codes[i];
         SimplexSlot* slot = scratch.simplices.find(
-            SimplexSlot::hash(key, code),
-            [=](const SimplexSlot& held) { return held.holds(key, code); });
+            hashes[i], [=](const SimplexSlot& held) { return held.holds(key, code); });
         if (!slot->empty()) {
           simplex[i] = slot->number;
           continue;
@@ -148,7 +164,9 @@ struct ChunkBuilder {
         first_keys[found] = static_cast<Key>(key);
         codes[found++] = code;
         scratch.simplices.make_room(count, [](const SimplexSlot& held) {
-          return SimplexSlot::hash(held.key, held.code);
+          using Word = std::make_unsigned_t<Key>;
+          return static_cast<uint32_t>(
+              hash_simplex<Word, Word>(static_cast<Word>(held.key), held.code));
         });
       }
     }
@@ -160,62 +178,47 @@ struct ChunkBuilder {
     for (int64_t i = 0; i < n; ++i) simplex[i] = static_cast<int32_t>(chunk.simplices++);
   }
 
-  // The vertices of the simplices from `before` on. Prefetch: of tables beyond the caches.
-  template <int D, bool Prefetch>
+  // The vertices of the simplices from `before` on, corner by corner.
+  template <int D>
   void add_corners(int64_t before) {
-    constexpr int64_t corners = D + 1;
-    const int64_t count = (chunk.simplices - before) * corners;
-    Key* const corner = scratch.corners.data();
-    for (int64_t i = 0; i < chunk.simplices - before; ++i) {
-      list_corners<D>(scratch.keys[i], scratch.codes[i], corner + i * corners);
-    }
-    const int64_t largest = (chunk.end - chunk.begin) * corners;
-    chunk.corners.grow(chunk.simplices * corners, before * corners, largest);
+    const int64_t fresh = chunk.simplices - before, count = fresh * (D + 1);
+    Loops::template list_corners<Key, D>(scratch.keys.data(), scratch.codes.data(), keys, fresh,
+                                         scratch.corners.data());
+    const int64_t largest = (chunk.end - chunk.begin) * (D + 1);
+    chunk.corners.grow(chunk.simplices * (D + 1), before * (D + 1), largest);
     chunk.keys.grow(chunk.vertices + count, chunk.vertices, largest);
-    int32_t* vertex = chunk.corners.data() + before * corners;
-    Key* known = chunk.keys.data();
-    int64_t vertices = chunk.vertices;
-    int32_t missed[kBatch];
-    for (int64_t begin = 0; begin < count; begin += kBatch) {
-      const int64_t end = std::min(begin + kBatch, count);
-      int64_t misses = 0;
-      if (Prefetch) {
-        for (int64_t i = end; i < std::min(end + kBatch, count); ++i) {
-          scratch.vertices.prefetch(hash_key(static_cast<uint64_t>(corner[i])));
-        }
-      }
-      for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
-        const uint64_t hash = hash_key(static_cast<uint64_t>(corner[i]));
-        const VertexSlot& slot = scratch.vertices.first(hash);
-        vertex[i] = slot.number();
-        missed[misses] = static_cast<int32_t>(i);
-        misses += !holds(slot, known, corner[i], hash);
-      }
-      for (int64_t j = 0; j < misses; ++j) {
-        const int64_t i = missed[j];
-        const uint64_t hash = hash_key(static_cast<uint64_t>(corner[i]));
-        VertexSlot* slot = find_vertex(scratch.vertices, known, corner[i], hash);
-        if (!slot->empty()) {
-          vertex[i] = slot->number();
-          continue;
-        }
-        vertex[i] = static_cast<int32_t>(vertices);
-        known[vertices++] = corner[i];
-        *slot = {static_cast<uint32_t>(vertices), static_cast<uint32_t>(hash)};
-        scratch.vertices.make_room(vertices, [=](const VertexSlot& held) {
-          return hash_key(static_cast<uint64_t>(known[held.number()]));
-        });
+    for (int corner = 0; corner <= D; ++corner) {
+      int32_t* vertex = chunk.corners.data() + before * (D + 1) + corner;
+      for (int64_t begin = 0; begin < fresh; begin += kBatch) {
+        number_vertices<D + 1>(scratch.corners.data() + corner * kTileRow + begin,
+                               std::min(kBatch, fresh - begin), vertex + begin * (D + 1));
       }
     }
-    chunk.vertices = vertices;
   }
 
-  template <int D>
-  void list_corners(Key key, uint32_t code, Key* corner) const {
-    Key step[D + 1] = {};  // by rank; the last axis has stride 0
-    for (int i = 0; i < D; ++i) step[code >> (4 * i) & 15u] = static_cast<Key>(keys.stride[i]);
-    corner[0] = key;
-    for (int k = 1; k <= D; ++k) corner[k] = corner[k - 1] + 1 - step[D + 1 - k];
+  // Numbers of up to kBatch keys, every `Stride`.
+  template <int Stride>
+  void number_vertices(const Key* corner, int64_t count, int32_t* vertex) {
+    SlotTable<VertexSlot>& table = scratch.vertices;
+    Key* known = chunk.keys.data();
+    int32_t numbers[kBatch], missed[kBatch];
+    if (table.large()) {
+      for (int64_t i = 0; i < count; ++i) table.prefetch(hash_key(corner[i]));
+    }
+    const int64_t misses = probe_vertices<false>(table, known, corner, count, numbers, missed);
+    for (int64_t j = 0; j < misses; ++j) {
+      const Key key = corner[missed[j]];
+      VertexSlot* slot = find_vertex(table, known, key);
+      int32_t& number = numbers[missed[j]];
+      number = slot->number();
+      if (!slot->empty()) continue;
+      number = static_cast<int32_t>(chunk.vertices);
+      known[chunk.vertices++] = key;
+      *slot = {static_cast<uint32_t>(chunk.vertices), static_cast<uint32_t>(key)};
+      table.make_room(chunk.vertices,
+                      [=](const VertexSlot& held) { return hash_key(known[held.number()]); });
+    }
+    for (int64_t i = 0; i < count; ++i) vertex[i * Stride] = numbers[i];
   }
 };
 

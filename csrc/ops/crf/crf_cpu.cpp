@@ -112,13 +112,17 @@ struct Energy {
   }
 
  private:
-  // Eight channels at a time, four where no more are left.
+  // Eight channels at a time, four or two where no more are left.
   template <class Lattice>
   void apply_groups(Lattice& lattice, int64_t n) const {
     for (int64_t c = 0; c < channels;) {
       const int64_t left = channels - c;
-      const int group = static_cast<int>(std::min<int64_t>(left, left <= 4 ? 4 : 8));
-      left <= 4 ? apply<4>(lattice, n, c, group) : apply<8>(lattice, n, c, group);
+      const int group = static_cast<int>(std::min<int64_t>(left, 8));
+      if (left <= 2) {
+        apply<2>(lattice, n, c, group);
+      } else {
+        left <= 4 ? apply<4>(lattice, n, c, group) : apply<8>(lattice, n, c, group);
+      }
       c += group;
     }
   }

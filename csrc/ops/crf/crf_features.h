@@ -38,13 +38,18 @@ struct PointSource {
 
   int first_plane() const { return d - planes; }
 
-  // Features [first, first + count) as d rows of kTileRow, the last point repeated at the end.
-  void read_tile(int64_t first, int64_t count, A* tile) const {
+  // Features [first, first + count), d rows, each with readable values behind them: in `tile`, d rows
+  // of kTileRow, where they do not lie in memory as they are.
+  void read_tile(int64_t first, int64_t count, A* tile, const A** rows) const {
     if (width > 0) fill_coordinates(first, count, tile, tile + kTileRow);
+    for (int i = 0; i < first_plane(); ++i) rows[i] = pad(tile + i * kTileRow, count);
+    const bool in_place = read == read_plane<A, A> && first + count + kTilePadding <= points;
     for (int c = 0; c < planes; ++c) {
-      read(data + c * plane_bytes, first, count, tile + (first_plane() + c) * kTileRow);
+      const char* plane = data + c * plane_bytes;
+      A* row = tile + (first_plane() + c) * kTileRow;
+      if (!in_place) read(plane, first, count, row);
+      rows[first_plane() + c] = in_place ? reinterpret_cast<const A*>(plane) + first : pad(row, count);
     }
-    for (int i = 0; i < d; ++i) pad(tile + i * kTileRow, count);
   }
 
   // The packed keys of this source; bits are 0 where they do not fit or a value is not finite.
@@ -71,8 +76,9 @@ struct PointSource {
   }
 
  private:
-  static void pad(A* row, int64_t count) {
+  static const A* pad(A* row, int64_t count) {
     std::fill(row + count, row + count + kTilePadding, row[count - 1]);
+    return row;
   }
 
   void fill_coordinates(int64_t first, int64_t count, A* xs, A* ys) const {

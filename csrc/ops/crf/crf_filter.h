@@ -12,13 +12,11 @@ namespace wsfast::crf {
 // The points of a kept lattice as splat and slice read them: row by row.
 template <class A>
 struct RowPoints {
-  static constexpr int stride = 1;
   const int32_t* vertices;
   const A* weights;
   int corners;
 
   const int32_t* vertices_at(int64_t i, int n) const { return vertices + i * n; }
-  const A* weights_at(int64_t i, int n) const { return weights + i * n; }
 };
 
 template <class Loops, class T>

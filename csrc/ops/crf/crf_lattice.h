@@ -45,27 +45,20 @@ A* blur_axes(const A* in, A* a, A* b, int axes, int64_t vertices, bool transpose
   return axes % 2 == 0 ? b : a;
 }
 
-// The points of a chunk as splat and slice read them: weights in blocks of lanes.
-template <class A, int Lanes>
-struct BlockPoints {
-  static constexpr int stride = Lanes;
+// The points of a chunk as splat and slice read them.
+template <class A>
+struct ChunkPoints {
   const A* weights;
   const int32_t* simplex;
   const int32_t* simplex_vertices;
   int corners;
 
   const int32_t* vertices_at(int64_t i, int n) const { return simplex_vertices + int64_t{simplex[i]} * n; }
-  const A* weights_at(int64_t i, int n) const {
-    const int64_t lane = i & (Lanes - 1);
-    return weights + (i - lane) * n + lane;
-  }
 };
 
 template <class Loops, class A, class Key>
 class ImageLattice {
  public:
-  static constexpr int kLanes = Loops::template lanes<A>;
-
   // `keys` must fit Key.
   void build(const PointSource<A>& source, const KeySpace& keys) {
     keys_ = keys;
@@ -93,11 +86,10 @@ class ImageLattice {
     for (int64_t c = 0; c < chunk_count(); ++c) {
       const Chunk<A, Key>& chunk = chunks_[c];
       for (int64_t i = 0; i < chunk.end - chunk.begin; ++i) {
-        const A* block = chunk.weights.data() + i / kLanes * kLanes * corners + i % kLanes;
         const int32_t* local = chunk.corners.data() + chunk.simplex[i] * corners;
         for (int64_t k = 0; k < corners; ++k, ++vertices, ++weights) {
           *vertices = chunk.joined[local[k]];
-          *weights = block[k * kLanes];
+          *weights = chunk.weights[i * corners + k];
         }
       }
     }
@@ -171,7 +163,6 @@ class ImageLattice {
   }
 
   void find_neighbours() {
-    constexpr int64_t ahead = 8;
     const int64_t n = vertices_;
     const Key* keys = vertex_keys_.data();
     SlotTable<VertexSlot>& table = scratch_[0].vertices;
@@ -180,31 +171,43 @@ class ImageLattice {
     const Unsigned colours = static_cast<Unsigned>(d() + 1);
     Key* moved = moved_keys_.resize(n);  // keys one step along an axis, but for its own stride
     for (int64_t i = 0; i < n; ++i) {
-      const uint64_t hash = hash_key(static_cast<uint64_t>(keys[i]));
-      *table.find(hash, [](const VertexSlot&) { return false; }) = {static_cast<uint32_t>(i + 1),
-                                                                   static_cast<uint32_t>(hash)};
+      *table.find(hash_key(keys[i]), [](const VertexSlot&) { return false; }) = {
+          static_cast<uint32_t>(i + 1), static_cast<uint32_t>(keys[i])};
       const bool wraps = static_cast<Unsigned>(keys[i]) % colours == 0;
       moved[i] = keys[i] + (wraps ? static_cast<Key>(keys_.wrapping_step()) : Key(-1));
     }
     int32_t* all = neighbours_.resize(2 * (d() + 1) * n);
     parallel_for(0, d() + 1, 1, [&](int64_t begin, int64_t end) {
       for (int64_t axis = begin; axis < end; ++axis) {
-        const Key stride = static_cast<Key>(keys_.stride[axis]);
         int32_t* one = all + 2 * axis * n;
-        int32_t* other = one + n;
-        std::fill(other, other + n, -1);
-        for (int64_t i = 0; i < n; ++i) {
-          if (i + ahead < n) table.prefetch(hash_key(static_cast<uint64_t>(moved[i + ahead] + stride)));
-          const Key key = moved[i] + stride;
-          const uint64_t hash = hash_key(static_cast<uint64_t>(key));
-          VertexSlot slot = table.first(hash);
-          if (!slot.empty() & !holds(slot, keys, key, hash)) slot = *find_vertex(table, keys, key, hash);
-          one[i] = slot.number();
-          int32_t nowhere;
-          *(slot.empty() ? &nowhere : other + slot.number()) = static_cast<int32_t>(i);
-        }
+        find_along(static_cast<Key>(keys_.stride[axis]), one, one + n);
       }
     });
+  }
+
+  // The vertices one step along an axis and, of these, the ones they are a step behind.
+  void find_along(Key stride, int32_t* one, int32_t* other) {
+    SlotTable<VertexSlot>& table = scratch_[0].vertices;
+    const Key* known = vertex_keys_.data();
+    Key keys[kBatch];
+    int32_t missed[kBatch];
+    std::fill(other, other + vertices_, -1);
+    for (int64_t first = 0; first < vertices_; first += kBatch) {
+      const int64_t count = std::min(kBatch, vertices_ - first);
+      for (int64_t i = 0; i < count; ++i) keys[i] = moved_keys_[first + i] + stride;
+      if (table.large()) {
+        for (int64_t i = 0; i < count; ++i) table.prefetch(hash_key(keys[i]));
+      }
+      int32_t* numbers = one + first;
+      const int64_t misses = probe_vertices<true>(table, known, keys, count, numbers, missed);
+      for (int64_t j = 0; j < misses; ++j) {
+        numbers[missed[j]] = find_vertex(table, known, keys[missed[j]])->number();
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        int32_t nowhere;
+        *(numbers[i] < 0 ? &nowhere : other + numbers[i]) = static_cast<int32_t>(first + i);
+      }
+    }
   }
 
   // Of images with many vertices, where it would take more memory than the lattice.
@@ -232,6 +235,12 @@ class ImageLattice {
         PointChunk& chunk = chunks_[c];
         A* sums = chunk.values.resize(chunk.vertices * W);
         std::fill(sums, sums + chunk.vertices * W, A(0));
+        if constexpr (W == 2) {
+          if (by_simplex(chunk)) {
+            splat_by_simplex<W, 6>(values, channels, roi, chunk, sums);
+            continue;
+          }
+        }
         const auto run = [&]<int Corners>() {
           Loops::template splat<A, W, Corners>(values, points_, channels, roi, chunk.begin,
                                                chunk.end, points_of(chunk), sums);
@@ -248,6 +257,41 @@ class ImageLattice {
     }
   }
 
+  // For the losses' case, two classes on a colour image, where points share simplices.
+  bool by_simplex(const PointChunk& chunk) const {
+    return d() == 5 && 4 * chunk.simplices <= chunk.end - chunk.begin;
+  }
+
+  template <int W, int Corners, class T>
+  void splat_by_simplex(const T* values, int channels, const A* roi, PointChunk& chunk, A* sums) {
+    using R = typename Loops::template SimplexRow<A, W, Corners>;
+    A* rows = chunk.simplex_values.resize(chunk.simplices * R::size);
+    std::fill(rows, rows + chunk.simplices * R::size, A(0));
+    Loops::template splat_simplices<A, W, Corners>(values, points_, channels, roi, chunk.begin,
+                                                   chunk.end, points_of(chunk), rows);
+    const int32_t* vertex = chunk.corners.data();
+    for (int64_t i = 0; i < chunk.simplices; ++i, vertex += Corners) {
+      for (int k = 0; k < Corners; ++k) {
+        Loops::add(rows + i * R::size + k * W, W, sums + int64_t{vertex[k]} * W);
+      }
+    }
+  }
+
+  template <int W, int Corners, class T>
+  void slice_by_simplex(const A* own, int channels, const A* roi, A scale, PointChunk& chunk,
+                        T* planes) {
+    using R = typename Loops::template SimplexRow<A, W, Corners>;
+    A* rows = chunk.simplex_values.resize(chunk.simplices * R::size);
+    const int32_t* vertex = chunk.corners.data();
+    for (int64_t i = 0; i < chunk.simplices; ++i, vertex += Corners) {
+      A* row = rows + i * R::size;
+      for (int k = 0; k < Corners; ++k) std::copy_n(own + int64_t{vertex[k]} * W, W, row + k * W);
+      std::fill(row + Corners * W, row + R::size, A(0));
+    }
+    Loops::template slice_simplices<A, W, Corners>(planes, points_, channels, roi, chunk.begin,
+                                                   chunk.end, points_of(chunk), rows, scale);
+  }
+
   template <int W, class T>
   void slice(const A* vertices, int channels, const A* roi, A scale, T* planes) {
     parallel_for(0, chunk_count_, 1, [&](int64_t begin, int64_t end) {
@@ -258,6 +302,12 @@ class ImageLattice {
           const A* row = vertices + chunk.joined[i] * int64_t{W};
           std::copy(row, row + W, own + i * W);
         }
+        if constexpr (W == 2) {
+          if (by_simplex(chunk)) {
+            slice_by_simplex<W, 6>(own, channels, roi, scale, chunk, planes);
+            continue;
+          }
+        }
         const auto run = [&]<int Corners>() {
           Loops::template slice<A, W, Corners>(planes, points_, channels, roi, chunk.begin,
                                                chunk.end, points_of(chunk), own, scale);
@@ -267,7 +317,7 @@ class ImageLattice {
     });
   }
 
-  BlockPoints<A, kLanes> points_of(const PointChunk& chunk) const {
+  ChunkPoints<A> points_of(const PointChunk& chunk) const {
     return {chunk.weights.data(), chunk.simplex.data(), chunk.corners.data(), d() + 1};
   }
 

@@ -1,47 +1,24 @@
-// Loops of the crf room, one copy per instruction set (core/foreach_simd.h), on the compiler's own
-// vector types: float and double alike. No include guard.
+// Loops of the crf room, one copy per instruction set (core/foreach_simd.h), float and double alike.
+// No include guard.
 
 namespace wsfast::crf::WS_SIMD {
 
-inline constexpr int kVectorBytes = simd::WS_SIMD::Vec::lanes * static_cast<int>(sizeof(float));
-
-// A vector of values as find_simplex wants it.
-template <class A>
-struct VectorLane {
-  using Scalar = A;
-  using Whole = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  typedef A Real __attribute__((vector_size(kVectorBytes)));
-  typedef Whole Int __attribute__((vector_size(kVectorBytes)));
-  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(A));
-
-  static Int round(Real value) {  // to the nearest, ties to even; |value| < 2^22
-    constexpr A magic = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
-    const Real shifted = value + magic;
-    return __builtin_convertvector(shifted - magic, Int);
-  }
-  static Real real(Int value) { return __builtin_convertvector(value, Real); }
-  static Int less(Real a, Real b) { return a < b; }
-  static Int below(Int a, Whole b) { return a < b; }
-  static Int above(Int a, Whole b) { return a > b; }
-  static Real min(Real a, Real b) { return b < a ? b : a; }
-  static Real max(Real a, Real b) { return b > a ? b : a; }
-};
-
-#include "crf_simplex.h"
+#include "crf_lanes.h"
 
 struct Loops {
   template <class A>
   static constexpr int lanes = VectorLane<A>::lanes;
 
-  // The simplices of `count` points, a multiple of the lanes. Per block of lanes: D + 1 vectors of
-  // weights. `code` holds the ranks of axes 0..D-1, four bits each.
+  // The simplices of `count` points, a multiple of the lanes: D + 1 weights per point, with scratch
+  // behind them. `code` holds the ranks of axes 0..D-1, four bits each; `hash` is of both.
   template <class A, class Key, int D>
   static void embed(const A* const* features, const A* coefficient, const KeySpace& space,
-                    int64_t count, A* weights, Key* first_key, uint32_t* code) {
+                    int64_t count, A* weights, Key* first_key, uint32_t* code, uint32_t* hash) {
     using Lane = VectorLane<A>;
     constexpr int L = Lane::lanes;
     // unsigned: parts of the sum may leave the range that the sum keeps
-    typedef std::make_unsigned_t<Key> Keys __attribute__((vector_size(L * sizeof(Key))));
+    using Word = std::make_unsigned_t<Key>;
+    typedef Word Keys __attribute__((vector_size(L * sizeof(Key))));
     typedef uint32_t Codes __attribute__((vector_size(L * sizeof(uint32_t))));
     for (int64_t p = 0; p < count; p += L) {
       typename Lane::Real scaled[D];
@@ -51,18 +28,85 @@ struct Loops {
       }
       Simplex<Lane, D> simplex;
       find_simplex<Lane, D>(scaled, simplex);
-      Keys key = Keys{} + static_cast<std::make_unsigned_t<Key>>(space.base);
+      Keys key = Keys{} + static_cast<Word>(space.base);
       Codes ranks = {};
       for (int i = 0; i < D; ++i) {
         key += __builtin_convertvector(simplex.quotient[i], Keys) *
-               static_cast<std::make_unsigned_t<Key>>(space.stride[i]);
+               static_cast<Word>(space.stride[i]);
         ranks |= __builtin_convertvector(simplex.rank[i], Codes) << static_cast<uint32_t>(4 * i);
       }
-      for (int k = 0; k <= D; ++k) {
-        std::memcpy(weights + p * (D + 1) + k * L, &simplex.weight[k], kVectorBytes);
-      }
+      store_rows<A, D + 1>(simplex.weight, weights + p * (D + 1));
+      const Codes mixed = __builtin_convertvector(
+          (hash_simplex<Word, Keys>(key, __builtin_convertvector(ranks, Keys))), Codes);
       std::memcpy(first_key + p, &key, sizeof(key));
       std::memcpy(code + p, &ranks, sizeof(ranks));
+      std::memcpy(hash + p, &mixed, sizeof(mixed));
+    }
+  }
+
+  // The keys of the D + 1 vertices of simplices given by their first one and code; those of corner k
+  // from k * kTileRow on, with scratch behind them. Vertex k follows vertex k - 1 by 1 minus the stride
+  // of the axis with rank D + 1 - k.
+  template <class Key, int D>
+  static void list_corners(const Key* first_key, const uint32_t* code, const KeySpace& space,
+                           int64_t count, Key* corners) {
+    using Lane = VectorLane<std::conditional_t<sizeof(Key) == 4, float, double>>;
+    using Word = std::make_unsigned_t<Key>;
+    constexpr int L = Lane::lanes;
+    typedef Word Keys __attribute__((vector_size(kVectorBytes)));
+    typedef uint32_t Codes __attribute__((vector_size(L * sizeof(uint32_t))));
+    for (int64_t i = 0; i < count; i += L) {
+      Keys key;
+      Codes codes;
+      std::memcpy(&key, first_key + i, sizeof(key));
+      std::memcpy(&codes, code + i, sizeof(codes));
+      Keys stride_of_rank[D + 1];
+      for (int r = 1; r <= D; ++r) stride_of_rank[r] = Keys{};
+      for (int axis = 0; axis < D; ++axis) {
+        const Keys rank = __builtin_convertvector(codes >> static_cast<uint32_t>(4 * axis) & 15u, Keys);
+        const Keys stride = Keys{} + static_cast<Word>(space.stride[axis]);
+        for (int r = 1; r <= D; ++r) stride_of_rank[r] |= rank == static_cast<Word>(r) ? stride : Keys{};
+      }
+      std::memcpy(corners + i, &key, sizeof(key));
+      for (int k = 1; k <= D; ++k) {
+        key += 1 - stride_of_rank[D + 1 - k];
+        std::memcpy(corners + k * kTileRow + i, &key, sizeof(key));
+      }
+    }
+  }
+
+  // N vectors of one corner's weights each, as rows of one point's. Behind the last row, up to 8
+  // values more are written.
+  template <class A, int N>
+  static void store_rows(const typename VectorLane<A>::Real* corner, A* rows) {
+    constexpr int L = VectorLane<A>::lanes, side = std::min(L, 8);
+    if constexpr (N < 5 || N > 8) {
+      for (int l = 0; l < L; ++l) {
+        for (int k = 0; k < N; ++k) rows[l * N + k] = corner[k][l];
+      }
+    } else {
+      typename VectorLane<A>::Real v[8];
+      for (int k = 0; k < 8; ++k) v[k] = corner[std::min(k, N - 1)];
+      if constexpr (side > 1) exchange<A, 1>(v);
+      if constexpr (side > 2) exchange<A, 2>(v);
+      if constexpr (side > 4) exchange<A, 4>(v);
+      for (int l = 0; l < L; ++l) {
+        for (int k = 0; k < 8; k += side) {
+          std::memcpy(rows + l * N + k, reinterpret_cast<const A*>(v + k + l % side) + l / side * side,
+                      side * sizeof(A));
+        }
+      }
+    }
+  }
+
+  template <class A, int Bit>
+  static void exchange(typename VectorLane<A>::Real* v) {
+    constexpr int L = VectorLane<A>::lanes;
+    for (int k = 0; k < 8; ++k) {
+      if (k & Bit) continue;
+      const auto low = shuffle<A, Exchange<L, Bit, false>>(v[k], v[k | Bit]);
+      v[k | Bit] = shuffle<A, Exchange<L, Bit, true>>(v[k], v[k | Bit]);
+      v[k] = low;
     }
   }
 
@@ -78,32 +122,71 @@ struct Loops {
     static void store(A* p, V v) { std::memcpy(p, &v, sizeof(V)); }
   };
 
-  static constexpr int kRun = 16;  // points whose rows are transposed at once
+  // The planes of up to W channels from point `first` on; those that are missing lie at `instead`.
+  template <int W, class T>
+  struct Planes {
+    T* plane[W];
+    Planes(T* planes, int64_t pixels, int channels, int64_t first, T* instead) {
+      for (int c = 0; c < W; ++c) plane[c] = c < channels ? planes + c * pixels + first : instead;
+    }
+  };
 
-  // Points first, ... of `channels` channel planes, a row of W each, masked.
-  template <class A, int W, class T>
-  static void gather_rows(const T* planes, int64_t pixels, int channels, const A* roi, int count,
-                          A* rows) {
-    for (int c = 0; c < channels; ++c) {
-      const T* plane = planes + c * pixels;
-      if (roi == nullptr) {
-        for (int i = 0; i < count; ++i) rows[i * W + c] = to_acc(plane[i]);
-      } else {
-        for (int i = 0; i < count; ++i) rows[i * W + c] = to_acc(plane[i]) * roi[i];
+  // Rows of W values of `count` points, and back. Whole runs are written so that they become shuffles.
+  template <class A, int W, int Run, class T>
+  static void gather_rows(const T* const* plane, const A* mask, int count, A* rows) {
+    if (count == Run) {
+      for (int i = 0; i < Run; ++i) {
+        for (int c = 0; c < W; ++c) rows[i * W + c] = to_acc(plane[c][i]) * mask[i];
       }
+      return;
+    }
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < W; ++c) rows[i * W + c] = to_acc(plane[c][i]) * mask[i];
     }
   }
 
-  template <class A, int W, class T>
-  static void scatter_rows(const A* rows, int64_t pixels, int channels, const A* roi, int count,
-                           T* planes) {
-    for (int c = 0; c < channels; ++c) {
-      T* plane = planes + c * pixels;
-      if (roi == nullptr) {
-        for (int i = 0; i < count; ++i) plane[i] = from_acc<T>(rows[i * W + c]);
-      } else {
-        for (int i = 0; i < count; ++i) plane[i] = from_acc<T>(rows[i * W + c] * roi[i]);
+  template <class A, int W, int Run, class T>
+  static void scatter_rows(const A* rows, const A* mask, int count, T* const* plane) {
+    if (count == Run) {
+      for (int c = 0; c < W; ++c) {
+        for (int i = 0; i < Run; ++i) plane[c][i] = from_acc<T>(rows[i * W + c] * mask[i]);
       }
+      return;
+    }
+    for (int c = 0; c < W; ++c) {
+      for (int i = 0; i < count; ++i) plane[c][i] = from_acc<T>(rows[i * W + c] * mask[i]);
+    }
+  }
+
+  static constexpr int kRun = 16;  // points whose rows are transposed at once
+
+  // body(first, count, rows) over runs of points [begin, end) with a row of W masked values each.
+  template <class A, int W, class T, class Body>
+  static void for_rows_of(const T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
+                          int64_t end, const Body& body) {
+    const T zeros[kRun] = {};
+    A rows[kRun * W + VectorLane<A>::lanes], ones[kRun];
+    std::fill(ones, ones + kRun, A(1));
+    for (int64_t first = begin; first < end; first += kRun) {
+      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
+      const Planes<W, const T> from(planes, pixels, channels, first, zeros);
+      gather_rows<A, W, kRun>(from.plane, roi == nullptr ? ones : roi + first, count, rows);
+      body(first - begin, count, rows);
+    }
+  }
+
+  // The same for rows that `body` fills, to be masked.
+  template <class A, int W, class T, class Body>
+  static void for_rows_to(T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
+                          int64_t end, const Body& body) {
+    T nowhere[kRun];
+    A rows[kRun * W], ones[kRun];
+    std::fill(ones, ones + kRun, A(1));
+    for (int64_t first = begin; first < end; first += kRun) {
+      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
+      body(first - begin, count, rows);
+      const Planes<W, T> to(planes, pixels, channels, first, nowhere);
+      scatter_rows<A, W, kRun>(rows, roi == nullptr ? ones : roi + first, count, to.plane);
     }
   }
 
@@ -113,22 +196,20 @@ struct Loops {
   static void splat(const T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
                     int64_t end, const Points& points, A* vertices) {
     using R = Row<A, W>;
-    const int n = Corners > 0 ? Corners : points.corners;
-    A rows[kRun * W] = {};
-    for (int64_t first = begin; first < end; first += kRun) {
-      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
-      const A* mask = roi == nullptr ? nullptr : roi + first;
-      gather_rows<A, W>(planes + first, pixels, channels, mask, count, rows);
+    const Points own = points;  // a copy that no store can change
+    const int n = Corners > 0 ? Corners : own.corners;
+    for_rows_of<A, W>(planes, pixels, channels, roi, begin, end,
+                      [=](int64_t first, int count, const A* rows) {
       for (int i = 0; i < count; ++i) {
         const typename R::V x = R::load(rows + i * W);
-        const int32_t* vertex = points.vertices_at(first - begin + i, n);
-        const A* weight = points.weights_at(first - begin + i, n);
+        const int32_t* vertex = own.vertices_at(first + i, n);
+        const A* weight = own.weights + (first + i) * n;
         for (int k = 0; k < n; ++k) {
           A* row = vertices + static_cast<int64_t>(vertex[k]) * W;
-          R::store(row, R::load(row) + x * weight[k * Points::stride]);
+          R::store(row, R::load(row) + x * weight[k]);
         }
       }
-    }
+    });
   }
 
   // The adjoint: planes = scale * (weights * vertices), masked.
@@ -136,22 +217,89 @@ struct Loops {
   static void slice(T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
                     int64_t end, const Points& points, const A* vertices, A scale) {
     using R = Row<A, W>;
-    const int n = Corners > 0 ? Corners : points.corners;
-    A rows[kRun * W];
-    for (int64_t first = begin; first < end; first += kRun) {
-      const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
+    const Points own = points;
+    const int n = Corners > 0 ? Corners : own.corners;
+    for_rows_to<A, W>(planes, pixels, channels, roi, begin, end,
+                      [=](int64_t first, int count, A* rows) {
       for (int i = 0; i < count; ++i) {
-        const int32_t* vertex = points.vertices_at(first - begin + i, n);
-        const A* weight = points.weights_at(first - begin + i, n);
+        const int32_t* vertex = own.vertices_at(first + i, n);
+        const A* weight = own.weights + (first + i) * n;
         typename R::V x = {};
         for (int k = 0; k < n; ++k) {
-          x += R::load(vertices + static_cast<int64_t>(vertex[k]) * W) * weight[k * Points::stride];
+          x += R::load(vertices + static_cast<int64_t>(vertex[k]) * W) * weight[k];
         }
         R::store(rows + i * W, x * scale);
       }
-      const A* mask = roi == nullptr ? nullptr : roi + first;
-      scatter_rows<A, W>(rows, pixels, channels, mask, count, planes + first);
+    });
+  }
+
+  // The values of a simplex's corners side by side, padded to whole vectors: splat and slice in
+  // vectors where many points share a simplex.
+  template <class A, int W, int Corners>
+  struct SimplexRow {
+    using V = typename VectorLane<A>::Real;
+    static constexpr int lanes = VectorLane<A>::lanes;
+    static constexpr int parts = (Corners * W + lanes - 1) / lanes;
+    static constexpr int size = parts * lanes;
+    static constexpr int step = lanes / W;  // corners of a part
+
+    static V load(const A* p) {
+      V v;
+      std::memcpy(&v, p, kVectorBytes);
+      return v;
     }
+    // body(part, the weights of its corners W times each) for every part
+    template <class Body>
+    static void for_parts(const A* weights, const Body& body) {
+      [&]<int... P>(std::integer_sequence<int, P...>) {
+        (body(P, spread<Corners - 1 - P * step>(load(weights + P * step))), ...);
+      }(std::make_integer_sequence<int, parts>());
+    }
+
+   private:
+    template <int Limit>
+    static V spread(V weights) { return shuffle<A, Spread<W, Limit>>(weights, weights); }
+  };
+
+  template <class A, int W, int Corners, class Points, class T>
+  static void splat_simplices(const T* planes, int64_t pixels, int channels, const A* roi,
+                              int64_t begin, int64_t end, const Points& points, A* simplices) {
+    using R = SimplexRow<A, W, Corners>;
+    const Points own = points;
+    for_rows_of<A, W>(planes, pixels, channels, roi, begin, end,
+                      [=](int64_t first, int count, const A* rows) {
+      for (int i = 0; i < count; ++i) {
+        const typename R::V one = R::load(rows + i * W), x = shuffle<A, Repeat<W>>(one, one);
+        A* row = simplices + static_cast<int64_t>(own.simplex[first + i]) * R::size;
+        R::for_parts(own.weights + (first + i) * Corners, [=](int part, typename R::V weights) {
+          A* p = row + part * R::lanes;
+          const typename R::V sum = R::load(p) + x * weights;
+          std::memcpy(p, &sum, kVectorBytes);
+        });
+      }
+    });
+  }
+
+  template <class A, int W, int Corners, class Points, class T>
+  static void slice_simplices(T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
+                              int64_t end, const Points& points, const A* simplices, A scale) {
+    using R = SimplexRow<A, W, Corners>;
+    const Points own = points;
+    for_rows_to<A, W>(planes, pixels, channels, roi, begin, end,
+                      [=](int64_t first, int count, A* rows) {
+      for (int i = 0; i < count; ++i) {
+        const A* row = simplices + static_cast<int64_t>(own.simplex[first + i]) * R::size;
+        typename R::V x = {};
+        R::for_parts(own.weights + (first + i) * Corners, [&](int part, typename R::V weights) {
+          x += R::load(row + part * R::lanes) * weights;
+        });
+        if constexpr (R::lanes > 8 && W <= 8) x += shuffle<A, Flip<8>>(x, x);
+        if constexpr (R::lanes > 4 && W <= 4) x += shuffle<A, Flip<4>>(x, x);
+        if constexpr (R::lanes > 2 && W <= 2) x += shuffle<A, Flip<2>>(x, x);
+        x *= scale;
+        std::memcpy(rows + i * W, &x, W * sizeof(A));
+      }
+    });
   }
 
   // One axis of the blur for vertices [begin, end). Row -1 of `in` is 0.

@@ -33,13 +33,13 @@ WS_HD inline void find_simplex(const typename Lane::Real* scaled, Simplex<Lane, 
   }
   for (int i = 0; i <= D; ++i) {
     rest[i] = elevated[i] - Lane::real(simplex.quotient[i]) * A(D + 1);
-    simplex.rank[i] = total;
+    simplex.rank[i] = total + i;
   }
   for (int i = 0; i < D; ++i) {
     for (int j = i + 1; j <= D; ++j) {
       const Int below = Lane::less(rest[i], rest[j]);  // -1 or 0
       simplex.rank[i] = simplex.rank[i] - below;
-      simplex.rank[j] = simplex.rank[j] + below + 1;
+      simplex.rank[j] = simplex.rank[j] + below;
     }
   }
   for (int i = 0; i <= D; ++i) {  // back onto the plane whose coordinates sum to 0

@@ -42,8 +42,21 @@ class Buffer {
   int64_t capacity_ = 0;
 };
 
-// The high half chooses a slot; the low half is a bijection of the low half of the key.
-inline uint64_t hash_key(uint64_t key) { return key * 0x9e3779b97f4a7c15u; }
+// Multiplicative hashes, whose highest bits choose a slot.
+inline uint32_t hash_key(int32_t key) { return static_cast<uint32_t>(key) * 0x9e3779b1u; }
+inline uint32_t hash_key(int64_t key) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u >> 32);
+}
+
+// Of a simplex, for single values or vectors of `Word`, the unsigned type of the keys.
+template <class Word, class Words>
+Words hash_simplex(Words key, Words code) {
+  if constexpr (sizeof(Word) == 4) {
+    return (key + code * 0x85ebca6bu) * 0x9e3779b1u;
+  } else {
+    return (key + code * 0xc2b2ae3d27d4eb4fu) * 0x9e3779b97f4a7c15u >> 32;
+  }
+}
 
 // A power of two of slots, probed one after the other; at most a quarter of them in use, of large
 // tables a half.
@@ -59,18 +72,21 @@ class SlotTable {
 
   // The slot that holds what `same` accepts, or the empty one where it belongs.
   template <class Same>
-  Slot* find(uint64_t hash, const Same& same) {
+  Slot* find(uint32_t hash, const Same& same) {
     Slot* const slots = slots_.data();
     const uint64_t mask = mask_;
-    for (uint64_t at = hash >> 32 & mask;; at = (at + 1) & mask) {
+    for (uint64_t at = hash >> shift_;; at = (at + 1) & mask) {
       if (slots[at].empty() || same(slots[at])) return slots + at;
     }
   }
 
   // Where the search of `find` begins: most entries lie there.
-  const Slot& first(uint64_t hash) const { return slots_[static_cast<int64_t>(hash >> 32 & mask_)]; }
+  const Slot& first(uint32_t hash) const { return slots_[hash >> shift_]; }
 
-  void prefetch(uint64_t hash) const { __builtin_prefetch(slots_.data() + (hash >> 32 & mask_)); }
+  void prefetch(uint32_t hash) const { __builtin_prefetch(slots_.data() + (hash >> shift_)); }
+
+  // Whether looking ahead pays: the table is larger than a cache near the core.
+  bool large() const { return mask_ >= kLarge; }
 
   // To be called before `used` entries become one more.
   template <class HashOf>
@@ -94,15 +110,17 @@ class SlotTable {
   void reset(int64_t capacity) {
     std::memset(static_cast<void*>(slots_.resize(capacity)), 0, capacity * sizeof(Slot));
     mask_ = static_cast<uint64_t>(capacity - 1);
+    shift_ = __builtin_clz(static_cast<uint32_t>(mask_));
   }
 
   Buffer<Slot> slots_;
   uint64_t mask_ = 0;
+  int shift_ = 0;
 };
 
-// A vertex: its number, and 32 bits of its hash, which are all of a 32-bit key.
+// A vertex: its number, and the low half of its key.
 struct VertexSlot {
-  uint32_t number_and_1, tag;
+  uint32_t number_and_1, low_key;
 
   bool empty() const { return number_and_1 == 0; }
   int32_t number() const { return static_cast<int32_t>(number_and_1 - 1); }
@@ -117,9 +135,6 @@ struct SimplexSlot {
   bool empty() const { return key == 0; }
   bool holds(uint64_t other_key, uint32_t other_code) const {
     return ((key ^ other_key) | (code ^ other_code)) == 0;
-  }
-  static uint64_t hash(uint64_t key, uint32_t code) {
-    return key * 0x9e3779b97f4a7c15u + code * 0xc2b2ae3d27d4eb4fu;
   }
 };
 
