@@ -239,7 +239,7 @@ def sample_seeds(
 
     Example:
         >>> cam = torch.tensor([[[0.0, 0.0, 0.0], [0.1, 0.2, 0.9]]])
-        >>> sample_seeds(cam, background_share=0.2, dilate=0, seed=0)
+        >>> sample_seeds(cam, background_share=0.2, dilate=0, seed=1)
         tensor([[[-255,    0, -255],
                  [-255, -255,    1]]])
     """
