@@ -8,7 +8,7 @@
 namespace wsfast::seeds {
 
 inline constexpr int kThreads = 256;
-inline constexpr int kBlockThreads = 1024;  // where one block works on one image
+inline constexpr int kBlockThreads = 512;  // where one block works on one image
 
 // Bits of a pixel's mark.
 inline constexpr int kInRegion = 1, kInShrunk = 2, kDrawnShift = 2;
