@@ -1,4 +1,4 @@
-"""Seeds, proposals and blurred images: against per-image loops of the steps that F-CAM and DiPS take.
+"""Seeds, proposals, blurred images: against per-image loops of the steps that F-CAM and DiPS take.
 
 The loops are written anew from the papers' descriptions: full sorts, ``nonzero``, ``multinomial``
 and max-pools in place of erosion and dilation; so their times are not the originals'. Draws are
