@@ -238,5 +238,6 @@ def test_a_copied_encoder_shares_values_but_not_memory(classifier):
     assert torch.equal(encoder(images)[-1], classifier.forward_features(images)[-1])
     own = {parameter.data_ptr() for parameter in classifier.parameters()}
     assert not own & {parameter.data_ptr() for parameter in encoder.parameters()}
-    FCAMModel(classifier)  # freezes the classifier, not its copy
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    FCAMModel(classifier)  # freezes the classifier, not its copies
+    for copied in (encoder, classifier.copy_encoder()):
+        assert all(parameter.requires_grad for parameter in copied.parameters())

@@ -168,7 +168,7 @@ def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | Non
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            what = f"{found[name].image.name} and {path.name} in {path.parent}"
+            what = f"{Path(found[name].image).name} and {path.name} in {path.parent}"
             value_error("ImageFolder", "root", "of images with different names", what)
         mask = beside.get(path) or _parallel_mask(path, (root, folder), mask_root)
         found[name] = Record(name, path, masks=() if mask is None else (mask,))
