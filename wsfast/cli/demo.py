@@ -68,7 +68,7 @@ def defective_samples(data: KSDD2) -> tuple[Tensor, Tensor, list[str]]:
     """Images, masks and names of the defective samples."""
     samples = [data[i] for i in torch.nonzero(data.labels == _DEFECT).flatten().tolist()]
     images = torch.stack([sample.image for sample in samples])
-    masks = torch.stack([sample.mask for sample in samples])
+    masks = torch.stack([sample.mask for sample in samples if sample.mask is not None])
     return images, masks, [sample.name for sample in samples]
 
 
@@ -124,7 +124,7 @@ def draw_sheet(
 def save_model(trained: TrainedClassifier, path: Path, size: tuple[int, int]) -> None:
     """Write the classifier so that ``wsfast localize --checkpoint`` can use it."""
     save_checkpoint(
-        trained.model,  # type: ignore[arg-type]  # train_classifier's default model
+        trained.model,
         path,
         class_names=("good", "defect"),
         mean=trained.mean,
