@@ -1,20 +1,23 @@
 """Checkpoints that say all that is needed to use the model again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from wsfast._check import value_error
 from wsfast._files import write_atomically
-from wsfast.models.small_vgg import SmallVGG
+from wsfast.models.registry import build_model, config_differences
 from wsfast.models.weights import load_weights
 
-_ARCHITECTURE = "SmallVGG"
+# What the first checkpoints, all of SmallVGG, had beside the description of the images.
+_FIRST_SETTINGS = ("architecture", "in_chans", "num_classes", "channels")
 
 
 class Checkpoint(NamedTuple):
@@ -22,103 +25,150 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         model: the network with its weights, on the CPU.
-        class_names: one name per logit.
+        class_names: one name per class of image.
         mean: per channel, subtracted from an image in 0–1.
         std: per channel, divided by afterwards.
         input_size: height and width the model was trained at.
+        config: what :func:`wsfast.models.build_model` builds the network from.
+        extra: whatever else was saved with it.
     """
 
-    model: SmallVGG
+    model: nn.Module
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     input_size: tuple[int, int]
+    config: dict[str, Any]
+    extra: dict[str, Any]
 
 
 def save_checkpoint(
-    model: SmallVGG,
+    model: nn.Module,
     path: str | PathLike[str],
     *,
     class_names: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
     input_size: tuple[int, int],
+    config: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model's weights and description to a safetensors file, whole or not at all.
 
     Args:
         model: the network; its weights may be on any device.
         path: file to write; an existing one is replaced at the last moment.
-        class_names: one name per logit.
+        class_names: one name per class; checked against ``model.num_classes`` where there is one.
         mean: per channel, for images in 0–1.
         std: per channel, for images in 0–1.
         input_size: height and width of the training images.
+        config: what :func:`wsfast.models.build_model` builds the network from; by default the
+            model's own ``config``, so that it is needed for other packages' models only.
+        extra: anything else that JSON can hold, e.g. a threshold.
 
     Raises:
-        ValueError: a count that does not fit the model.
+        ValueError: a count that does not fit the model, a model that no description is known of.
         OSError: the file cannot be written.
 
     Example:
         >>> import tempfile
+        >>> from wsfast.models import SmallVGG
         >>> file = Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_checkpoint(SmallVGG(), file, class_names=("good", "defect"),
         ...                 mean=(0.5,), std=(0.1,), input_size=(160, 64))
         >>> load_checkpoint(file).class_names
         ('good', 'defect')
     """
+    config = getattr(model, "config", None) if config is None else config
+    if not isinstance(config, Mapping):
+        name = type(model).__name__
+        value_error("save_checkpoint", "config", f"given for a {name}", "nothing")
+        raise AssertionError  # value_error always raises
+    channels = getattr(model, "in_chans", config.get("in_chans", 3))
     for name, values, count in (
-        ("class_names", class_names, model.num_classes),
-        ("mean", mean, model.in_chans),
-        ("std", std, model.in_chans),
+        ("class_names", class_names, getattr(model, "num_classes", len(class_names))),
+        ("mean", mean, channels),
+        ("std", std, channels),
         ("input_size", input_size, 2),
     ):
         if len(values) != count:
             value_error("save_checkpoint", name, f"{count} values", f"{len(values)}")
     description = {
-        "architecture": _ARCHITECTURE,
-        "in_chans": model.in_chans,
-        "num_classes": model.num_classes,
-        "channels": list(model.channels),
+        "config": dict(config),
         "class_names": list(class_names),
         "mean": list(mean),
         "std": list(std),
         "input_size": list(input_size),
+        "extra": dict(extra or {}),
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {name: json.dumps(value) for name, value in description.items()}
     write_atomically(Path(path), save(tensors, metadata=metadata))
 
 
-def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
-    """Rebuild the model that :func:`save_checkpoint` wrote.
+def load_checkpoint(
+    path: str | PathLike[str], *, config: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Rebuild the model that :func:`save_checkpoint` wrote, whatever it is.
 
     Args:
         path: the file.
+        config: the description that the model must have; None takes any.
 
     Returns:
         The model in eval mode on the CPU, with its description.
 
     Raises:
-        ValueError: the file is missing, corrupt, or not such a checkpoint.
+        ValueError: the file is missing, corrupt, or not such a checkpoint; its model is not the
+            one of ``config`` (what differs is named).
+
+    Note:
+        The global random state is left as it was.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        description = {name: json.loads(value) for name, value in metadata.items()}
-        if description["architecture"] != _ARCHITECTURE:
-            raise ValueError(f"architecture {description['architecture']}")
-        model = SmallVGG(
-            description["in_chans"], description["num_classes"], description["channels"]
-        )
+        description = _read_description(path)
+        saved: dict[str, Any] = description["config"]
+        if config is not None:
+            _check_same(path, saved, config)
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(saved)
         checkpoint = Checkpoint(
             model.eval(),
             tuple(description["class_names"]),
             tuple(description["mean"]),
             tuple(description["std"]),
             (description["input_size"][0], description["input_size"][1]),
+            saved,
+            description.get("extra", {}),
         )
+    except _OtherModelError:
+        raise
     except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
         value_error("load_checkpoint", "path", "a wsfast checkpoint", f"{path} ({reason})")
-    load_weights(model, path)
+    load_weights(checkpoint.model, path)
     return checkpoint
+
+
+class _OtherModelError(ValueError):
+    """A checkpoint of another model than the one asked for."""
+
+
+def _read_description(path: str | PathLike[str]) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    description = {name: json.loads(value) for name, value in metadata.items()}
+    if "config" not in description:
+        description["config"] = {name: description[name] for name in _FIRST_SETTINGS}
+    return description
+
+
+def _check_same(
+    path: str | PathLike[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    differences = config_differences(saved, wanted)
+    if differences:
+        raise _OtherModelError(
+            "wsfast.load_checkpoint: path must be a checkpoint of the model asked for, got "
+            f"{path} ({'; '.join(differences)})"
+        )

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsfast._check import value_error
+from wsfast.models.interface import Encoder
 
 # Where training scripts put the weights; averaged ones first, as timm does.
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -38,9 +39,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
         >>> model.weight.tolist()
         [[1.0, 1.0]]
     """
-    path = Path(path)
     own = model.state_dict()
-    state = _without_prefixes(_read_state_dict(path), own)
+    state = _without_prefixes(read_state_dict("load_weights", "path", path), own)
     complaint = _misfit(state, own)
     if complaint:
         value_error(
@@ -52,9 +52,53 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     model.load_state_dict(state)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def load_encoder_state(
+    where: str, encoder: Encoder, state: Mapping[str, Tensor], source: str
+) -> None:
+    """Load what a classifier's state dict holds of its encoder; nothing is changed unless all fits.
+
+    The head and whatever else the encoder has not (auxiliary heads, later stages) is left aside,
+    and so are the layers that the encoder adds, where they are not in it.
+
+    Args:
+        where: name of the calling function, for messages.
+        encoder: receives the weights.
+        state: of torchvision's network or of one of this package's; of an image with three
+            channels also for an encoder of one.
+        source: where the state dict is from, for messages.
+
+    Raises:
+        ValueError: weights are missing or of other shapes.
+    """
+    own = encoder.state_dict()
+    found = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+    found = {name: x for name, x in _without_prefixes(found, own).items() if name in own}
+    for name in own:
+        if name.startswith(tuple(f"{layer}." for layer in encoder.without_weights)):
+            found.setdefault(name, own[name])
+    for name, tensor in found.items():
+        if encoder.in_chans == 1 and tensor.dim() == 4 and own[name].shape[1] == 1:
+            found[name] = tensor.sum(1, keepdim=True)  # a grey image is three equal channels
+    complaint = _misfit(found, own)
+    if complaint:
+        value_error(where, "weights", f"of {encoder.config['name']}", f"{source} ({complaint})")
+    encoder.load_state_dict(found)
+
+
+def read_state_dict(where: str, argument: str, path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a file as :func:`load_weights` does, on the CPU.
+
+    Args:
+        where: name of the calling function, for messages.
+        argument: name of its argument, for messages.
+        path: the file.
+
+    Raises:
+        ValueError: the file is missing or corrupt, or holds no state dict.
+    """
+    path = Path(path)
     if not path.is_file():
-        value_error("load_weights", "path", "an existing file", f"{path}")
+        value_error(where, argument, "an existing file", f"{path}")
     content: object = None
     try:
         if path.suffix == ".safetensors":
@@ -63,13 +107,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
-        value_error(
-            "load_weights", "path", "a file of weights only", f"{path}, unreadable: {reason}"
-        )
+        value_error(where, argument, "a file of weights only", f"{path}, unreadable: {reason}")
     if isinstance(content, Mapping):
         content = next((content[key] for key in _CONTAINERS if key in content), content)
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        value_error("load_weights", "path", "a state dict of tensors", f"{path} without one")
+        value_error(where, argument, "a state dict of tensors", f"{path} without one")
         return {}
     return dict(content)
 
