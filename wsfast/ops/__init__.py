@@ -13,6 +13,7 @@ from .boxes import (
 from .crf import Lattice, bilateral_lattice, dense_crf_loss, lattice_filter, mean_field
 from .fusion import fuse_cams, normalize_cams
 from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
+from .seeds import sample_seeds
 from .truncation import (
     positive_percentile,
     truncate_gradients,
@@ -38,6 +39,7 @@ __all__ = [
     "normalize_cams",
     "otsu_threshold",
     "positive_percentile",
+    "sample_seeds",
     "score_histograms",
     "suppress_overlaps",
     "threshold_levels",
