@@ -124,7 +124,7 @@ def draw_sheet(
 def save_model(trained: TrainedClassifier, path: Path, size: tuple[int, int]) -> None:
     """Write the classifier so that ``wsfast localize --checkpoint`` can use it."""
     save_checkpoint(
-        trained.model,  # type: ignore[arg-type]  # train_classifier's default model
+        trained.model,
         path,
         class_names=("good", "defect"),
         mean=trained.mean,

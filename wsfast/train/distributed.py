@@ -126,7 +126,7 @@ class _SumOverProcesses(torch.autograd.Function):
 class CPUSyncBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes; torch has it for accelerators only."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W) by the statistics of all processes' batches."""
         if not self.training:
             return super().forward(input)

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -94,16 +93,15 @@ def fit(
 
 
 class _Run:
-    def __init__(
-        self, recipe: Recipe, out: Path | None, stop: StopRequest, progress: bool
-    ) -> None:
+    def __init__(self, recipe: Recipe, out: Path | None, stop: StopRequest, progress: bool) -> None:
         config = recipe.config
         self.recipe, self.config, self.out, self.stop = recipe, config, out, stop
         self.device = recipe.device
         self.show = progress and distributed.is_writer()
         self.plan = Plan(recipe)
-        memory = {"memory_format": torch.channels_last} if config.channels_last else {}
-        recipe.model.to(self.device, **memory)  # type: ignore[arg-type]  # torch's overloads
+        recipe.model.to(self.device)
+        if config.channels_last:
+            recipe.model.to(memory_format=torch.channels_last)
         distributed.synchronize_batchnorm(recipe.model, self.device)
         self.optimizer = _build_optimizer(recipe, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -179,11 +177,12 @@ class _Run:
 
     def _step(self, batches: Iterator[Any]) -> None:
         epoch, step, parts = self.at.epoch, self.at.step, self.config.accumulate
-        torch.manual_seed(derive_seed(self.config.seed, _STEP, epoch, step, distributed.rank()))
         self.schedule.apply(self.optimizer, epoch * self.plan.steps + step)
         for part in range(parts):
             with self._without_sync(part < parts - 1):
-                batch = next(batches)
+                batch = next(batches)  # before seeding: a loader draws numbers when it starts
+                place = (_STEP, epoch, step, part, distributed.rank())
+                torch.manual_seed(derive_seed(self.config.seed, *place))
                 with self._autocast():
                     result: Step = self.module(batch, epoch)
                 loss = torch.stack([value.float() for value in result.losses.values()]).sum()
@@ -206,14 +205,16 @@ class _Run:
     def _count(self, values: dict[str, Tensor], parts: int) -> None:
         for name, value in values.items():
             share = value.detach().double() / parts
-            self.at.totals[name] = self.at.totals[name] + share if self.at.totals.get(name) is not None else share
+            self.at.totals[name] = self.at.totals.get(name, 0.0) + share
 
     def _means(self) -> dict[str, float]:
         """Figures of the epoch so far, over all processes."""
         names = sorted(self.at.totals)
         values = torch.stack([self.at.totals[name] for name in names]) / self.at.step
         means = dict(zip(names, distributed.reduce_mean(values).tolist(), strict=True))
-        wrong = [name for name in names if name.startswith("loss") and not math.isfinite(means[name])]
+        wrong = [
+            name for name in names if name.startswith("loss") and not math.isfinite(means[name])
+        ]
         if wrong:
             raise RuntimeError(
                 f"wsfast.train: {' and '.join(wrong)} in epoch {self.at.epoch + 1} is no longer "
@@ -281,7 +282,10 @@ class _Run:
                 "recipe": self.recipe.name,
                 "config": self.config.as_dict(),
                 "fingerprint": self.recipe.fingerprint(),
-                **{k: getattr(self.at, k) for k in ("epoch", "step", "seconds", "best", "best_epoch")},
+                **{
+                    k: getattr(self.at, k)
+                    for k in ("epoch", "step", "seconds", "best", "best_epoch")
+                },
                 "totals": {name: value.cpu() for name, value in totals.items()},
                 "model": self.recipe.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -326,7 +330,6 @@ def _determinism(wanted: bool) -> Iterator[None]:
     if wanted:
         torch.use_deterministic_algorithms(True)
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(before)

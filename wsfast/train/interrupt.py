@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818  # no error: the run is saved and can be resumed
+class Interrupted(Exception):  # no error: the run is saved and can be resumed
     """A run was asked to stop and has saved itself.
 
     Attributes:

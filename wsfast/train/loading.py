@@ -68,7 +68,7 @@ class Plan:
         config = self.recipe.config
         loader = DataLoader(
             _Samples(self.recipe),
-            batch_sampler=self,  # type: ignore[arg-type]  # yields lists of draws
+            batch_sampler=self,
             num_workers=config.workers,
             pin_memory=device.type == "cuda",
         )

@@ -21,7 +21,7 @@ class Draw(NamedTuple):
 
     epoch: int
     position: int
-    index: int
+    item: int
 
 
 class Step(NamedTuple):
@@ -49,7 +49,7 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
-    selections: ClassVar[Mapping[str, str]] = {}
+    selections: Mapping[str, str] = {}
 
     def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:
         self.config = config

@@ -28,9 +28,7 @@ def has_state(folder: Path) -> bool:
     return (folder / STATE).is_file()
 
 
-def load_state(
-    folder: Path, recipe: str, config: TrainConfig, fingerprint: str
-) -> dict[str, Any]:
+def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str) -> dict[str, Any]:
     """Read the state of a run and see that it is of this run.
 
     Raises:
