@@ -105,7 +105,7 @@ def test_resuming_a_finished_run_changes_nothing_and_more_epochs_continue_it(tmp
     ("settings", "message"),
     [
         ({"batch_size": 4, "learning_rate": 0.02},
-         r"batch_size: 8 -> 4; learning_rate: 0.01 -> 0.02"),
+         r"batch_size: 8 -> 4; learning_rate: 0.1 -> 0.02"),
         ({"epochs": 5}, "epochs: 3 -> 5"),  # a one-cycle schedule depends on it
         ({"labels": torch.arange(40) // 20}, r"the run's own images \(40 images, \w+\), got 40"),
         ({"labels": torch.arange(39) % 2}, r"got 39 images"),

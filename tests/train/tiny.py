@@ -42,22 +42,16 @@ class Dropping(SmallVGG):
         return self.logits_of([nn.functional.dropout(f, 0.2, self.training) for f in features])
 
 
-def flips(image, seen):
-    if torch.rand(()) < 0.5:
-        image = image.flip(2)
-        seen = None if seen is None else seen.flip(2)
-    return image, seen
-
-
 def make_recipe(*, dropout=True, labels=None, **settings):
     settings = {"epochs": 3, "batch_size": 8, "seed": 3, "schedule": "onecycle", **settings}
+    settings.setdefault("learning_rate", 0.1)
     config = ClassifierConfig(**settings)
     train, validation = BrightOrDark(40), BrightOrDark(13)
     if labels is not None:
         train.labels = labels
     torch.manual_seed(1)
     model = (Dropping if dropout else SmallVGG)(channels=(4, 6))
-    data = ImageData(train, validation, [0.3], [0.2], ("good", "defect"), flips, (16, 16))
+    data = ImageData(train, validation, [0.3], [0.2], ("good", "defect"), flips="both")
     return ClassifierRecipe(config, model, torch.device("cpu"), data)
 
 

@@ -224,7 +224,7 @@ def train_classifier(
     if model is None:
         with seeded_weights(seed):
             model = SmallVGG(len(mean), classes)
-    data = ImageData(dataset, None, mean, std, transform=_both_flips)
+    data = ImageData(dataset, None, mean, std, flips="both")
     recipe = ClassifierRecipe(config, model, torch.device(device), data)
     history = fit(recipe, progress=progress)
     return TrainedClassifier(model.eval(), mean, std, history)
@@ -271,12 +271,3 @@ def evaluate_classifier(
             scores.update(model(classifier.normalize(images)), dataset.labels[list(chosen)])
     model.train(was_training)
     return scores.compute()
-
-
-def _both_flips(image: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Mirror left-right and up-down, each with probability one half."""
-    for dim in (2, 1):
-        if torch.rand(()) < 0.5:
-            image = image.flip(dim)
-            seen = None if seen is None else seen.flip(dim)
-    return image, seen

@@ -156,6 +156,7 @@ class _Run:
         return self.history
 
     def _epoch(self, batches: Iterator[Any], bar: Any) -> None:
+        self.recipe.begin_epoch(self.at.epoch)
         self.module.train()
         start, before = time.perf_counter(), self.at.seconds
         while self.at.step < self.plan.steps:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resize
 
+from wsfast._check import value_error
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
@@ -53,12 +55,14 @@ class ImageData:
 
     Attributes:
         train: the training images.
-        validation: the validation images, of one size; None where there are none.
+        validation: the validation images at the size the model sees; None where there are none.
         mean: per channel, of images in 0-1.
         std: per channel, of images in 0-1.
         class_names: one per class.
-        transform: from an image and a map, both (C, H, W) uint8, to both augmented; draws from
-            torch's generator.
+        size: height and width that training images are resized to; None where they have one size.
+        crop: height and width of the random crop taken of that; None takes all.
+        flips: ``"none"``, ``"horizontal"`` or ``"both"``.
+        clean_class: the class of images without an object; -1 where all have one.
     """
 
     train: LabelledImages
@@ -66,8 +70,67 @@ class ImageData:
     mean: Sequence[float]
     std: Sequence[float]
     class_names: Sequence[str] = ()
-    transform: Any = None
-    input_size: tuple[int, int] = field(default=(0, 0))
+    size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    flips: str = "none"
+    clean_class: int = -1
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of a whole training image as it is before cropping."""
+        if self.size is not None:
+            return self.size
+        if self._own_size is None:
+            height, width = self.train[0].image.shape[1:]
+            self._own_size = (height, width)
+        return self._own_size
+
+    _own_size: tuple[int, int] | None = field(default=None, repr=False)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what the model is trained on."""
+        return self.crop or self.map_size
+
+    def whole(self, index: int) -> Tensor:
+        """A training image (C, H, W) uint8, resized but not cropped or flipped."""
+        image: Tensor = self.train[index].image
+        if self.size is None or tuple(image.shape[1:]) == self.size:
+            return image
+        return resize(image, list(self.size), antialias=True)
+
+    def augmented(self, index: int, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A training image cropped and flipped at random, and a (1, h, w) map of it likewise."""
+        image = self.whole(index)
+        if seen is not None and seen.shape[1:] != image.shape[1:]:
+            seen = resize(seen, list(image.shape[1:]), antialias=False)
+        both = image if seen is None else torch.cat([image, seen])
+        both = random_flips(random_crop(both, self.crop), self.flips)
+        return (both, None) if seen is None else (both[:-1], both[-1:])
+
+    def targets(self) -> Tensor:
+        """The class to explain in each training image; of clean images the object's."""
+        labels = self.train.labels
+        return torch.where(labels == self.clean_class, int(self.clean_class == 0), labels)
+
+
+def random_crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """A part of (C, H, W) of the given height and width, anywhere in it."""
+    if size is None or tuple(image.shape[1:]) == size:
+        return image
+    room = [whole - part for whole, part in zip(image.shape[1:], size, strict=True)]
+    if min(room) < 0:
+        value_error("train", "crop", f"at most the images' {list(image.shape[1:])}", f"{size}")
+    top, left = (int(torch.randint(space + 1, ())) for space in room)
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def random_flips(image: Tensor, flips: str) -> Tensor:
+    """Mirrored left-right and up-down, each with probability one half where allowed."""
+    for dim in {"none": (), "horizontal": (2,), "both": (2, 1)}[flips]:
+        if torch.rand(()) < 0.5:
+            image = image.flip(dim)
+    return image
 
 
 def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
@@ -110,10 +173,10 @@ class ImageRecipe(Recipe):
 
     def read(self, draw: Draw) -> TrainingSample:
         """One augmented sample with its map."""
-        sample = self.data.train[draw.item]
-        image, seen = self.data.transform(sample.image, self.map_of(draw.item))
+        image, seen = self.data.augmented(draw.item, self.map_of(draw.item))
         empty = torch.zeros(0, dtype=torch.uint8)
-        return TrainingSample(image, int(sample.label), draw, empty if seen is None else seen)
+        label = int(self.labels[draw.item])
+        return TrainingSample(image, label, draw, empty if seen is None else seen)
 
     def validation_batches(self) -> Iterator[list[Any]]:
         """This process' share of the validation images, in lists of samples of one size."""

@@ -49,13 +49,14 @@ class Plan:
             value_error("train", "data", f"at least {parts} training images", f"{length}")
         self.steps = length // self.batch_size
         self.start = (0, 0)
+        self.end = config.epochs
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Parts of this process from ``start`` (epoch, step) to the end of the run."""
+        """Parts of this process from ``start`` (epoch, step) to before the epoch ``end``."""
         accumulate = self.recipe.config.accumulate
         size = self.batch_size // distributed.world_size() // accumulate
         epoch, step = self.start
-        while epoch < self.recipe.config.epochs:
+        while epoch < self.end:
             order = self.recipe.epoch_order(epoch)
             for number in range(step, self.steps):
                 own = number * self.batch_size + distributed.rank() * accumulate * size
@@ -66,14 +67,19 @@ class Plan:
     def batches(self, device: torch.device) -> Iterator[Any]:
         """The parts as batches of samples on the device."""
         config = self.recipe.config
-        loader = DataLoader(
-            _Samples(self.recipe),
-            batch_sampler=self,
-            num_workers=config.workers,
-            pin_memory=device.type == "cuda",
-        )
-        for batch in loader:
-            yield to_device(batch, device, channels_last=config.channels_last)
+        first = self.start[0] + 1
+        turns = [e for e in range(first, config.epochs) if self.recipe.changes_data(e)]
+        for end in [*turns, config.epochs]:
+            self.end = end
+            loader = DataLoader(
+                _Samples(self.recipe),
+                batch_sampler=self,
+                num_workers=config.workers,
+                pin_memory=device.type == "cuda",
+            )
+            for batch in loader:
+                yield to_device(batch, device, channels_last=config.channels_last)
+            self.start = (end, 0)
 
 
 def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:

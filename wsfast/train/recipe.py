@@ -74,6 +74,13 @@ class Recipe(ABC):
     def step(self, batch: Any, epoch: int) -> Step:
         """Losses of a batch on the device, gradients attached."""
 
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  # most recipes need nothing
+        """Make ready for an epoch, counted from 0; a resumed run calls it for its first one too."""
+
+    def changes_data(self, epoch: int) -> bool:
+        """Whether :meth:`read` gives other samples from this epoch on, so none is read ahead."""
+        return False
+
     def validate(self) -> dict[str, float]:
         """Figures on the validation images, the same in all processes."""
         return {}
