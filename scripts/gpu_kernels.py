@@ -15,6 +15,7 @@ import wsfast
 from wsfast.ops.boxes import reference as boxes_reference
 from wsfast.ops.crf import reference as crf_reference
 from wsfast.ops.fusion import reference as fusion_reference
+from wsfast.ops.seeds import reference as seeds_reference
 from wsfast.ops.truncation import reference as truncation_reference
 
 STAGES = ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))  # VGG-16: channels, side
@@ -88,6 +89,22 @@ def check_crf(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     ours = torch.ops.wsfast.lattice_filter(flat, *lattice, "symmetric")
     theirs = crf_reference.lattice_filter(flat, *lattice, "symmetric")
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-3 * float(theirs.abs().max()))
+
+
+def check_seeds(shape: tuple[int, int, int]) -> None:
+    """Compare seeds on the device with the reference, bit for bit."""
+    cams = torch.rand(shape, device="cuda")
+    cams[0] = (cams[0] - 0.6).relu()  # many equal values
+    keys = torch.randint(2**62, (shape[0],), device="cuda")
+    boxes = torch.randint(-3, max(shape), (shape[0], 4), dtype=torch.int32, device="cuda")
+    clean = torch.arange(shape[0], device="cuda") == 1
+    for arguments in (
+        (None, None, 1, 1, False, 0.1, 0.3, False, False, 11, 3),
+        (cams > 0.3, clean, 10, 60, True, 0.01, 0.95, False, True, 0, 5),
+        (boxes, clean, 5139, 2399, True, 0.938, 0.906, True, False, 0, 3),
+    ):
+        seeds, _ = torch.ops.wsfast.sample_seeds(cams, keys, *arguments)
+        assert torch.equal(seeds, seeds_reference.sample_seeds(cams, keys, *arguments)), shape
 
 
 def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
@@ -171,6 +188,20 @@ def measure_crf() -> dict[str, dict[str, float]]:
     return {name: {"milliseconds": milliseconds(run)} for name, run in runs.items()}
 
 
+def measure_seeds() -> dict[str, dict[str, float]]:
+    """Times of sampling 32 smooth maps of 224 x 224 with the settings of F-CAM and DiPS."""
+    coarse = torch.rand(32, 1, 14, 14, device="cuda")
+    cams = torch.nn.functional.interpolate(coarse, (224, 224), mode="bicubic")[:, 0].clamp(0, 1)
+    dips = {"region": "top", "foreground_share": 0.938, "foreground_weights": "activation"}
+    runs = {
+        "sample_seeds_fcam": lambda: wsfast.sample_seeds(cams, erode=11, seed=0),
+        "sample_seeds_dips": lambda: wsfast.sample_seeds(
+            cams, foreground=5139, background=2399, background_share=0.906, seed=0, **dips
+        ),
+    }
+    return {name: {"milliseconds": milliseconds(run)} for name, run in runs.items()}
+
+
 def main() -> None:
     """Check, and time where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -185,8 +216,11 @@ def main() -> None:
             check_boxes(shape, dtype)
         for shape in ((2, 3, 1, 1), (3, 2, 40, 57), (2, 10, 130, 200)):
             check_crf(shape, dtype)
+    for shape in ((3, 1, 1), (4, 37, 70), (2, 300, 301)):
+        check_seeds(shape)
     if options.time:
         ops = {**measure_truncation(), **measure_fusion(), **measure_boxes(), **measure_crf()}
+        ops |= measure_seeds()
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
         options.time.write_text(json.dumps({**facts, "ops": ops}, indent=1))
     print("all kernels agree with the reference")

@@ -13,7 +13,7 @@ from .boxes import (
 from .crf import Lattice, bilateral_lattice, dense_crf_loss, lattice_filter, mean_field
 from .fusion import fuse_cams, normalize_cams
 from .levels import level_best_iou, level_boxes, score_histograms, threshold_levels
-from .seeds import sample_seeds
+from .seeds import Proposals, blur_outside_boxes, propose_boxes, sample_seeds
 from .truncation import (
     positive_percentile,
     truncate_gradients,
@@ -24,8 +24,10 @@ from .truncation import (
 __all__ = [
     "Boxes",
     "Lattice",
+    "Proposals",
     "ScoredBoxes",
     "bilateral_lattice",
+    "blur_outside_boxes",
     "cam_boxes",
     "component_boxes",
     "connected_components",
@@ -39,6 +41,7 @@ __all__ = [
     "normalize_cams",
     "otsu_threshold",
     "positive_percentile",
+    "propose_boxes",
     "sample_seeds",
     "score_histograms",
     "suppress_overlaps",

@@ -1,4 +1,4 @@
-"""Pixel seeds for training: a few foreground and background pixels per map, in one batched call."""
+"""Pixel seeds for training, and the proposals that say where to look for them, in batches."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from ..._check import (
 from ..._scripting import scripted_as
 from . import reference, registration  # noqa: F401
 from .keys import image_keys
+from .proposals import Proposals, blur_outside_boxes, propose_boxes
 
-__all__ = ["sample_seeds"]
+__all__ = ["Proposals", "blur_outside_boxes", "propose_boxes", "sample_seeds"]
 
 
 def _check_square(where: str, argument: str, side: int) -> None:
@@ -239,7 +240,7 @@ def sample_seeds(
 
     Example:
         >>> cam = torch.tensor([[[0.0, 0.0, 0.0], [0.1, 0.2, 0.9]]])
-        >>> sample_seeds(cam, background_share=0.2, dilate=0, seed=0)
+        >>> sample_seeds(cam, background_share=0.2, dilate=0, seed=1)
         tensor([[[-255,    0, -255],
                  [-255, -255,    1]]])
     """

@@ -1,0 +1,29 @@
+// The launches of the seeds op, for seeds_cuda.cu and the emulator alike. No torch.
+#pragma once
+
+#include <algorithm>
+
+#include "seeds_kernels.cuh"
+
+namespace wsfast::seeds {
+
+inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
+
+inline void launch_seeds(const Batch& batch, const Options& options,
+                         [[maybe_unused]] cudaStream_t stream) {
+  const int64_t pixels = batch.images * batch.pixels();
+  if (pixels == 0) return;
+  const dim3 images(static_cast<unsigned>(batch.images));
+  const dim3 windows(static_cast<unsigned>(std::min(ceil_div(pixels, kThreads), kMostBlocks)));
+  WS_LAUNCH(region_kernel, images, dim3(kBlockThreads), 0, stream, batch, options);
+  if (options.erode_radius > 0) {
+    WS_LAUNCH(erode_rows_kernel, windows, dim3(kThreads), 0, stream, batch, options.erode_radius);
+    WS_LAUNCH(erode_columns_kernel, windows, dim3(kThreads), 0, stream, batch,
+              options.erode_radius);
+  }
+  WS_LAUNCH(draw_kernel, images, dim3(kBlockThreads), 0, stream, batch, options);
+  WS_LAUNCH(claim_rows_kernel, windows, dim3(kThreads), 0, stream, batch, options.dilate_radius);
+  WS_LAUNCH(write_seeds_kernel, windows, dim3(kThreads), 0, stream, batch, options.dilate_radius);
+}
+
+}  // namespace wsfast::seeds
