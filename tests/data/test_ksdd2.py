@@ -79,8 +79,24 @@ def test_strict_raises_for_the_first_unreadable_file(root):
         KSDD2(root, "train", strict=True)
 
 
+def test_validation_is_a_part_of_the_training_images_unless_it_has_a_folder(tmp_path):
+    defect = np.full((20, 10), 255, dtype=np.uint8)
+    for number in range(10000, 10020):
+        write_pair(tmp_path / "train", str(number), truth=defect if number % 4 == 0 else None)
+    whole = KSDD2(tmp_path, "train")
+    train, val = (KSDD2(tmp_path, split, holdout=0.2, seed=1) for split in ("train", "val"))
+    assert sorted(train.names + val.names) == whole.names
+    assert (len(val), int(val.labels.sum())) == (4, 1)
+    assert all(int(data.labels[i]) == data[i].label for data in (train, val) for i in (0, -1))
+    write_pair(tmp_path / "val", "30000")
+    assert KSDD2(tmp_path, "val", holdout=0.2).names == ["30000"]
+    assert KSDD2(tmp_path, "train", holdout=0.2).names == whole.names
+
+
 def test_a_folder_without_the_split_is_named(root):
-    with pytest.raises(ValueError, match=r"^wsfast\.KSDD2: root must be a folder with images in"):
+    with pytest.raises(ValueError, match=r"^wsfast\.KSDD2: root must be a folder with images in t"):
         KSDD2(root, "test")
-    with pytest.raises(ValueError, match=r"split must be one of train, test, got val"):
+    with pytest.raises(ValueError, match=r"split must be one of train, val, test, got valid"):
+        KSDD2(root, "valid")
+    with pytest.raises(ValueError, match=r"holdout must be between 0 and 1 for split val, got 0"):
         KSDD2(root, "val")

@@ -31,7 +31,7 @@ def test_length_does_not_change_the_items():
     assert torch.equal(SyntheticDefects(3, seed=1)[2].image, SyntheticDefects(99, seed=1)[2].image)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "test"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "test"}, {"split": "val"}])
 def test_seed_and_split_change_every_image(change):
     first, second = SyntheticDefects(6), SyntheticDefects(6, **change)
     assert not any(torch.equal(a.image, b.image) for a, b in zip(first, second, strict=True))
@@ -97,7 +97,7 @@ def test_indexing_is_that_of_a_sequence():
     [
         ({"length": -1}, ValueError, "length must be between 0"),
         ({"length": 2.5}, TypeError, "length must be an integer, got float"),
-        ({"split": "val"}, ValueError, "split must be one of train, test, got val"),
+        ({"split": "all"}, ValueError, "split must be one of train, val, test, got all"),
         ({"size": (8, 64)}, ValueError, r"size must be \(height, width\) of at least 16 each"),
         ({"size": 64}, TypeError, r"size must be a \(height, width\) of two integers, got 64"),
         ({"defect_rate": 1.5}, ValueError, "defect_rate must be between 0 and 1, got 1.5"),

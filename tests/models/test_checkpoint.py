@@ -1,10 +1,20 @@
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from wsfast.models import SmallVGG, load_checkpoint, save_checkpoint
+from wsfast.models import (
+    FCAMModel,
+    SmallVGG,
+    UNetLocalizer,
+    WSOLClassifier,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 DESCRIPTION = {
     "class_names": ("good", "defect"),
@@ -27,6 +37,71 @@ def test_a_model_comes_back_as_it_was(tmp_path):
     assert loaded.model.channels == (4, 8)
     assert {name: getattr(loaded, name) for name in DESCRIPTION} == DESCRIPTION
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FCAMModel(SmallVGG(channels=(4, 8))),
+        lambda: UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=1, channels=(4, 8)),
+        lambda: WSOLClassifier("timm/resnet10t", 2, in_chans=1),
+    ],
+    ids=["F-CAM", "U-Net", "timm encoder"],
+)
+def test_any_model_comes_back_without_knowing_its_class(tmp_path, make):
+    model = make().eval()
+    file = tmp_path / "m.safetensors"
+    save_checkpoint(model, file, **DESCRIPTION, extra={"threshold": 0.25, "recipe": "fcam"})
+    state = torch.random.get_rng_state()
+    loaded = load_checkpoint(file)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    images = torch.rand(2, 1, 32, 32)
+    outputs = (net(images) for net in (model, loaded.model))
+    first, second = (out if isinstance(out, tuple) else (out,) for out in outputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert type(loaded.model) is type(model)
+    assert loaded.config == model.config
+    assert loaded.extra == {"threshold": 0.25, "recipe": "fcam"}
+
+
+def test_models_of_other_packages_need_a_description(tmp_path):
+    config = {"architecture": "timm", "name": "resnet10t", "num_classes": 2, "in_chans": 1}
+    model = timm.create_model("resnet10t", num_classes=2, in_chans=1).eval()
+    file = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match="config must be given for a ResNet, got nothing"):
+        save_checkpoint(model, file, **DESCRIPTION)
+    with pytest.raises(ValueError, match="config must be given for a Linear"):
+        save_checkpoint(nn.Linear(1, 1), file, **DESCRIPTION)
+    save_checkpoint(model, file, **DESCRIPTION, config=config)
+    images = torch.rand(1, 1, 32, 32)
+    assert torch.equal(load_checkpoint(file).model(images), model(images))
+
+
+def test_files_of_the_first_version_still_load(tmp_path):
+    model = SmallVGG(1, 2, (4, 8)).eval()
+    description = {
+        "architecture": "SmallVGG", "in_chans": 1, "num_classes": 2, "channels": [4, 8],
+        **DESCRIPTION,
+    }  # fmt: skip
+    file = tmp_path / "old.safetensors"
+    metadata = {name: json.dumps(value) for name, value in description.items()}
+    save_file(model.state_dict(), file, metadata=metadata)
+    loaded = load_checkpoint(file, config=model.config)
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.equal(loaded.model(images), model(images))
+    assert loaded.class_names == ("good", "defect")
+    assert loaded.extra == {}
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path):
+    file = tmp_path / "m.safetensors"
+    save_checkpoint(FCAMModel(SmallVGG(channels=(4, 8))), file, **DESCRIPTION)
+    wanted = FCAMModel(SmallVGG(channels=(4, 6))).config
+    message = r"the model asked for, got .*m\.safetensors \(classifier\.channels is \[4, 8\], not"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(file, config=wanted)
+    with pytest.raises(ValueError, match="architecture is FCAMModel, not SmallVGG"):
+        load_checkpoint(file, config=SmallVGG().config)
 
 
 @pytest.mark.parametrize("field", ["class_names", "mean", "std", "input_size"])

@@ -68,7 +68,7 @@ def defective_samples(data: KSDD2) -> tuple[Tensor, Tensor, list[str]]:
     """Images, masks and names of the defective samples."""
     samples = [data[i] for i in torch.nonzero(data.labels == _DEFECT).flatten().tolist()]
     images = torch.stack([sample.image for sample in samples])
-    masks = torch.stack([sample.mask for sample in samples])
+    masks = torch.stack([sample.mask for sample in samples if sample.mask is not None])
     return images, masks, [sample.name for sample in samples]
 
 

@@ -1,25 +1,15 @@
 """KolektorSDD2 as it lies on disk: ``train/10000.png`` beside its mask ``train/10000_GT.png``."""
 
 import re
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, SupportsIndex
-
-import cv2
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from wsfast._check import check_choice, value_error
-from wsfast.data.images import SkippedFile, UnreadableImageError, read_image
-from wsfast.data.sample import SPLITS, DefectSample, check_channels, check_size, image_to_tensor
+from wsfast.data.records import ImageDataset, Record
+from wsfast.data.sample import SPLITS
+from wsfast.data.splits import held_out
 
-FIRST_NUMBER = {"train": 10000, "test": 20000}
+FIRST_NUMBER = {"train": 10000, "test": 20000, "val": 30000}
 _IMAGE_NAME = re.compile(r"\d+\.png")
 _FILE_NAME = re.compile(r"\d+(_GT)?\.png")
 
@@ -29,7 +19,7 @@ def is_ksdd2_file(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None
 
 
-class KSDD2(Dataset[DefectSample]):
+class KSDD2(ImageDataset):
     """A split of KolektorSDD2, or of a data set in its format.
 
     The label is 1 where the mask has any pixel. Every file is decoded once at construction: an
@@ -40,7 +30,11 @@ class KSDD2(Dataset[DefectSample]):
 
     Args:
         root: folder that holds ``train`` and ``test``.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"val"`` or ``"test"``. The published data have no ``val``: without
+            such a folder it is a part of ``train``.
+        holdout: share of each class in ``train`` that ``val`` takes where it has no folder, 0–1.
+            Both splits must be given the same.
+        seed: of the choice of that part.
         size: height and width to resize to (areas averaged, masks by nearest pixel), or None to
             keep each image as it is; KolektorSDD2's differ by a few pixels, so batches need a size.
         channels: 3 for RGB, 1 for grey.
@@ -68,87 +62,41 @@ class KSDD2(Dataset[DefectSample]):
         root: str | PathLike[str],
         split: str,
         *,
+        holdout: float = 0.0,
+        seed: int = 0,
         size: tuple[int, int] | None = None,
         channels: int = 3,
         strict: bool = False,
     ) -> None:
         check_choice("KSDD2", "split", split, SPLITS)
-        check_channels("KSDD2", channels)
-        if size is not None:
-            check_size("KSDD2", size, 1)
-        self.folder = Path(root) / split
-        self.size = size
-        self.channels = channels
-        self.names: list[str] = []
-        self.skipped: list[SkippedFile] = []
-        self.labels: Tensor = torch.tensor(self._scan(strict), dtype=torch.int64)
-        if self.skipped:
-            listed = "; ".join(f"{file.path.name} ({file.reason})" for file in self.skipped)
-            warnings.warn(
-                f"wsfast.KSDD2: skipped {len(self.skipped)} of "
-                f"{len(self.skipped) + len(self)} images in {self.folder}: {listed}",
-                stacklevel=2,
-            )
+        has_validation = (Path(root) / "val").is_dir()
+        carved = split == "val" and not has_validation
+        if carved and not 0 < holdout < 1:
+            value_error("KSDD2", "holdout", "between 0 and 1 for split val", f"{holdout}")
+        self.folder = Path(root) / ("train" if carved else split)
+        super().__init__(
+            _records(self.folder),
+            source=self.folder,
+            class_names=("good", "defect"),
+            normal_label=0,
+            complete=False,
+            mask_kind="nonzero",
+            size=size,
+            channels=channels,
+            strict=strict,
+        )
+        if split != "test" and holdout and not has_validation:
+            aside = held_out(self.labels.tolist(), holdout, seed=seed)
+            self.keep(r for r, out in zip(self.records, aside, strict=True) if out == carved)
         if not self.names:
-            value_error("KSDD2", "root", f"a folder with images in {split}/", f"{root}")
-
-    def _scan(self, strict: bool) -> list[int]:
-        """Decode every image once; fill ``names`` and ``skipped`` and return the labels."""
-        files = self.folder.iterdir() if self.folder.is_dir() else ()
-        paths = sorted(
-            (path for path in files if _IMAGE_NAME.fullmatch(path.name)),
-            key=lambda path: int(path.stem),
-        )
-        labels = []
-        with ThreadPoolExecutor() as pool:  # OpenCV decodes outside the interpreter lock
-            probes = pool.map(_probe, paths)
-            for result in tqdm(probes, "reading", len(paths), unit="image", delay=1, leave=False):
-                if isinstance(result, UnreadableImageError):
-                    if strict:
-                        raise result
-                    self.skipped.append(SkippedFile(result.path, result.reason))
-                else:
-                    name, label = result
-                    self.names.append(name)
-                    labels.append(label)
-        return labels
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: SupportsIndex) -> DefectSample:
-        """Read one sample; indices outside the data set raise IndexError."""
-        position = range(len(self))[index]
-        name = self.names[position]
-        image, mask = _read_pair(self.folder / f"{name}.png")
-        if self.size is not None:
-            width_first = self.size[::-1]
-            image = cv2.resize(image, width_first, interpolation=cv2.INTER_AREA).astype(np.uint8)
-            grown = cv2.resize(mask.astype(np.uint8), width_first, interpolation=cv2.INTER_NEAREST)
-            mask = grown.astype(np.bool_)
-        return DefectSample(
-            image_to_tensor(image, self.channels),
-            torch.from_numpy(mask),
-            int(self.labels[position]),
-            name,
-        )
+            value_error("KSDD2", "root", f"a folder with images in {self.folder.name}/", f"{root}")
 
 
-def _read_pair(path: Path) -> tuple[NDArray[np.uint8], Any]:
-    """Read an image and its mask.
-
-    Raises:
-        UnreadableImageError: either cannot be read, or their sizes differ.
-    """
-    image = read_image(path)
-    mask = read_image(path.with_name(f"{path.stem}_GT.png")).any(axis=2)
-    if image.shape[:2] != mask.shape:
-        raise UnreadableImageError(path, "its mask has another size")
-    return image, mask
-
-
-def _probe(path: Path) -> tuple[str, int] | UnreadableImageError:
-    try:
-        return path.stem, int(_read_pair(path)[1].any())
-    except UnreadableImageError as error:
-        return error
+def _records(folder: Path) -> list[Record]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(
+        (path for path in files if _IMAGE_NAME.fullmatch(path.name)), key=lambda p: int(p.stem)
+    )
+    return [
+        Record(path.stem, path, masks=(path.with_name(f"{path.stem}_GT.png"),)) for path in paths
+    ]

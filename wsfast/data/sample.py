@@ -1,4 +1,4 @@
-"""What every defect data set returns, and the checks they share."""
+"""What every data set returns, and the checks they share."""
 
 from typing import NamedTuple
 
@@ -10,23 +10,44 @@ from torch import Tensor
 
 from wsfast._check import check_range, type_error, value_error
 
-SPLITS = ["train", "test"]
+SPLITS = ["train", "val", "test"]
+
+NO_BOXES = torch.zeros((0, 4), dtype=torch.int32)
 
 
-class DefectSample(NamedTuple):
-    """One image with its defect; the default collate function stacks these into one such tuple.
+class Sample(NamedTuple):
+    """One image with its label and what is known of where the object is.
+
+    The default collate function stacks these into one such tuple where all have a mask of one size
+    and no boxes.
 
     Attributes:
         image: uint8 (C, H, W).
-        mask: bool (H, W), True on the defect.
-        label: 1 where the image has a defect, else 0.
-        name: file stem, e.g. ``"10000"``.
+        mask: bool (H, W), True on the object; uint8 with 255 for pixels that do not count, in data
+            sets that have such; None where no mask is known.
+        label: class of the image; of defect data 1 where there is a defect, else 0.
+        name: of the image in its data set, e.g. ``"10000"`` or ``"train/01226z/3cc.jpg"``.
+        boxes: int32 (G, 4), half-open in pixels of ``image``; no row where none is known.
     """
 
     image: Tensor
-    mask: Tensor
+    mask: Tensor | None
     label: int
     name: str
+    boxes: Tensor = NO_BOXES
+
+
+DefectSample = Sample  # its name while there were only defect data
+
+
+def inclusive_corners(boxes: Tensor) -> Tensor:
+    """Half-open boxes as the last pixels included, as the localisation protocol has them.
+
+    Example:
+        >>> inclusive_corners(torch.tensor([[0, 0, 4, 2]]))
+        tensor([[0, 0, 3, 1]])
+    """
+    return boxes - boxes.new_tensor([0, 0, 1, 1])
 
 
 def image_to_tensor(image: NDArray[np.uint8], channels: int) -> Tensor:
@@ -44,13 +65,13 @@ def check_channels(where: str, channels: int) -> None:
         value_error(where, "channels", "1 or 3", f"{channels}")
 
 
-def check_size(where: str, size: tuple[int, int], minimum: int) -> None:
+def check_size(where: str, size: tuple[int, int], minimum: int, argument: str = "size") -> None:
     """Raise unless ``size`` is a (height, width) of whole numbers of at least ``minimum``."""
     whole = isinstance(size, tuple | list) and all(isinstance(side, int) for side in size)
     if not whole:
-        type_error(where, "size", "a (height, width) of two integers", f"{size}")
+        type_error(where, argument, "a (height, width) of two integers", f"{size}")
     if len(size) != 2 or min(size) < minimum:
-        value_error(where, "size", f"(height, width) of at least {minimum} each", f"{size}")
+        value_error(where, argument, f"(height, width) of at least {minimum} each", f"{size}")
 
 
 def check_whole(where: str, argument: str, value: int, low: int, high: int) -> None:

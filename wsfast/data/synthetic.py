@@ -16,7 +16,7 @@ from wsfast._check import check_choice, check_range, value_error
 from wsfast.data.ksdd2 import FIRST_NUMBER, is_ksdd2_file
 from wsfast.data.sample import (
     SPLITS,
-    DefectSample,
+    Sample,
     check_channels,
     check_size,
     check_whole,
@@ -24,8 +24,10 @@ from wsfast.data.sample import (
 )
 from wsfast.data.surfaces import render_surface
 
+_STREAMS = {"train": 0, "test": 1, "val": 2}
 
-class SyntheticDefects(Dataset[DefectSample]):
+
+class SyntheticDefects(Dataset[Sample]):
     """Textured surfaces with scratches, spots, pits and stains, drawn on demand.
 
     Both classes share grain, brushing, shading, faint stains and machining lines; only the defect
@@ -34,8 +36,8 @@ class SyntheticDefects(Dataset[DefectSample]):
 
     Args:
         length: number of images.
-        split: ``"train"`` or ``"test"``; the two never share an image and are numbered from 10000
-            and 20000 as KolektorSDD2 is.
+        split: ``"train"``, ``"val"`` or ``"test"``; they never share an image. The numbers begin at
+            10000 and 20000 for ``train`` and ``test``, as KolektorSDD2's do, at 30000 for ``val``.
         size: height and width in pixels; the default is a quarter of KolektorSDD2's. Structure
             scales with the width.
         defect_rate: share of images with a defect, 0–1.
@@ -45,6 +47,8 @@ class SyntheticDefects(Dataset[DefectSample]):
     Attributes:
         labels: int64 (length,), known without drawing an image.
         names: the images' names.
+        class_names: ``("good", "defect")``.
+        normal_label: 0.
 
     Raises:
         ValueError: a value is out of its range.
@@ -61,6 +65,9 @@ class SyntheticDefects(Dataset[DefectSample]):
         (True, [0, 1, 0, 1])
     """
 
+    class_names = ("good", "defect")
+    normal_label = 0
+
     def __init__(
         self,
         length: int = 600,
@@ -72,7 +79,7 @@ class SyntheticDefects(Dataset[DefectSample]):
         seed: int = 0,
     ) -> None:
         where = "SyntheticDefects"
-        check_whole(where, "length", length, 0, 9999)  # the two splits are numbered 10000 apart
+        check_whole(where, "length", length, 0, 9999)  # splits are numbered 10000 apart
         check_choice(where, "split", split, SPLITS)
         check_size(where, size, 16)
         check_range(where, "defect_rate", defect_rate, 0, 1)
@@ -89,13 +96,13 @@ class SyntheticDefects(Dataset[DefectSample]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: SupportsIndex) -> DefectSample:
+    def __getitem__(self, index: SupportsIndex) -> Sample:
         """Draw one sample; indices outside the data set raise IndexError."""
         position = range(len(self))[index]
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), position])
+        rng = np.random.default_rng([self.seed, _STREAMS[self.split], position])
         label = int(self.labels[position])
         image, mask = render_surface(rng, self.size, defective=bool(label))
-        return DefectSample(
+        return Sample(
             image_to_tensor(image, self.channels),
             torch.from_numpy(mask),
             label,
@@ -142,6 +149,7 @@ class SyntheticDefects(Dataset[DefectSample]):
 
     def _write_sample(self, folder: Path, index: int) -> None:
         sample = self[index]
+        assert sample.mask is not None
         grey = sample.image[0].numpy()
         for name, picture in (
             (f"{sample.name}.png", cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)),

@@ -72,13 +72,23 @@ def read_image_ids(path: str | PathLike[str]) -> list[str]:
     return _records(Path(path), (1,), str)
 
 
-def read_class_labels(path: str | PathLike[str]) -> dict[str, int]:
+def read_class_labels(
+    path: str | PathLike[str], *, num_classes: int | None = None
+) -> dict[str, int]:
     """Class by image id.
 
     Raises:
-        MetadataError: the file is missing or a line malformed.
+        MetadataError: the file is missing, a line malformed or a class not in 0..num_classes - 1.
     """
-    return dict(_records(Path(path), (2,), lambda name, label: (name, *_numbers(label))))
+
+    def parse(name: str, text: str) -> tuple[str, int]:
+        (label,) = _numbers(text)
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            last = "" if num_classes is None else f" to {num_classes - 1}"
+            raise ValueError(f"an image id and a class from 0{last}")
+        return name, label
+
+    return dict(_records(Path(path), (2,), parse))
 
 
 def read_image_sizes(path: str | PathLike[str]) -> dict[str, tuple[int, int]]:
@@ -210,18 +220,19 @@ def read_wsol_metadata(folder: str | PathLike[str]) -> WSOLMetadata:
     localization = root / "localization.txt"
     if holds_masks(localization):
         masks, ignore = read_mask_paths(localization)
-        _require_all(ids, masks, localization)
+        require_all(ids, masks, localization)
         return WSOLMetadata(ids, {}, masks, ignore)
     boxes, sizes = read_boxes(localization), read_image_sizes(root / "image_sizes.txt")
-    _require_all(ids, boxes, localization)
-    _require_all(ids, sizes, root / "image_sizes.txt")
+    require_all(ids, boxes, localization)
+    require_all(ids, sizes, root / "image_sizes.txt")
     resized = {
         name: [resize_box(box, sizes[name], (SIDE, SIDE)) for box in boxes[name]] for name in ids
     }
     return WSOLMetadata(ids, resized, {}, {})
 
 
-def _require_all(ids: Sequence[str], known: Mapping[str, object], path: Path) -> None:
+def require_all(ids: Sequence[str], known: Mapping[str, object], path: Path) -> None:
+    """Raise MetadataError unless every image id is known from the file of that path."""
     missing = next((name for name in ids if name not in known), None)
     if missing is not None:
         raise MetadataError(

@@ -24,9 +24,11 @@ class UNetDecoder(nn.Module):
         widths: channels of the blocks, coarse to fine; the last is repeated where they run out.
         center: two more convolutions before the first block (F-CAM's VGG16).
         input_skip: use a feature map of the image's size too; the paper drops it.
-        parity: resize as the published code does: doubled by nearest neighbour and then, also to
-            the size that was there before, bilinear with ``align_corners=True``. Without it a map
-            that has its skip's size already is left as it is, and others are resized in one step.
+        parity: resize as the published code does: doubled by nearest neighbour, then brought to the
+            skip's size by bilinear interpolation with ``align_corners=True``. Without it sizes that
+            are not a skip's double are reached in one step, and a map that has its skip's size
+            already is left alone (there and back again gives the same values at more cost). So the
+            two differ for InceptionV3, and for ResNet50 and VGG16 only where sizes are odd.
         num_classes: channels of the output; 0 is background, 1 foreground.
 
     Raises:

@@ -1,5 +1,6 @@
 """Any timm network as an encoder."""
 
+import difflib
 from typing import Any
 
 import timm
@@ -59,7 +60,7 @@ class TimmEncoder(Encoder):
 
 def _create(name: str, in_chans: int, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:3]
+        close = difflib.get_close_matches(name, timm.list_models())
         hint = f" (try: {', '.join(close)})" if close else ""
         value_error("create_encoder", "name", "a timm model", f"'{name}'{hint}")
     try:

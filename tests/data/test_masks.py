@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.pictures import mask, picture, write
+from wsfast.data import UnreadableImageError
+from wsfast.data.masks import object_pixels, read_mask
+
+
+def test_binary_masks_are_cut_at_half_and_zero_one_files_at_one(tmp_path):
+    noisy = write(tmp_path / "noisy.png", [[0, 1, 2, 120, 130, 254, 255]])
+    assert read_mask([noisy], "binary").tolist() == [[False] * 4 + [True] * 3]
+    assert read_mask([noisy], "nonzero").tolist() == [[False] + [True] * 6]
+    small = write(tmp_path / "small.png", [[0, 1, 1]])
+    assert read_mask([small], "binary").tolist() == [[False, True, True]]
+    empty = write(tmp_path / "empty.png", [[0, 0]])
+    assert not read_mask([empty], "binary").any()
+
+
+def test_an_image_with_several_masks_has_their_union(tmp_path):
+    files = [mask(tmp_path / "a.png", (0, 0, 2, 3)), mask(tmp_path / "b.png", (1, 2, 5, 6))]
+    expected = np.zeros((12, 8), bool)
+    expected[0:3, 0:2] = expected[2:6, 1:5] = True
+    found = read_mask(files, "binary")
+    assert found.dtype == np.bool_
+    assert np.array_equal(found, expected)
+
+
+def test_ignored_pixels_do_not_cover_the_object(tmp_path):
+    files = [mask(tmp_path / "a.png", (0, 0, 2, 2))]
+    ignore = mask(tmp_path / "ignore.png", (1, 1, 4, 4))
+    found = read_mask(files, "nonzero", ignore)
+    assert found.dtype == np.uint8
+    assert found[:5, :5].tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 255, 255, 0],
+        [0, 255, 255, 255, 0],
+        [0, 255, 255, 255, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    assert object_pixels(found).sum() == 4
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_index_masks_take_every_class_and_ignore_255(tmp_path, mode):
+    numbers = np.array([[0, 1, 7], [255, 0, 21]], np.uint8)
+    image = Image.fromarray(numbers, "L")
+    if mode == "P":  # colours that say nothing, as of Pascal VOC's files
+        image = Image.fromarray(numbers, "L").convert("P")
+        image.putdata(numbers.ravel().tolist())
+        image.putpalette([value for i in range(256) for value in (255 - i, 0, i)])
+    image.save(tmp_path / "m.png")
+    assert Image.open(tmp_path / "m.png").mode == mode
+    found = read_mask([tmp_path / "m.png"], "index")
+    assert found.tolist() == [[0, 1, 1], [255, 0, 1]]
+
+
+def test_what_is_no_mask_is_named(tmp_path):
+    colours = write(tmp_path / "rgb.png", np.zeros((4, 4, 3)))
+    with pytest.raises(UnreadableImageError, match=r"rgb\.png \(no index mask: its mode is RGB"):
+        read_mask([colours], "index")
+    (tmp_path / "x.png").write_bytes(b"nothing")
+    for kind in ("index", "binary"):
+        with pytest.raises(UnreadableImageError, match=r"x\.png \(not an image or damaged\)"):
+            read_mask([tmp_path / "x.png"], kind)
+        with pytest.raises(UnreadableImageError, match=r"none\.png \(No such file"):
+            read_mask([tmp_path / "none.png"], kind)
+
+
+@pytest.mark.parametrize("kind", ["binary", "index"])
+def test_masks_of_one_image_must_agree_in_size(tmp_path, kind):
+    files = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", size=(3, 3))]
+    with pytest.raises(UnreadableImageError, match=r"b\.png \(the masks of one image differ"):
+        read_mask(files, kind)
+    with pytest.raises(UnreadableImageError, match=r"b\.png \(the masks of one image differ"):
+        read_mask(files[:1], "binary", files[1])

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.data.pictures import mask, picture
+from wsfast.data import MetadataError, WSOLImages, inclusive_corners
+from wsfast.data.wsol import read_protocol_mask, read_wsol_metadata
+
+SIZES = {"cat/1.jpg": (300, 200), "cat/2.jpg": (90, 131), "dog/3.jpg": (64, 64)}
+
+
+def write_split(root, split, *, localization, labels=None, sizes=True):
+    folder = root / "metadata" / split
+    folder.mkdir(parents=True)
+    labels = labels or {"cat/1.jpg": 0, "cat/2.jpg": 0, "dog/3.jpg": 1}
+    files = {
+        "image_ids": list(labels),
+        "class_labels": [f"{name},{label}" for name, label in labels.items()],
+        "image_sizes": [f"{name},{w},{h}" for name, (w, h) in SIZES.items()] if sizes else [],
+        "localization": localization,
+    }
+    for name, lines in files.items():  # without a newline at the end, as the published files
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+BOXES = [
+    "cat/1.jpg,10,20,299,199",
+    "cat/2.jpg,0,0,5,5",
+    "cat/2.jpg,7,8,80,90",
+    "dog/3.jpg,1,1,9,64",
+]
+
+
+@pytest.fixture
+def root(tmp_path):
+    for number, (name, (width, height)) in enumerate(SIZES.items()):
+        picture(tmp_path / name, size=(height, width), value=50 * number)
+    return tmp_path
+
+
+def test_boxes_are_the_benchmarks_at_its_size(root):
+    folder = write_split(root, "test", localization=BOXES)
+    data = WSOLImages(root, "test", size=(224, 224))
+    expected = read_wsol_metadata(folder).boxes
+    assert data.names == list(expected)
+    for sample in data:
+        assert inclusive_corners(sample.boxes).tolist() == [list(b) for b in expected[sample.name]]
+        assert sample.image.shape == (3, 224, 224)
+        assert sample.mask is None
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.class_names == ("0", "1")
+    assert data.normal_label is None
+
+
+def test_boxes_of_images_in_their_own_size_are_half_open(root):
+    write_split(root, "test", localization=BOXES)
+    data = WSOLImages(root, "test")
+    assert data[1].boxes.tolist() == [[0, 0, 6, 6], [7, 8, 81, 91]]
+    assert data[1].boxes.dtype == torch.int32
+
+
+def test_masks_are_the_benchmarks_at_its_size(root):
+    lines = []
+    for number, (name, (width, height)) in enumerate(SIZES.items()):
+        size = (height, width)
+        stem = name.removesuffix(".jpg")
+        for k in range(1 + number):
+            box = (3 + 9 * k, 5 + 10 * k, 20 + 11 * k, 31 + 10 * k)
+            mask(root / "masks" / f"{stem}_{k}.png", box, size=size)
+            lines.append(f"{name},{stem}_{k}.png," + ("" if k else f"{stem}_ignore.png"))
+        mask(root / "masks" / f"{stem}_ignore.png", (10, 0, 33, 64), size=size)
+    folder = write_split(root, "val", localization=lines, sizes=False)
+    data = WSOLImages(root, "val", masks=root / "masks", size=(224, 224))
+    metadata = read_wsol_metadata(folder)
+    for sample in data:
+        files, ignore = metadata.masks[sample.name], metadata.ignore[sample.name]
+        expected = read_protocol_mask(root / "masks", files, ignore)
+        assert set(np.unique(expected)) == {0, 1, 255}
+        assert np.array_equal(sample.mask.numpy(), expected)
+        assert sample.mask.dtype == torch.uint8
+
+
+def test_training_images_need_no_localization(root):
+    write_split(root, "train", localization=[], sizes=False)
+    data = WSOLImages(root, "train")
+    assert len(data) == 3
+    assert all(s.mask is None and len(s.boxes) == 0 for s in data)
+    (root / "metadata" / "train" / "localization.txt").unlink()
+    (root / "metadata" / "train" / "image_sizes.txt").unlink()
+    assert len(WSOLImages(root, "train")) == 3
+
+
+def test_metadata_can_lie_elsewhere_and_classes_are_those_of_all_splits(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_split(other, "train", localization=[], labels={"cat/1.jpg": 0, "dog/3.jpg": 1})
+    write_split(other, "val", localization=[], labels={"cat/1.jpg": 0})
+    data = WSOLImages(root, "val", metadata=other / "metadata")
+    assert data.class_names == ("0", "1")
+    assert (
+        WSOLImages(root, "val", metadata=other / "metadata", num_classes=7).class_names[-1] == "6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "message"),
+    [
+        ("class_labels", ["cat/1.jpg,0", "cat/2.jpg,x"], "line 2: must be an image id and whole"),
+        ("class_labels", ["cat/1.jpg,-1"], "line 1: must be an image id and a class from 0, got"),
+        ("class_labels", ["cat/1.jpg,0", "cat/2.jpg,0"], "every image id, got none for dog/3.jpg"),
+        ("localization", ["cat/1.jpg,0,0,5,5"], "every image id, got none for cat/2.jpg"),
+        ("localization", ["cat/1.jpg,9,0,5,5"], "line 1: must be a box with"),
+        ("localization", ["cat/1.jpg,9"], "line 1: must be 3 or 5 comma-separated fields"),
+        ("image_sizes", ["cat/1.jpg,0,5"], "line 1: must be a width and height of at least 1"),
+        ("image_ids", ["a,b"], "line 1: must be 1 comma-separated fields"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_file(root, file, lines, message):
+    folder = write_split(root, "train", localization=BOXES)
+    (folder / f"{file}.txt").write_text("\n".join(lines))
+    with pytest.raises(MetadataError, match=rf"^wsfast\.data: .*{file}\.txt.*{message}"):
+        WSOLImages(root, "train")
+
+
+def test_labels_out_of_range_and_classes_without_images_are_named(root):
+    write_split(root, "train", localization=[], labels={"cat/1.jpg": 0, "dog/3.jpg": 3})
+    with pytest.raises(
+        MetadataError, match=r"class_labels\.txt, line 2: must be .* from 0 to 1, g"
+    ):
+        WSOLImages(root, "train", num_classes=2)
+    with pytest.raises(ValueError, match=r"images of every class, got none of 1, 2 in"):
+        WSOLImages(root, "train")
+
+
+def test_missing_images_are_named_and_skipped(root):
+    write_split(root, "test", localization=BOXES)
+    (root / "cat" / "2.jpg").unlink()
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 images in .*2\.jpg \(No such file"):
+        assert WSOLImages(root, "test").names == ["cat/1.jpg", "dog/3.jpg"]
+
+
+def test_a_split_without_metadata_is_named(root):
+    with pytest.raises(MetadataError, match=r"metadata.train.class_labels\.txt: No such file"):
+        WSOLImages(root, "train")

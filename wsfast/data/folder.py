@@ -1,0 +1,206 @@
+"""Folders of images, one subfolder per class, perhaps with masks."""
+
+import dataclasses
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+from wsfast._check import check_choice, value_error
+from wsfast.data.classes import Classes, number_classes
+from wsfast.data.inputs import IMAGE_SUFFIXES
+from wsfast.data.records import ImageDataset, Record
+from wsfast.data.sample import SPLITS
+from wsfast.data.splits import choose_split
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_MASK_FOLDERS = ("masks", "mask", "ground_truth", "gt", "annotations")
+_MASK_ENDINGS = ("_mask", "_GT", "_gt", "_label", "_seg")
+_LOSSLESS = {".png", ".bmp", ".tif", ".tiff"}
+
+
+class ImageFolder(ImageDataset):
+    """Images in one folder per class, at any depth below it.
+
+    ``root/CLASS/…``, or ``root/train/CLASS/…`` with ``root/test/…`` and perhaps ``root/val/…``. A
+    missing ``val`` is taken from the training images, ``test`` too where there are no such folders,
+    of each class the same share. A mask lies beside its image, with the same
+    name in a lossless format beside a JPEG (``a.jpg``, ``a.png``) or with ``_mask``, ``_GT``,
+    ``_label`` or ``_seg`` behind it, or in a parallel tree (``root/masks/CLASS/a.png``). Images of
+    the normal class need none.
+
+    Args:
+        root: the folder.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        masks: the parallel tree; by default ``masks``, ``ground_truth``, ``gt`` or ``annotations``
+            in ``root``.
+        mask_kind: see :func:`wsfast.data.masks.read_mask`.
+        normal: the class without an object, see :func:`wsfast.data.classes.number_classes`.
+        merge: make all other classes one, ``"defect"``.
+        holdout: share of the training images that ``val`` takes where it has no folder.
+        test_share: share of all images that ``test`` takes where there are no such folders.
+        seed: of both choices. All splits must be given the same.
+        size: see :class:`ImageDataset`.
+        channels: see :class:`ImageDataset`.
+        strict: see :class:`ImageDataset`.
+        verify: see :class:`ImageDataset`.
+
+    Raises:
+        ValueError: a class without images, two images of one name, no image in the split.
+
+    Example:
+        >>> import cv2, numpy, tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("good/1.jpg", "good/2.jpg", "crack/3.jpg", "crack/3.png", "crack/4.jpg"):
+        ...     (root / name).parent.mkdir(exist_ok=True)
+        ...     _ = cv2.imwrite(str(root / name), numpy.full((8, 8), 255, numpy.uint8))
+        >>> data = ImageFolder(root, "train", test_share=0, holdout=0)
+        >>> data.class_names, data.names, [s.mask is not None for s in data]
+        (('good', 'crack'), ['crack/3', 'crack/4', 'good/1', 'good/2'], [True, False, True, True])
+    """
+
+    def __init__(
+        self,
+        root: str | PathLike[str],
+        split: str,
+        *,
+        masks: str | PathLike[str] | None = None,
+        mask_kind: str = "binary",
+        normal: str | None = None,
+        merge: bool = False,
+        holdout: float = 0.2,
+        test_share: float = 0.2,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        channels: int = 3,
+        strict: bool = False,
+        verify: bool | None = None,
+    ) -> None:
+        where = "ImageFolder"
+        check_choice(where, "split", split, SPLITS)
+        root = Path(root)
+        mask_root = _mask_folder(root, masks)
+        parts = {
+            part: list(_entries(root, folder, mask_root))
+            for part, folder in _split_folders(root).items()
+        }
+        own_names = sorted({name for part in parts.values() for name, _ in part})
+        classes = number_classes(where, own_names, normal, merge)
+        chosen = choose_split(
+            parts,
+            split,
+            lambda entry: own_names.index(entry[0]),
+            holdout=holdout,
+            test_share=test_share,
+            seed=seed,
+        )
+        has_masks = any(record.masks for part in parts.values() for _, record in part)
+        super().__init__(
+            [_labelled(record, classes, name, has_masks) for name, record in chosen],
+            source=root,
+            class_names=classes.names,
+            normal_label=classes.normal,
+            complete=split == "train",
+            mask_kind=mask_kind,
+            size=size,
+            channels=channels,
+            strict=strict,
+            verify=verify,
+        )
+        if not self.names:
+            value_error(where, "root", f"a folder with images for {split}", f"{root}")
+
+
+def _labelled(record: Record, classes: Classes, name: str, has_masks: bool) -> Record:
+    label = classes.label_of[name]
+    empty = has_masks and label == classes.normal and not record.masks
+    return dataclasses.replace(record, label=label, empty=empty)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    found = {
+        split: root / name
+        for split, names in _SPLIT_NAMES.items()
+        for name in names
+        if (root / name).is_dir()
+    }
+    return found if "train" in found else {"all": root}
+
+
+def _mask_folder(root: Path, masks: str | PathLike[str] | None) -> Path | None:
+    if masks is None:
+        return next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+    if not Path(masks).is_dir():
+        value_error("ImageFolder", "masks", "a folder", f"{masks}")
+    return Path(masks)
+
+
+def _entries(root: Path, folder: Path, mask_root: Path | None) -> Iterator[tuple[str, Record]]:
+    """Class and record of every image of a split, sorted."""
+    classes = [
+        path
+        for path in sorted(folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and not path.name.startswith(".") and path != mask_root
+    ]
+    if not classes:
+        value_error("ImageFolder", "root", "a folder with one subfolder per class", f"{folder}")
+    for path in classes:
+        records = _records(root, folder, path, mask_root)
+        if not records:
+            value_error("ImageFolder", "root", "without empty classes", f"no image in {path}")
+        yield from ((path.name, record) for record in records)
+
+
+def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | None) -> list[Record]:
+    files = [
+        path
+        for path in sorted(class_folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    beside = _masks_beside(files)
+    masks = set(beside.values())
+    found: dict[str, Record] = {}
+    for path in files:
+        if path in masks:
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            what = f"{found[name].image.name} and {path.name} in {path.parent}"
+            value_error("ImageFolder", "root", "of images with different names", what)
+        mask = beside.get(path) or _parallel_mask(path, (root, folder), mask_root)
+        found[name] = Record(name, path, masks=() if mask is None else (mask,))
+    return list(found.values())
+
+
+def _masks_beside(files: list[Path]) -> dict[Path, Path]:
+    """Mask by image, of the files that lie together."""
+    by_name: dict[Path, list[Path]] = {}
+    for path in files:
+        by_name.setdefault(path.with_suffix(""), []).append(path)
+    found = {}
+    for name, alike in by_name.items():
+        photographs = [path for path in alike if path.suffix.lower() in (".jpg", ".jpeg")]
+        lossless = [path for path in alike if path.suffix.lower() in _LOSSLESS]
+        if len(photographs) == len(lossless) == 1:
+            found[photographs[0]] = lossless[0]
+        for ending in _MASK_ENDINGS:
+            owner = by_name.get(name.with_name(name.name.removesuffix(ending)), [])
+            if name.name.endswith(ending) and owner:
+                found[owner[0]] = alike[0]
+    return found
+
+
+def _parallel_mask(path: Path, bases: tuple[Path, Path], mask_root: Path | None) -> Path | None:
+    if mask_root is None:
+        return None
+    for base in bases:
+        place = mask_root / path.relative_to(base).with_suffix("")
+        for ending in ("", *_MASK_ENDINGS):
+            for suffix in sorted(_LOSSLESS):
+                candidate = place.with_name(f"{place.name}{ending}{suffix}")
+                if candidate.is_file():
+                    return candidate
+    return None

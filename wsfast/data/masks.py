@@ -1,0 +1,91 @@
+"""Masks from files: binary, index and noisy ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from wsfast.data.images import UnreadableImageError, read_image
+
+IGNORED = 255
+MASK_KINDS = ["binary", "nonzero", "index"]
+
+Mask = NDArray[Any]  # bool, or uint8 with IGNORED
+
+
+def read_mask(paths: Sequence[Path], kind: str, ignore: Path | None = None) -> Mask:
+    """The object's pixels: of any of the files.
+
+    Args:
+        paths: at least one file, of one size.
+        kind: ``"nonzero"`` takes every pixel that is not 0. ``"binary"`` takes what reaches half of
+            255, or is 1 in a file of 0 and 1: the noise of a mask that has been through JPEG stays
+            out. ``"index"`` takes every class number but 0, of grey or palette files; 255 is
+            ignored.
+        ignore: a file whose non-zero pixels do not count, unless they are the object's.
+
+    Returns:
+        (H, W) bool; uint8 of 0, 1 and 255 where pixels can be ignored.
+
+    Raises:
+        UnreadableImageError: a file cannot be read or has another size than the first.
+    """
+    if kind == "index":
+        return _read_indices(paths)
+    found = _union(paths, kind)
+    if ignore is None:
+        return found
+    ignored = _pixels(ignore, "nonzero")
+    if ignored.shape != found.shape:
+        raise UnreadableImageError(ignore, "the masks of one image differ in size")
+    return np.where(found, 1, np.where(ignored, IGNORED, 0)).astype(np.uint8)
+
+
+def object_pixels(mask: Mask) -> NDArray[np.bool_]:
+    """Where a mask has the object."""
+    return np.asarray(mask == 1)
+
+
+def _union(paths: Sequence[Path], kind: str) -> NDArray[np.bool_]:
+    found = _pixels(paths[0], kind)
+    for path in paths[1:]:
+        more = _pixels(path, kind)
+        if more.shape != found.shape:
+            raise UnreadableImageError(path, "the masks of one image differ in size")
+        found |= more
+    return found
+
+
+def _pixels(path: Path, kind: str) -> NDArray[np.bool_]:
+    red, green, blue = np.moveaxis(read_image(path), 2, 0)
+    values = np.maximum(np.maximum(red, green), blue)  # a maximum over the last axis takes 10x
+    high = 1 if kind == "nonzero" or values.max() <= 1 else 128
+    return np.asarray(values >= high)
+
+
+def _read_indices(paths: Sequence[Path]) -> NDArray[np.uint8]:
+    numbers = np.zeros((0, 0), np.uint8)
+    for path in paths:
+        more = _indices(path)
+        if numbers.size and more.shape != numbers.shape:
+            raise UnreadableImageError(path, "the masks of one image differ in size")
+        numbers = np.maximum(numbers, more) if numbers.size else more
+    return np.where(numbers == IGNORED, IGNORED, numbers > 0).astype(np.uint8)
+
+
+def _indices(path: Path) -> NDArray[np.uint8]:
+    # OpenCV turns a palette's numbers into colours.
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P", "1"):
+                raise UnreadableImageError(path, f"no index mask: its mode is {image.mode}")
+            return np.array(image, np.uint8)
+    except UnreadableImageError:
+        raise
+    except OSError as error:
+        damaged = isinstance(error, UnidentifiedImageError) or not error.strerror
+        reason = "not an image or damaged" if damaged else str(error.strerror)
+        raise UnreadableImageError(path, reason) from None

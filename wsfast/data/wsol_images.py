@@ -1,0 +1,106 @@
+"""CUB, OpenImages and ILSVRC by the metadata of the localisation benchmark (Choe 2020)."""
+
+from os import PathLike
+from pathlib import Path
+
+from wsfast._check import check_choice, value_error
+from wsfast.data import wsol
+from wsfast.data.records import Box, ImageDataset, Record
+from wsfast.data.sample import SPLITS
+
+
+class WSOLImages(ImageDataset):
+    """A split of a data set in the benchmark's format.
+
+    The metadata folder has ``train``, ``val`` and ``test``, each with ``image_ids.txt``,
+    ``class_labels.txt`` and, where they are known, ``localization.txt`` (boxes or masks) and
+    ``image_sizes.txt``; :mod:`wsfast.data.wsol` has their format. Boxes are scaled as the benchmark
+    scales them: :func:`wsfast.data.inclusive_corners` of ``Sample.boxes`` at 224 x 224 are its true
+    boxes, and ``Sample.mask`` is its mask (1, 0 and 255).
+
+    Args:
+        root: folder that the image ids are relative to.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        metadata: the metadata folder; by default ``root/metadata``.
+        masks: folder that mask files are relative to; by default ``root``.
+        num_classes: by default the highest label of all splits, and one.
+        size: see :class:`ImageDataset`.
+        channels: see :class:`ImageDataset`.
+        strict: see :class:`ImageDataset`.
+        verify: see :class:`ImageDataset`.
+
+    Raises:
+        MetadataError: a file is missing or a line malformed; the message names file and line.
+        ValueError: a class without training images, no readable image.
+    """
+
+    def __init__(
+        self,
+        root: str | PathLike[str],
+        split: str,
+        *,
+        metadata: str | PathLike[str] | None = None,
+        masks: str | PathLike[str] | None = None,
+        num_classes: int | None = None,
+        size: tuple[int, int] | None = None,
+        channels: int = 3,
+        strict: bool = False,
+        verify: bool | None = None,
+    ) -> None:
+        check_choice("WSOLImages", "split", split, SPLITS)
+        folder = Path(root) / "metadata" if metadata is None else Path(metadata)
+        if num_classes is None:
+            num_classes = _count_classes(folder, split)
+        super().__init__(
+            _records(Path(root), folder / split, Path(masks or root), num_classes),
+            source=folder / split,
+            class_names=[str(label) for label in range(num_classes)],
+            complete=split == "train",
+            mask_kind="nonzero",
+            size=size,
+            channels=channels,
+            strict=strict,
+            verify=verify,
+        )
+        if not self.names:
+            value_error("WSOLImages", "metadata", f"a folder with images of {split}", f"{folder}")
+
+    def _resized(self, box: Box, size: tuple[int, int], new_size: tuple[int, int]) -> Box:
+        x0, y0, x1, y1 = wsol.resize_box(box, size, new_size)
+        return x0, y0, x1 + 1, y1 + 1
+
+
+def _count_classes(folder: Path, split: str) -> int:
+    files = [folder / part / "class_labels.txt" for part in SPLITS]
+    known = [file for file in files if file.is_file() or file.parent.name == split]
+    return 1 + max(max(wsol.read_class_labels(file).values(), default=0) for file in known)
+
+
+def _records(root: Path, metadata: Path, masks: Path, num_classes: int) -> list[Record]:
+    ids = wsol.read_image_ids(metadata / "image_ids.txt")
+    labels = wsol.read_class_labels(metadata / "class_labels.txt", num_classes=num_classes)
+    wsol.require_all(ids, labels, metadata / "class_labels.txt")
+    localization, size_file = metadata / "localization.txt", metadata / "image_sizes.txt"
+    sizes = wsol.read_image_sizes(size_file) if size_file.is_file() else {}
+    boxes: dict[str, list[Box]] = {}
+    mask_files: dict[str, list[str]] = {}
+    ignore: dict[str, str] = {}
+    if localization.is_file():
+        if wsol.holds_masks(localization):
+            mask_files, ignore = wsol.read_mask_paths(localization)
+        else:
+            boxes = wsol.read_boxes(localization)
+        if boxes or mask_files:  # the files of some training splits are empty
+            wsol.require_all(ids, boxes or mask_files, localization)
+    return [
+        Record(
+            name,
+            root / name,
+            labels[name],
+            tuple(masks / file for file in mask_files.get(name, ())),
+            masks / ignore[name] if ignore.get(name) else None,
+            boxes=tuple(boxes.get(name, ())),
+            size=sizes.get(name),
+        )
+        for name in ids
+    ]
