@@ -10,7 +10,7 @@ from .methods import METHODS
 from .msca import MSCA, MSCAResult
 from .multiscale import multiscale
 from .perturbation import AblationCAM, PerturbationCAM, ScoreCAM
-from .refinement import slic_cams, watershed_masks
+from .refinement import crf_cams, slic_cams, watershed_masks
 from .result import CAMResult
 from .smooth import SmoothGradCAMPlusPlus
 from .truncated import RACAM, LTGradCAM, LTLayerCAM, TruncatedCAM
@@ -43,6 +43,7 @@ __all__ = [
     "attention_map",
     "attention_rollout",
     "cls_attention",
+    "crf_cams",
     "filtered_backprop",
     "load_attention_model",
     "multiscale",

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from .. import ops
 from .._check import check_choice, value_error
 from .._files import write_atomically
-from ..cam import METHODS, CAMMethod
+from ..cam import METHODS, CAMMethod, crf_cams
 from ..data import ImageFiles
+from ..data.sample import image_to_tensor
 from . import compare
 from .classifier import Classifier, open_classifier
 from .drawing import localization_picture, write_png
@@ -42,12 +43,6 @@ EXAMPLES = """examples:
   wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
   wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
 """
-
-_CONFIDENCE = 1e-3  # of a heat map as a probability: keeps its logits finite
-# Weights of the refinement, chosen on generated defects of the training split. mean_field's own,
-# meant for objects of half an image, smooth such small regions away.
-_BILATERAL_WEIGHT, _SIGMA_RGB = 2.0, 25.0
-_REACH = 0.3  # sigma of position in shares of the longer side
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,23 +139,6 @@ def parse_device(text: str) -> torch.device:
     return device
 
 
-def refine_with_crf(cam: Tensor, image: NDArray[np.uint8]) -> Tensor:
-    """A (1, H, W) heat map of 0-1 as the marginal of a dense CRF on its (H, W, C) image."""
-    foreground = cam.float().clamp(_CONFIDENCE, 1 - _CONFIDENCE)
-    logits = torch.stack([1 - foreground, foreground], dim=1).log()
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(cam.device)
-    planes = pixels[None, None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)[None]
-    refined = ops.mean_field(
-        logits,
-        planes,
-        bilateral_weight=_BILATERAL_WEIGHT,
-        sigma_rgb=_SIGMA_RGB,
-        sigma_xy=_REACH * max(planes.shape[2:]),
-        spatial_weight=0.0,
-    )
-    return refined[:, 1]
-
-
 @dataclass
 class Localization:
     """What is known of one image."""
@@ -230,7 +208,7 @@ def localize_batch(
             0
         ].clamp(0, 1)
         if refine == "crf":
-            cam = refine_with_crf(cam, image)
+            cam = crf_cams(image_to_tensor(image, image.shape[2])[None].to(cam.device), cam)
         if isinstance(threshold, str):
             limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
         else:

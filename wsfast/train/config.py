@@ -114,6 +114,11 @@ class TrainConfig:
         if self.preset:
             check_choice("train", "preset", self.preset, sorted(self.presets))
 
+    @property
+    def length_matters(self) -> bool:
+        """Whether a run of more epochs is another from its first epoch on."""
+        return self.schedule in _LENGTH_MATTERS
+
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> Self:
         """From settings by name; those of its ``preset`` are taken where a setting is not given.
@@ -167,7 +172,7 @@ def changes_on_resume(saved: Mapping[str, Any], config: TrainConfig) -> list[str
     """What a resumed run may not change and does, as ``name: before -> now``."""
     now = config.as_dict()
     free = set(_FREE_ON_RESUME)
-    if config.schedule not in _LENGTH_MATTERS:
+    if not config.length_matters:
         free.add("epochs")
     return [
         f"{name}: {saved.get(name)} -> {now.get(name)}"

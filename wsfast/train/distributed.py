@@ -163,3 +163,8 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
         if type(child) is nn.BatchNorm2d:
             child.__class__ = CPUSyncBatchNorm  # same state; references to the layer stay valid
     return module
+
+
+def started_as_writer() -> bool:
+    """Whether this process is the one that writes, also before and after there is a group."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -182,9 +182,10 @@ class FCAMRecipe(LocalizerRecipe):
         images = torch.stack([self.data.whole(row) for row in rows])
         return self.normalize(images.to(self.device))
 
-    def map_of(self, index: int) -> Tensor | None:
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """The cached CAM of a training image."""
-        return None if self.maps is None else torch.from_numpy(self.maps[index].copy())[None]
+        box = super().guide(item)[1]
+        return None if self.maps is None else torch.from_numpy(self.maps[item].copy())[None], box
 
     def begin_epoch(self, epoch: int) -> None:
         """The barrier hardens."""

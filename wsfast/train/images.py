@@ -1,16 +1,16 @@
 """Image data as recipes need them: training samples, validation batches, normalisation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resize
 
-from wsfast._check import value_error
+from wsfast.data import JointTransform
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
@@ -41,12 +41,14 @@ class TrainingSample(NamedTuple):
         draw: epoch, position and item of the draw.
         map: uint8 (1, H, W), what is to be learnt from, cropped and flipped as the image; empty
             where a recipe has none.
+        box: int32 (4,), where the object is supposed, likewise; of no area where a recipe has none.
     """
 
     image: Tensor
     label: int
     draw: Draw
     map: Tensor
+    box: Tensor
 
 
 @dataclass
@@ -59,7 +61,7 @@ class ImageData:
         mean: per channel, of images in 0-1.
         std: per channel, of images in 0-1.
         class_names: one per class.
-        size: height and width that training images are resized to; None where they have one size.
+        size: height and width that training images are resized to; None where all have one.
         crop: height and width of the random crop taken of that; None takes all.
         flips: ``"none"``, ``"horizontal"`` or ``"both"``.
         clean_class: the class of images without an object; -1 where all have one.
@@ -75,17 +77,16 @@ class ImageData:
     flips: str = "none"
     clean_class: int = -1
 
-    @property
+    def __post_init__(self) -> None:
+        self.transform = JointTransform(size=self.size, crop=self.crop, flips=self.flips)
+
+    @cached_property
     def map_size(self) -> tuple[int, int]:
         """Height and width of a whole training image as it is before cropping."""
         if self.size is not None:
             return self.size
-        if self._own_size is None:
-            height, width = self.train[0].image.shape[1:]
-            self._own_size = (height, width)
-        return self._own_size
-
-    _own_size: tuple[int, int] | None = field(default=None, repr=False)
+        height, width = self.train[0].image.shape[1:]
+        return height, width
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -94,43 +95,13 @@ class ImageData:
 
     def whole(self, index: int) -> Tensor:
         """A training image (C, H, W) uint8, resized but not cropped or flipped."""
-        image: Tensor = self.train[index].image
-        if self.size is None or tuple(image.shape[1:]) == self.size:
-            return image
-        return resize(image, list(self.size), antialias=True)
-
-    def augmented(self, index: int, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A training image cropped and flipped at random, and a (1, h, w) map of it likewise."""
-        image = self.whole(index)
-        if seen is not None and seen.shape[1:] != image.shape[1:]:
-            seen = resize(seen, list(image.shape[1:]), antialias=False)
-        both = image if seen is None else torch.cat([image, seen])
-        both = random_flips(random_crop(both, self.crop), self.flips)
-        return (both, None) if seen is None else (both[:-1], both[-1:])
+        image: Tensor = JointTransform(size=self.size, flips="none")(self.train[index].image).image
+        return image
 
     def targets(self) -> Tensor:
         """The class to explain in each training image; of clean images the object's."""
         labels = self.train.labels
         return torch.where(labels == self.clean_class, int(self.clean_class == 0), labels)
-
-
-def random_crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """A part of (C, H, W) of the given height and width, anywhere in it."""
-    if size is None or tuple(image.shape[1:]) == size:
-        return image
-    room = [whole - part for whole, part in zip(image.shape[1:], size, strict=True)]
-    if min(room) < 0:
-        value_error("train", "crop", f"at most the images' {list(image.shape[1:])}", f"{size}")
-    top, left = (int(torch.randint(space + 1, ())) for space in room)
-    return image[:, top : top + size[0], left : left + size[1]]
-
-
-def random_flips(image: Tensor, flips: str) -> Tensor:
-    """Mirrored left-right and up-down, each with probability one half where allowed."""
-    for dim in {"none": (), "horizontal": (2,), "both": (2, 1)}[flips]:
-        if torch.rand(()) < 0.5:
-            image = image.flip(dim)
-    return image
 
 
 def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
@@ -167,16 +138,27 @@ class ImageRecipe(Recipe):
         known: Sequence[str] | None = getattr(self.data.train, "names", None)
         return known if known is not None else [str(i) for i in range(len(self.data.train))]
 
-    def map_of(self, index: int) -> Tensor | None:
-        """The uint8 (1, H, W) map that goes with a training image, at any size."""
-        return None
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
+        """What is to be learnt from in a training image.
+
+        Returns:
+            A uint8 (1, h, w) map of the whole image at any resolution, and a box (4,) in pixels of
+            :meth:`ImageData.whole`.
+        """
+        return None, torch.zeros(4, dtype=torch.int32)
 
     def read(self, draw: Draw) -> TrainingSample:
         """One augmented sample with its map."""
-        image, seen = self.data.augmented(draw.item, self.map_of(draw.item))
+        seen, box = self.guide(draw.item)
+        found = self.data.transform(self.data.whole(draw.item), seen, boxes=box[None])
         empty = torch.zeros(0, dtype=torch.uint8)
-        label = int(self.labels[draw.item])
-        return TrainingSample(image, label, draw, empty if seen is None else seen)
+        return TrainingSample(
+            found.image,
+            int(self.labels[draw.item]),
+            draw,
+            empty if found.map is None else found.map,
+            box if found.boxes is None else found.boxes[0].to(torch.int32),
+        )
 
     def validation_batches(self) -> Iterator[list[Any]]:
         """This process' share of the validation images, in lists of samples of one size."""

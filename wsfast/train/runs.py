@@ -10,10 +10,12 @@ from torch import nn
 from wsfast._check import check_choice, value_error
 from wsfast.models import (
     Checkpoint,
+    DeepLabV3,
     FCAMModel,
     GAPClassifier,
     SmallVGG,
     UNetDecoder,
+    UNetLocalizer,
     WSOLClassifier,
     load_checkpoint,
 )
@@ -21,16 +23,18 @@ from wsfast.train import distributed
 from wsfast.train.classifier import ClassifierConfig, ClassifierRecipe, seeded_weights
 from wsfast.train.config import CONFIG, TrainConfig, read_settings
 from wsfast.train.data import OpenedData
+from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
 from wsfast.train.images import image_statistics
 from wsfast.train.log import Record
+from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
 from wsfast.train.recipe import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 CONFIGS: dict[str, type[TrainConfig]] = {
-    config.recipe: config for config in (ClassifierConfig, FCAMConfig)
+    config.recipe: config for config in (ClassifierConfig, FCAMConfig, DiPSConfig, PseudoConfig)
 }
 
 
@@ -162,7 +166,44 @@ def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: b
     return FCAMRecipe(config, model, device, images, folder=out / "cache", progress=progress)
 
 
+def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
+    data = OpenedData(config)
+    classifier, saved = open_classifier(config.classifier, data, config.channels)
+    with seeded_weights(config.seed):
+        if config.encoder == "classifier":
+            model = UNetLocalizer(classifier.copy_encoder())
+        else:
+            model = UNetLocalizer(
+                config.encoder, in_chans=config.channels, pretrained=config.pretrained
+            )
+    images = data.images(saved.mean, saved.std)
+    return DiPSRecipe(
+        config, model, device, images,
+        classifier=classifier, folder=out / "cache", progress=progress,
+    )  # fmt: skip
+
+
+def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
+    data = OpenedData(config)
+    classifier, saved = open_classifier(config.classifier, data, config.channels)
+    model: nn.Module
+    with seeded_weights(config.seed):
+        if config.segmenter == "deeplabv3":
+            model = DeepLabV3(in_chans=config.channels, pretrained=config.pretrained)
+        elif config.segmenter == "classifier":
+            model = UNetLocalizer(classifier.copy_encoder())
+        else:
+            model = UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=config.channels)
+    images = data.images(saved.mean, saved.std)
+    return PseudoRecipe(
+        config, model, device, images,
+        classifier=classifier, folder=out / "cache", progress=progress,
+    )  # fmt: skip
+
+
 _BUILDERS: dict[str, Callable[[Any, torch.device, Path, bool], Recipe]] = {
     "classifier": _build_classifier,
     "fcam": _build_fcam,
+    "dips": _build_dips,
+    "pseudo": _build_pseudo,
 }

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import MaxBoxAcc, PxAP
 from wsfast.train import distributed
 
@@ -113,7 +114,7 @@ def score_regions(scores: MapScores, samples: Sequence[Any], maps: Tensor) -> No
         masks = torch.stack([samples[i].mask for i in masked])
         scores.update_masks(maps[masked], masks.to(maps.device))
     if boxed:
-        scores.update_boxes(maps[boxed], [samples[i].boxes for i in boxed])
+        scores.update_boxes(maps[boxed], [inclusive_corners(samples[i].boxes) for i in boxed])
 
 
 def _has_mask(sample: Any) -> bool:
