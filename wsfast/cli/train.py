@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one = recipes.add_parser(
             name,
             help=_SUMMARIES[name],
+            usage=f"wsfast train {name} --out RUN [--resume] [--config FILE] [settings]",
             description=f"{_SUMMARIES[name]}.",
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,7 +77,7 @@ def _add_settings(parser: argparse.ArgumentParser, config: type[TrainConfig]) ->
     for name in sorted(entries, key=lambda n: (n not in _FIRST, list(entries).index(n))):
         default = entries[name].default
         shown = f" (default: {default})" if default not in ("", None) else ""
-        told = (documented(name, config) + shown).replace("``", "").replace("%", "%%")
+        told = (documented(name, config) + shown).replace("%", "%%")
         if name == "preset":
             told = "settings to start from: " + (", ".join(config.presets) or "none here")
         group.add_argument(
@@ -88,9 +89,10 @@ def _add_settings(parser: argparse.ArgumentParser, config: type[TrainConfig]) ->
 
 
 def _parser_of(kind: Any) -> Any:
+    """What turns an argument's text into a setting; of optional ones, what they are when given."""
     if isinstance(kind, types.UnionType):
-        return _parse_size
-    return kind
+        kind = typing.get_args(kind)[0]
+    return _parse_size if typing.get_origin(kind) is tuple else kind
 
 
 def _parse_size(text: str) -> list[int]:

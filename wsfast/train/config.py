@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -31,12 +32,18 @@ class TrainConfig:
         data: ``"synthetic"`` or the folder of a data set.
         format: of the folder, see :func:`wsfast.data.open_dataset`; ``"auto"`` looks.
         images: training images of the synthetic data set.
-        channels: 3 for RGB, 1 for grey.
-        size: height and width that images are resized to; None keeps their own.
+        metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
+        masks: folder of mask files, for the formats that have one.
+        normal: class without an object, for folders and CSV files; empty finds it by its name.
+        merge: make all other classes one, ``defect``.
+        channels: 3 for RGB, 1 for grey; None takes the classifier's, and 3 for a new one.
+        size: height and width that images are resized to; None takes the classifier's, and for a
+            new one that of the first image.
         crop: height and width of the random crop in training and of the images in validation; None
             takes ``size``.
         flips: ``"none"``, ``"horizontal"`` or ``"both"``.
-        holdout: share of the training split that validation takes where there is no such split.
+        holdout: share of the training split that validation takes where there is no such split; 0
+            for no validation at all.
         strict: an unreadable file is an error instead of being reported and skipped.
         epochs: passes over the data.
         batch_size: images per optimizer step, over all processes and accumulated parts.
@@ -71,7 +78,11 @@ class TrainConfig:
     data: str = "synthetic"
     format: str = "auto"
     images: int = 600
-    channels: int = 3
+    metadata: str = ""
+    masks: str = ""
+    normal: str = ""
+    merge: bool = False
+    channels: int | None = None
     size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     flips: str = "horizontal"
@@ -156,6 +167,18 @@ def read_settings(path: Path, recipe: str) -> dict[str, Any]:
     Raises:
         ValueError: no such file, no YAML of settings, or settings of another recipe.
     """
+    named, found = read_recipe(path)
+    if named not in ("", recipe):
+        value_error("train", "--config", f"of the recipe {recipe}", f"{path}, of {named}")
+    return found
+
+
+def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
+    """The recipe that a YAML file names, empty where it does not, and its settings.
+
+    Raises:
+        ValueError: no such file, or no YAML of settings.
+    """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -163,9 +186,8 @@ def read_settings(path: Path, recipe: str) -> dict[str, Any]:
         value_error("train", "--config", "a readable YAML file", f"{path} ({reason})")
     if not isinstance(found, dict):
         value_error("train", "--config", "a YAML file of `name: value` lines", f"{path}")
-    if found.pop("recipe", recipe) != recipe:
-        value_error("train", "--config", f"of the recipe {recipe}", f"{path}, of another")
-    return dict(found)
+    settings = dict(found)
+    return str(settings.pop("recipe", "")), settings
 
 
 def changes_on_resume(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
@@ -226,7 +248,8 @@ def documented(name: str, cls: type) -> str:
                     if not more.startswith(" " * 12):
                         break
                     told.append(more.strip())
-                return " ".join(told)
+                plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(told))
+                return plain.replace("``", "")
     return ""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wsfast._check import check_choice, value_error
+from wsfast._device import parse_device
 from wsfast.models import (
     Checkpoint,
     DeepLabV3,
@@ -79,7 +80,7 @@ def run(
         ValueError: data, models or settings that do not fit; as :func:`wsfast.train.fit`.
         Interrupted: the run was asked to stop and is saved.
     """
-    with distributed.process_group(_device(config.device)) as device:
+    with distributed.process_group(parse_device("train", "device", config.device)) as device:
         out.mkdir(parents=True, exist_ok=True)
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
         return fit(recipe, out=out, resume=resume, progress=progress)
@@ -95,18 +96,6 @@ def load_run(path: str | Path) -> Checkpoint:
     return load_checkpoint(path / "best.safetensors" if path.is_dir() else path)
 
 
-def _device(text: str) -> torch.device:
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        value_error("train", "device", "auto, cpu or cuda", text)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        value_error("train", "device", "available", f"{text} without a CUDA device")
-    return device
-
-
 def _build_classifier(
     config: ClassifierConfig, device: torch.device, out: Path, progress: bool
 ) -> Recipe:
@@ -115,7 +104,8 @@ def _build_classifier(
     with seeded_weights(config.seed):
         model = _new_classifier(config, classes)
     if config.pretrained or config.checkpoint:
-        mean, std = IMAGENET_MEAN[: config.channels], IMAGENET_STD[: config.channels]
+        channels = config.channels or 3
+        mean, std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
         images = data.images(mean, std)
     else:
         images = data.images(*image_statistics(data.train))
@@ -123,25 +113,27 @@ def _build_classifier(
 
 
 def _new_classifier(config: ClassifierConfig, classes: int) -> nn.Module:
+    channels = config.channels or 3
     if config.model == "small_vgg" and not config.checkpoint:
         if config.pretrained:
             value_error("train", "pretrained", "false for small_vgg", "true")
-        return SmallVGG(config.channels, classes)
+        return SmallVGG(channels, classes)
     return WSOLClassifier(
         config.model,
         classes,
-        in_chans=config.channels,
+        in_chans=channels,
         pretrained=config.pretrained,
         checkpoint=config.checkpoint or None,
     )
 
 
-def open_classifier(path: str, data: OpenedData, channels: int) -> tuple[GAPClassifier, Checkpoint]:
-    """The classifier that a recipe starts from.
+def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData]:
+    """The classifier that a recipe starts from, and images for it.
 
     Raises:
         ValueError: none given, or one for other classes or channels.
     """
+    path: str = config.classifier
     if not path:
         value_error("train", "classifier", "a run of `wsfast train classifier`", "nothing")
     saved = load_run(path)
@@ -149,17 +141,18 @@ def open_classifier(path: str, data: OpenedData, channels: int) -> tuple[GAPClas
     if not isinstance(model, GAPClassifier):
         value_error("train", "classifier", "a classifier", f"{path}, a {type(model).__name__}")
     assert isinstance(model, GAPClassifier)
-    if model.in_chans != channels:
-        value_error("train", "channels", f"the classifier's ({model.in_chans})", f"{channels}")
+    if config.channels not in (None, model.in_chans):
+        expected = f"the classifier's ({model.in_chans})"
+        value_error("train", "channels", expected, f"{config.channels}")
+    data = OpenedData(config, saved)
     if model.num_classes != len(data.class_names):
         expected = f"of the data's {len(data.class_names)} classes"
         value_error("train", "classifier", expected, f"one of {model.num_classes}")
-    return model, saved
+    return model, saved, data
 
 
 def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
-    data = OpenedData(config)
-    classifier, saved = open_classifier(config.classifier, data, config.channels)
+    classifier, saved, data = _open_classifier(config)
     with seeded_weights(config.seed):
         model = FCAMModel(classifier, UNetDecoder.of(classifier, input_skip=config.input_skip))
     images = data.images(saved.mean, saved.std)
@@ -167,14 +160,13 @@ def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: b
 
 
 def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
-    data = OpenedData(config)
-    classifier, saved = open_classifier(config.classifier, data, config.channels)
+    classifier, saved, data = _open_classifier(config)
     with seeded_weights(config.seed):
         if config.encoder == "classifier":
             model = UNetLocalizer(classifier.copy_encoder())
         else:
             model = UNetLocalizer(
-                config.encoder, in_chans=config.channels, pretrained=config.pretrained
+                config.encoder, in_chans=classifier.in_chans, pretrained=config.pretrained
             )
     images = data.images(saved.mean, saved.std)
     return DiPSRecipe(
@@ -184,16 +176,15 @@ def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: b
 
 
 def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
-    data = OpenedData(config)
-    classifier, saved = open_classifier(config.classifier, data, config.channels)
+    classifier, saved, data = _open_classifier(config)
     model: nn.Module
     with seeded_weights(config.seed):
         if config.segmenter == "deeplabv3":
-            model = DeepLabV3(in_chans=config.channels, pretrained=config.pretrained)
+            model = DeepLabV3(in_chans=classifier.in_chans, pretrained=config.pretrained)
         elif config.segmenter == "classifier":
             model = UNetLocalizer(classifier.copy_encoder())
         else:
-            model = UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=config.channels)
+            model = UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=classifier.in_chans)
     images = data.images(saved.mean, saved.std)
     return PseudoRecipe(
         config, model, device, images,
