@@ -91,3 +91,15 @@ def check_choice(where: str, argument: str, value: str, choices: list[str]) -> N
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         value_error(where, argument, "one of " + ", ".join(choices), f"{value}")
+
+
+def check_free_of_nan(where: str, argument: str, valid: Tensor) -> None:
+    """Raise ValueError where an op's (N,) ``valid`` says that an image holds NaN.
+
+    Only on the CPU, where looking costs no device sync, and never while a graph is captured.
+    """
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return
+    if valid.device.type == "cpu" and type(valid) is Tensor and not bool(valid.all()):
+        image = int((~valid).nonzero()[0])
+        value_error(where, argument, "free of NaN", f"NaN in image {image}")

@@ -57,7 +57,7 @@ def run(
 
 
 @pytest.mark.parametrize("settings", [PAPER, SMALL, DIPS], ids=["paper", "small", "dips"])
-@pytest.mark.parametrize("shape", [(5, 1, 1), (5, 1, 70), (5, 23, 41)])
+@pytest.mark.parametrize("shape", [(5, 1, 70), (5, 23, 41)])
 def test_emulated_kernel(emulator, shape: tuple[int, int, int], settings: dict[str, Any]) -> None:
     cams = maps(shape)
     run(emulator, cams, None, None, settings)
@@ -83,10 +83,11 @@ def test_emulated_kernel_of_strange_maps(emulator) -> None:
 
 
 def test_emulated_kernel_in_every_order(emulator) -> None:
-    cams = maps((5, 20, 30))
+    cams = maps((5, 20, 30))[1:3]
     for settings in (PAPER, DIPS):
         run(emulator, cams, None, None, settings, every_order=True)
 
 
-def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
+def test_emulated_kernel_on_an_empty_batch_and_single_pixels(emulator) -> None:
     run(emulator, torch.zeros(0, 4, 5), None, None, PAPER)
+    run(emulator, torch.ones(5, 1, 1), None, None, PAPER)

@@ -1,6 +1,8 @@
-// Schema and CPU kernel of the seeds room: one image per task, so results do not depend on the number
-// of threads.
+// Schema and CPU kernel of the seeds room: one image per task, so results do not depend on the
+// number of threads.
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "../../core/memory.h"
 #include "seeds_args.h"

@@ -2,8 +2,8 @@
 // chosen pixel. For host and device; wsfast/ops/seeds/reference.py has the same formulas.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "../../core/device.h"
 #include "../boxes/boxes_math.h"
@@ -57,9 +57,15 @@ class Stream {
 // a continued fraction. No sum has a product in it, so no compiler fuses or reorders anything and
 // every backend gives the same bits.
 WS_HD inline double exponential(uint32_t hash) {
+  constexpr uint64_t half = uint64_t{1022} << 52, mantissa_bits = (uint64_t{1} << 52) - 1;
   const uint64_t rest = (uint64_t{1} << 33) - 1 - 2 * uint64_t{hash};
-  int exponent;
-  const double mantissa = frexp(static_cast<double>(rest), &exponent);
+  const double whole = static_cast<double>(static_cast<int64_t>(rest));
+  uint64_t bits;
+  memcpy(&bits, &whole, sizeof(bits));
+  const int exponent = static_cast<int>(bits >> 52) - 1022;
+  bits = (bits & mantissa_bits) | half;
+  double mantissa;  // 1/2 <= mantissa < 1, whole = mantissa 2^exponent
+  memcpy(&mantissa, &bits, sizeof(bits));
   const double s = (1 - mantissa) / (1 + mantissa);
   const double q = s * s;
   double fraction = 7 - 16 * q / 9.0;

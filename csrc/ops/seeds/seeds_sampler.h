@@ -35,6 +35,7 @@ class Sampler {
         line_(padded(width)),
         used_rows_(height),
         indices_(pixels_ + 1),
+        tied_(pixels_ + 1),
         words_(pixels_ + 1),
         keys_(std::make_unique_for_overwrite<uint64_t[]>(padded(pixels_) + 1)) {}
 
@@ -88,14 +89,15 @@ class Sampler {
 
   // Pixels of each level, inside `allowed` (null: everywhere).
   void count_levels(const uint8_t* allowed, int64_t* histogram) const {
-    constexpr int tables = 4;  // take turns: equal neighbours do not wait
-    uint32_t counts[tables][kLevels] = {};
-    for (int64_t i = 0; i < pixels_; ++i) {
-      counts[i % tables][levels_[i]] += allowed == nullptr ? 1 : allowed[i];
+    uint32_t tables[Loops::kTables][kLevels] = {};
+    if (allowed == nullptr) {
+      Loops::count_levels(levels_.data(), pixels_, tables);
+    } else {
+      Loops::count_levels(levels_.data(), allowed, pixels_, tables);
     }
     for (int level = 0; level < kLevels; ++level) {
       histogram[level] = 0;
-      for (const auto& table : counts) histogram[level] += table[level];
+      for (const auto& table : tables) histogram[level] += table[level];
     }
   }
 
@@ -160,23 +162,30 @@ class Sampler {
     for (int64_t i = 0; i < found; ++i) region_[indices_[i]] = 1;
   }
 
-  // Leaves the first `rest` of the pixels in indices_, in any order; their number.
+  // Leaves the first `rest` of the pixels in indices_; their number.
   template <bool Highest>
   int64_t keep_first(int64_t found, int64_t rest, const Stream& ties) {
     for (int64_t i = 0; i < found; ++i) words_[i] = place(Highest, bits_[indices_[i]]);
     const uint32_t cut = kth_smallest<Loops>(words_.data(), found, rest - 1);
-    const auto equals = std::partition(indices_.begin(), indices_.begin() + found, [&](uint32_t i) {
-      return place(Highest, bits_[i]) < cut;
-    });
-    const auto end = std::partition(equals, indices_.begin() + found, [&](uint32_t i) {
-      return place(Highest, bits_[i]) == cut;
-    });
-    const int64_t tied = end - equals, wanted = rest - (equals - indices_.begin());
-    if (wanted == tied) return rest;
-    Loops::hash_pixels(ties, &*equals, tied, words_.data());
-    const uint32_t last = kth_smallest<Loops>(words_.data(), tied, wanted - 1);
-    std::partition(equals, end, [&](uint32_t i) { return ties(i) <= last; });
-    return rest;
+    int64_t before = 0, tied = 0;
+    for (int64_t i = 0; i < found; ++i) {
+      const uint32_t pixel = indices_[i], word = place(Highest, bits_[pixel]);
+      indices_[before] = pixel;
+      tied_[tied] = pixel;
+      before += word < cut;
+      tied += word == cut;
+    }
+    uint32_t last = ~0u;
+    if (before + tied > rest) {
+      Loops::hash_pixels(ties, tied_.data(), tied, words_.data());
+      last = kth_smallest<Loops>(words_.data(), tied, rest - before - 1);
+    }
+    Loops::hash_pixels(ties, tied_.data(), tied, words_.data());
+    for (int64_t i = 0; i < tied; ++i) {
+      indices_[before] = tied_[i];
+      before += words_[i] <= last;
+    }
+    return before;
   }
 
   // Shrinks the region by the square: pixels within reach of the complement go, unless all would.
@@ -239,14 +248,15 @@ class Sampler {
   // Keys of the pixels whose clocks ring first, `wanted` or more. No clock rings before
   // hash / 2^32 / value, so few logarithms are needed.
   int64_t race_clocks(int64_t wanted, int64_t size, const Stream& stream) {
-    const auto levels =
-        static_cast<double>(Loops::sum_levels(levels_.data(), region_.data(), pixels_));
-    const double weights = (levels + 0.5 * static_cast<double>(size)) / 255;
-    const double time = ample(wanted) / weights;
-    if (ample(wanted) < 0.25 * static_cast<double>(size)) {
-      const auto factor = static_cast<float>(time * 0x1p32 * (1 + 1e-5));
-      const int64_t found = Loops::collect_clocks(region_.data(), pixels_, stream, bits_.data(),
-                                                  factor, keys_.get());
+    const double part = 1.1 * ample(wanted) / static_cast<double>(size);
+    if (part < 0.7) {  // that part of the clocks rings by `time`, if the values are alike
+      const auto levels =
+          static_cast<double>(Loops::sum_levels(levels_.data(), region_.data(), pixels_));
+      const double mean = (levels / static_cast<double>(size) + 0.5) / 255;
+      const double time = -std::log(1 - part) / mean;
+      const int64_t found =
+          Loops::collect_clocks(region_.data(), pixels_, stream, bits_.data(),
+                                static_cast<float>(time * 0x1p32 * (1 + 1e-5)), keys_.get());
       if (read_clocks(found, static_cast<float>(time)) >= wanted) return found;
     }
     const int64_t found = Loops::collect_hashes(region_.data(), pixels_, stream, ~0u, keys_.get());
@@ -272,7 +282,8 @@ class Sampler {
   void claim(int64_t drawn, uint8_t who) {
     const int64_t radius = options_.dilate_radius;
     for (int64_t i = 0; i < drawn; ++i) {
-      const int64_t pixel = static_cast<uint32_t>(keys_[i]), y = pixel / width_, x = pixel % width_;
+      const auto pixel = static_cast<uint32_t>(keys_[i]), width = static_cast<uint32_t>(width_);
+      const int64_t y = pixel / width, x = pixel % width;
       used_rows_[y] = 1;
       const int64_t end = std::min(x + radius + 1, width_);
       for (int64_t at = std::max<int64_t>(x - radius, 0); at < end; ++at) {
@@ -305,7 +316,7 @@ class Sampler {
   bool has_roi_ = false;
   std::vector<uint32_t> bits_;
   std::vector<uint8_t> levels_, roi_, region_, spare_, rows_, claims_, line_, used_rows_;
-  std::vector<uint32_t> indices_, words_;
+  std::vector<uint32_t> indices_, tied_, words_;
   std::unique_ptr<uint64_t[]> keys_;
 };
 

@@ -7,7 +7,9 @@
 namespace wsfast::seeds::WS_SIMD {
 
 struct Loops {
-  static constexpr int kBlock = 64;
+  static constexpr int kBlock = 64;   // pixels
+  static constexpr int kWord = 8;     // pixels whose bytes are looked at together
+  static constexpr int kTables = 4;
 
   // Cleaned values and their levels. False if the map holds NaN.
   static bool clean(const float* map, int64_t n, uint32_t* bits, uint8_t* levels) {
@@ -47,10 +49,25 @@ struct Loops {
     for (int64_t i = 0; i < n; ++i) inverse[i] = mask[i] ^ 1;
   }
 
+  // Ones of a padded mask.
   static int64_t count(const uint8_t* mask, int64_t n) {
     int64_t total = 0;
-    for (int64_t i = 0; i < n; ++i) total += mask[i];
+    for (int64_t i = 0; i < n; i += kWord) total += std::popcount(word_at(mask + i));
     return total;
+  }
+
+  // Adds the pixels of each level to the tables, which take turns: equal neighbours do not wait.
+  static void count_levels(const uint8_t* levels, int64_t n, uint32_t (*tables)[kLevels]) {
+    int64_t i = 0;
+    for (; i + kWord <= n; i += kWord) {
+      uint64_t word = word_at(levels + i);
+      for (int j = 0; j < kWord; ++j, word >>= 8) ++tables[j % kTables][word & 255];
+    }
+    for (; i < n; ++i) ++tables[0][levels[i]];
+  }
+  static void count_levels(const uint8_t* levels, const uint8_t* allowed, int64_t n,
+                           uint32_t (*tables)[kLevels]) {
+    for (int64_t i = 0; i < n; ++i) tables[i % kTables][levels[i]] += allowed[i];
   }
 
   // The sum of the levels inside the region.
@@ -118,18 +135,26 @@ struct Loops {
       for (int j = 0; j < kBlock; ++j) hash[j] = stream(static_cast<uint32_t>(i + j));
       test(hash, i, hit);
       for (int j = 0; j < kBlock; ++j) hit[j] &= region[i + j];
-      if (!any(hit)) continue;
-      for (int j = 0; j < kBlock; ++j) {
-        keys[found] = order_of(hash[j], static_cast<uint32_t>(i + j));
-        found += hit[j];
+      for (int first = 0; first < kBlock; first += kWord) {
+        if (word_at(hit + first) == 0) continue;
+        for (int j = first; j < first + kWord; ++j) {
+          keys[found] = order_of(hash[j], static_cast<uint32_t>(i + j));
+          found += hit[j];
+        }
       }
     }
     return found;
   }
 
+  static uint64_t word_at(const uint8_t* bytes) {
+    uint64_t word;
+    std::memcpy(&word, bytes, sizeof(word));
+    return word;
+  }
+
   static bool any(const uint8_t* block) {
-    uint8_t together = 0;
-    for (int j = 0; j < kBlock; ++j) together |= block[j];
+    uint64_t together = 0;
+    for (int j = 0; j < kBlock; j += kWord) together |= word_at(block + j);
     return together != 0;
   }
 };

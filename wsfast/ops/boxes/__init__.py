@@ -9,6 +9,7 @@ from ..._check import (
     check_choice,
     check_count,
     check_floating,
+    check_free_of_nan,
     check_range,
     check_rank,
     check_same_device,
@@ -91,20 +92,12 @@ def _check_box_limits(where: str, max_boxes: int, min_area: int) -> None:
     check_count(where, "min_area", min_area, 1)
 
 
-def _raise_where_nan(where: str, valid: Tensor) -> None:
-    """On the CPU, where looking costs no device sync."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return
-    if valid.device.type == "cpu" and type(valid) is Tensor and not bool(valid.all()):
-        value_error(where, "cams", "free of NaN", f"NaN in image {int((~valid).nonzero()[0])}")
-
-
 def _otsu_threshold(cams: Tensor, repeat: int = 1) -> Tensor:
     _check_images("otsu_threshold", "cams", cams)
     check_floating("otsu_threshold", "cams", cams)
     check_count("otsu_threshold", "repeat", repeat, 1)
     levels, valid = torch.ops.wsfast.otsu_level(cams.detach(), repeat)
-    _raise_where_nan("otsu_threshold", valid)
+    check_free_of_nan("otsu_threshold", "cams", valid)
     return (levels + 1).to(_threshold_dtype(cams)) / 255
 
 
@@ -162,7 +155,7 @@ def _cam_boxes(
     boxes, scores, areas, counts, valid = torch.ops.wsfast.cam_boxes(
         cams.detach(), thresholds, max_boxes, connectivity, min_area
     )
-    _raise_where_nan("cam_boxes", valid)
+    check_free_of_nan("cam_boxes", "cams", valid)
     return ScoredBoxes(boxes, scores, areas, counts)
 
 

@@ -7,6 +7,7 @@ from ..._check import (
     check_choice,
     check_count,
     check_floating,
+    check_free_of_nan,
     check_range,
     check_rank,
     check_same_device,
@@ -63,6 +64,7 @@ def _seed_word(seed: int | None, generator: torch.Generator | None) -> Tensor:
     """One int64; drawn on the CPU (or the generator's device) where no seed is given."""
     if seed is not None:
         if not torch.jit.is_scripting():
+            check_count("sample_seeds", "seed", seed, -(2**63))
             check_range("sample_seeds", "seed", seed, -(2**63), 2**63 - 1)
         return torch.full([1], seed, dtype=torch.int64)
     device = torch.device("cpu")
@@ -89,15 +91,6 @@ def _keys(
         ids = image_ids.to(device=cams.device, dtype=torch.int64)
     word = _seed_word(seed, generator).to(cams.device, non_blocking=True)
     return image_keys(word, ids, epoch)
-
-
-def _raise_where_nan(valid: Tensor) -> None:
-    """On the CPU, where looking costs no device sync."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return
-    if valid.device.type == "cpu" and type(valid) is Tensor and not bool(valid.all()):
-        image = int((~valid).nonzero()[0])
-        value_error("sample_seeds", "cams", "free of NaN", f"NaN in image {image}")
 
 
 def _sample_seeds(
@@ -159,7 +152,7 @@ def _sample_seeds(
         erode,
         dilate,
     )
-    _raise_where_nan(valid)
+    check_free_of_nan(where, "cams", valid)
     return seeds
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..._check import (
     check_count,
     check_floating,
+    check_free_of_nan,
     check_range,
     check_rank,
     check_same_device,
@@ -16,7 +17,7 @@ from ..._check import (
     value_error,
 )
 from ..._scripting import scripted_as
-from ..boxes import cam_boxes, otsu_threshold
+from ..boxes import cam_boxes
 
 __all__ = ["Proposals", "blur_outside_boxes", "propose_boxes"]
 
@@ -46,13 +47,17 @@ def _propose_boxes(
     if m == 0 or height == 0 or width == 0:
         value_error(where, "maps", "maps with M, H, W >= 1", f"shape {list(maps.shape)}")
     check_range(where, "min_area", min_area, 0.0, 1.0)
+    check_count(where, "max_boxes", max_boxes, 1)
+    if connectivity != 4 and connectivity != 8:
+        value_error(where, "connectivity", "4 or 8", f"{connectivity}")
     flat = maps.detach().flatten(0, 1)
-    # Otsu's level kept within 1-254, as for seeds; a map that is constant in 8 bits has no boxes.
-    threshold = otsu_threshold(flat).clamp(min=2 / 255)
-    lowest, highest = flat.amin(dim=(1, 2)), flat.amax(dim=(1, 2))
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
-    varies = _level(lowest.to(wide)) < _level(highest.to(wide))
-    threshold = torch.where(varies, threshold, torch.inf)
+    levels, valid = torch.ops.wsfast.otsu_level(flat, 1)
+    check_free_of_nan(where, "maps", valid.view(n, m).all(dim=1))
+    # Otsu's level kept within 1-254, as for seeds; a map that is constant in 8 bits has no boxes.
+    threshold = (levels.clamp(1, 254) + 1).to(wide) / 255
+    lowest, highest = flat.amin(dim=(1, 2)).to(wide), flat.amax(dim=(1, 2)).to(wide)
+    threshold = torch.where(_level(lowest) < _level(highest), threshold, torch.inf)
     boxes = cam_boxes(flat, threshold, max_boxes=max_boxes, connectivity=connectivity).boxes
     boxes = boxes.view(n, m * max_boxes, 4)
     x0, y0, x1, y1 = boxes.long().unbind(2)
