@@ -77,6 +77,14 @@ def test_masks_in_a_parallel_tree(tmp_path, named):
     assert masks_of(ImageFolder(root, "test", **options)) == {"good/1": 0, "cut/3": 5}
 
 
+def test_a_class_may_be_called_mask(tmp_path):
+    for name in ("mask", "no_mask"):
+        picture(tmp_path / name / "2020" / "1.png")
+    data = ImageFolder(tmp_path, "train", **WHOLE)
+    assert data.class_names == ("mask", "no_mask")
+    assert all(sample.mask is None for sample in data)
+
+
 def test_splits_by_folder_are_not_divided_further(tmp_path):
     for split, names in (("train", "abcdefgh"), ("valid", "ij"), ("test", "k")):
         for name in names:

@@ -62,6 +62,14 @@ def test_a_classifier_without_the_interface_is_refused():
         FCAMModel(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("make", [lambda e, **o: WSOLClassifier(e, 2, **o), UNetLocalizer])
+def test_options_of_an_encoder_are_for_its_name_only(make):
+    encoder = SmallVGG(channels=(4, 8)).copy_encoder()
+    assert make(encoder).encoder is encoder
+    with pytest.raises(ValueError, match=r"options must be none beside a built encoder, got in_c"):
+        make(encoder, in_chans=3)
+
+
 @pytest.mark.parametrize(
     "model",
     [

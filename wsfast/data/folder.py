@@ -132,19 +132,24 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _mask_folder(root: Path, masks: str | PathLike[str] | None) -> Path | None:
     if masks is None:
-        return next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+        # Of the classes "mask" and "no_mask" the first is no tree of masks.
+        known = {path.name for part in (root, *_split_folders(root).values()) for path in _in(part)}
+        trees = (root / name for name in _MASK_FOLDERS)
+        return next((tree for tree in trees if known & {path.name for path in _in(tree)}), None)
     if not Path(masks).is_dir():
         value_error("ImageFolder", "masks", "a folder", f"{masks}")
     return Path(masks)
 
 
+def _in(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+
+
 def _entries(root: Path, folder: Path, mask_root: Path | None) -> Iterator[tuple[str, Record]]:
     """Class and record of every image of a split, sorted."""
-    classes = [
-        path
-        for path in sorted(folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and not path.name.startswith(".") and path != mask_root
-    ]
+    classes = [path for path in _in(folder) if path != mask_root]
     if not classes:
         value_error("ImageFolder", "root", "a folder with one subfolder per class", f"{folder}")
     for path in classes:
@@ -168,7 +173,7 @@ def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | Non
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            what = f"{found[name].image.name} and {path.name} in {path.parent}"
+            what = f"{Path(found[name].image).name} and {path.name} in {path.parent}"
             value_error("ImageFolder", "root", "of images with different names", what)
         mask = beside.get(path) or _parallel_mask(path, (root, folder), mask_root)
         found[name] = Record(name, path, masks=() if mask is None else (mask,))

@@ -24,16 +24,18 @@ from wsfast.data.sample import NO_BOXES, Sample, check_channels, check_size, ima
 _VERIFIED_BY_DEFAULT = 20_000  # images: a minute or two of decoding
 _NAMED = 20  # skipped files in the warning; all are in ``skipped``
 
+_HERE = Path()
+
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Record:
     """What is known of an image before it is read.
 
     Attributes:
         name: of the image in its data set.
-        image: the file.
+        image: the file, relative to the data set's ``root``.
         label: its class, or None where the mask tells: 1 with an object, else 0.
         masks: files whose union is the object; empty where no mask is known.
         ignore: a file of pixels that do not count.
@@ -43,7 +45,7 @@ class Record:
     """
 
     name: str
-    image: Path
+    image: str | Path
     label: int | None = None
     masks: tuple[Path, ...] = ()
     ignore: Path | None = None
@@ -62,6 +64,7 @@ class ImageDataset(Dataset[Sample]):
 
     Args:
         records: the images.
+        root: folder that the records' images are relative to.
         source: where they are from, for messages.
         class_names: one per label.
         normal_label: the class without an object, None where every image has one.
@@ -88,6 +91,7 @@ class ImageDataset(Dataset[Sample]):
         self,
         records: Sequence[Record],
         *,
+        root: Path = _HERE,
         source: str | Path,
         class_names: Sequence[str],
         normal_label: int | None = None,
@@ -103,6 +107,7 @@ class ImageDataset(Dataset[Sample]):
         check_choice(self._where, "mask_kind", mask_kind, MASK_KINDS)
         if size is not None:
             check_size(self._where, size, 1)
+        self.root = root
         self.size = size
         self.channels = channels
         self.mask_kind = mask_kind
@@ -163,11 +168,12 @@ class ImageDataset(Dataset[Sample]):
         )
 
     def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
-        image = read_image(record.image)
+        path = self.root / record.image
+        image = read_image(path)
         if record.masks:
             mask = read_mask(record.masks, self.mask_kind, record.ignore)
             if image.shape[:2] != mask.shape:
-                raise UnreadableImageError(record.image, "its mask has another size")
+                raise UnreadableImageError(path, "its mask has another size")
             return image, mask
         if record.empty:
             kind = np.uint8 if self.mask_kind == "index" else np.bool_

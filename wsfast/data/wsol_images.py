@@ -52,7 +52,8 @@ class WSOLImages(ImageDataset):
         if num_classes is None:
             num_classes = _count_classes(folder, split)
         super().__init__(
-            _records(Path(root), folder / split, Path(masks or root), num_classes),
+            _records(folder / split, Path(masks or root), num_classes),
+            root=Path(root),
             source=folder / split,
             class_names=[str(label) for label in range(num_classes)],
             complete=split == "train",
@@ -76,7 +77,7 @@ def _count_classes(folder: Path, split: str) -> int:
     return 1 + max(max(wsol.read_class_labels(file).values(), default=0) for file in known)
 
 
-def _records(root: Path, metadata: Path, masks: Path, num_classes: int) -> list[Record]:
+def _records(metadata: Path, masks: Path, num_classes: int) -> list[Record]:
     ids = wsol.read_image_ids(metadata / "image_ids.txt")
     labels = wsol.read_class_labels(metadata / "class_labels.txt", num_classes=num_classes)
     wsol.require_all(ids, labels, metadata / "class_labels.txt")
@@ -95,7 +96,7 @@ def _records(root: Path, metadata: Path, masks: Path, num_classes: int) -> list[
     return [
         Record(
             name,
-            root / name,
+            name,
             labels[name],
             tuple(masks / file for file in mask_files.get(name, ())),
             masks / ignore[name] if ignore.get(name) else None,

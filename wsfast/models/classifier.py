@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsfast._check import check_count
-from wsfast.models.encoders import create_encoder
+from wsfast.models.encoders import as_encoder
 from wsfast.models.interface import Encoder, GAPClassifier
 
 
@@ -34,8 +34,7 @@ class WSOLClassifier(GAPClassifier):
 
     def __init__(self, encoder: Encoder | str, num_classes: int, **options: Any) -> None:
         check_count("WSOLClassifier", "num_classes", num_classes, 1)
-        if isinstance(encoder, str):
-            encoder = create_encoder(encoder, **options)
+        encoder = as_encoder("WSOLClassifier", encoder, options)
         info = [
             entry | ({"module": f"encoder.{entry['module']}"} if "module" in entry else {})
             for entry in encoder.feature_info
@@ -60,7 +59,7 @@ class WSOLClassifier(GAPClassifier):
 
     def copy_encoder(self) -> Encoder:
         """An independent copy of the encoder, to train another model from."""
-        return copy.deepcopy(self.encoder)
+        return copy.deepcopy(self.encoder).requires_grad_()
 
     def fast_parameters(self) -> list[nn.Parameter]:
         """What F-CAM trains with ten times the learning rate.

@@ -76,6 +76,21 @@ def create_encoder(
     return encoder
 
 
+def as_encoder(where: str, encoder: Encoder | str, options: dict[str, Any]) -> Encoder:
+    """The encoder itself, or the one of that name.
+
+    Args:
+        where: name of the calling class, for messages.
+        encoder: an encoder or a name.
+        options: of :func:`create_encoder`, for a name only.
+    """
+    if isinstance(encoder, str):
+        return create_encoder(encoder, **options)
+    if options:
+        value_error(where, "options", "none beside a built encoder", ", ".join(options))
+    return encoder
+
+
 def _refuse_options(name: str, options: dict[str, Any]) -> None:
     if options:
         value_error("create_encoder", "options", f"none for {name}", ", ".join(options))

@@ -91,7 +91,7 @@ class GAPClassifier(nn.Module):
         return self.logits_of(self.forward_features(images))
 
     def copy_encoder(self) -> Encoder:
-        """An independent copy of what is before the head, to train another model from."""
+        """An independent, trainable copy of what is before the head, to start from."""
         raise NotImplementedError
 
     def fast_parameters(self) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wsfast._check import type_error
 from wsfast.models.decoder import UNetDecoder
-from wsfast.models.encoders import create_encoder
+from wsfast.models.encoders import as_encoder
 from wsfast.models.interface import Encoder, GAPClassifier
 
 
@@ -107,7 +107,7 @@ class UNetLocalizer(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.encoder = create_encoder(encoder, **options) if isinstance(encoder, str) else encoder
+        self.encoder = as_encoder("UNetLocalizer", encoder, options)
         self.decoder = UNetDecoder.of(self.encoder, **(decoder or {}))
         self.in_chans = self.encoder.in_chans
         self.config: dict[str, Any] = {

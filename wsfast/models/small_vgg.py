@@ -99,7 +99,7 @@ class SmallVGG(GAPClassifier):
     def copy_encoder(self) -> SmallVGGEncoder:
         """The stages alone, with a copy of their weights."""
         encoder = SmallVGGEncoder(self.in_chans, self.channels)
-        encoder.stages = copy.deepcopy(self.stages)
+        encoder.stages = copy.deepcopy(self.stages).requires_grad_()
         return encoder
 
     def fast_parameters(self) -> list[nn.Parameter]:

@@ -67,6 +67,8 @@ def _create(name: str, in_chans: int, pretrained: bool, options: dict[str, Any])
         return timm.create_model(
             name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options
         )
+    except OSError as error:  # no network, no space, a proxy in between
+        value_error("create_encoder", "pretrained", f"downloadable ({name})", f"{error}")
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         # timm's words for no such weights, no such option, no feature maps
         reason = str(error).split("\n")[0] or type(error).__name__
