@@ -70,9 +70,14 @@ def test_every_run_is_evaluated_and_localizes(runs, tmp_path, recipe, capsys):
 
 def test_a_file_of_settings_and_the_command_line(runs, tmp_path):
     settings = tmp_path / "mine.yaml"
-    settings.write_text(
-        "recipe: fcam\nepochs: 1\ncrf_weight: 2e-9\nlearning_rate: 0.5\nsize: [32, 16]\n"
-    )
+    lines = [
+        "recipe: fcam",
+        "epochs: 1",
+        "crf_weight: 2e-9",
+        "learning_rate: 0.5",
+        "size: [32, 16]",
+    ]
+    settings.write_text("\n".join(lines))
     out = tmp_path / "run"
     assert run("train", "fcam", "--config", settings, "--classifier", runs / "classifier",
                "--images", "16", "--learning-rate", "0.02", "--out", out) == 0  # fmt: skip

@@ -88,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes = parser.add_argument_group("boxes")
     boxes.add_argument(
         "--threshold",
-        default="auto",
         help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
     )
     boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
@@ -107,7 +106,7 @@ def parse_threshold(text: str) -> float | str:
     >>> parse_threshold("0.3")
     0.3
     """
-    if text in ("auto", "otsu", "otsu2"):
+    if text in ("otsu", "otsu2"):
         return text
     try:
         value = float(text)
@@ -286,8 +285,8 @@ def _open_model(
 
 def _open_run(
     options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
-) -> tuple[RunMaps, Classifier, float | str]:
-    """The best model of a run, and the threshold: as asked for, else what validation chose."""
+) -> tuple[RunMaps, Classifier]:
+    """The maps of a run's best model, and how it is fed."""
     for name in ("model", "checkpoint", "method"):
         if getattr(options, name) is not None:
             value_error("localize", f"--{name}", "left out with --run", getattr(options, name))
@@ -299,14 +298,12 @@ def _open_run(
         maps.model, size or saved.input_size, len(saved.mean), saved.mean, saved.std,
         saved.class_names,
     )  # fmt: skip
-    asked = parse_threshold(options.threshold)
-    return maps, classifier, maps.threshold if asked == "auto" else asked
+    return maps, classifier
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command: everything is checked before the first image is read."""
-    asked = parse_threshold(options.threshold)
-    threshold = "otsu" if asked == "auto" else asked
+    threshold = parse_threshold(options.threshold or "otsu")
     size = parse_size(options.size)
     check_choice("localize", "--refine", options.refine, ["none", "crf"])
     for argument in ("batch_size", "max_boxes", "min_area"):
@@ -317,9 +314,11 @@ def run(options: argparse.Namespace) -> int:
     device = parse_device("localize", "--device", options.device)
     method: CAMMethod | RunMaps
     if options.folder is not None:
-        method, classifier, threshold = _open_run(options, size, device)
+        method, classifier = _open_run(options, size, device)
+        threshold = method.threshold if options.threshold is None else threshold
     else:
         classifier, names = _open_model(options, size, device)
+        options.threshold = options.threshold or "otsu"
         if options.compare:
             return compare.compare(images, classifier, options)
         method = build_method(names[0], options, classifier)
