@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wsfast.data import DefectSample
+from wsfast.metrics import PxAP
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
 
@@ -29,6 +30,9 @@ def test_pixel_figures_are_those_of_the_best_common_threshold():
     found = maps[:4] >= figures["threshold"]
     assert figures["precision"] == pytest.approx(masks[:4][found].mean())
     assert figures["recall"] == pytest.approx(found[masks[:4]].mean())
+    metric = PxAP(thresholds=torch.arange(0, 1, 0.01, dtype=torch.float64))
+    metric.update(torch.from_numpy(maps[:4]), torch.from_numpy(masks[:4]))
+    assert figures["pxap"] == pytest.approx(metric.compute().item())
     false_positives = (maps[4:] >= figures["threshold"]).mean()
     assert figures["false_positives"] == pytest.approx(false_positives)
     assert figures["covered"] == pytest.approx((maps[:4] >= 0.5).mean())

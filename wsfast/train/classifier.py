@@ -106,7 +106,8 @@ class ClassifierRecipe(ImageRecipe):
         """Accuracies, and the fit of the CAMs where validation images have masks or boxes."""
         if self.data.validation is None:
             return {}
-        classes, maps = ClassScores(self.classes), MapScores(self.device)
+        classes = ClassScores(self.classes)
+        maps = MapScores(self.device, select_pxap=self.data.clean_class < 0)
         explain = build_cam(self.model, self.config)
         for samples in self.validation_batches():
             images, labels = self.stack(samples)
@@ -139,6 +140,8 @@ def build_cam(model: nn.Module, config: Any) -> CAMMethod:
         options["layers"] = config.layers
     if config.method.startswith("lt") or config.method == "racam":
         options["percentile"] = config.percentile
+    if config.method == "cam":
+        options["relu"] = False  # F-CAM's seeds are drawn from the map with its negative parts
     return method(model, **options)
 
 

@@ -49,7 +49,7 @@ class LocalizerRecipe(ImageRecipe):
         """How well the maps fit masks or boxes, and what the classifier sees through them."""
         if self.data.validation is None:
             return {}
-        maps = MapScores(self.device)
+        maps = MapScores(self.device, select_pxap=self.data.clean_class < 0)
         classes = ClassScores(max(int(self.labels.max()) + 1, len(self.data.class_names)))
         with torch.no_grad():
             for samples in self.validation_batches():

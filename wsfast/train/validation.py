@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import MaxBoxAcc, PxAP
+from wsfast.metrics.pixels import average_precision, precision_recall
 from wsfast.train import distributed
 
 
@@ -42,9 +43,14 @@ class MapScores:
     threshold, and PxAP; the share of pixels above it on images without an object; and the share of
     pixels above 0.5 on those with one, which tells a collapsed map. Of images with boxes: MaxBoxAcc
     and its threshold. ``localization`` is the one that selects the best model.
+
+    Args:
+        device: of the maps.
+        select_pxap: of masks, PxAP selects, as the localisation benchmark does; else IoU.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, select_pxap: bool = False) -> None:
+        self._select_pxap = select_pxap
         thresholds = torch.arange(0, 1, 0.01, dtype=torch.float64)
         self._objects = PxAP(thresholds=thresholds).to(device)
         self._clean = torch.zeros(len(thresholds) + 2, dtype=torch.int64, device=device)
@@ -88,9 +94,13 @@ class MapScores:
         best = int(iou.argmax())
         above = clean.double().flip(0).cumsum(0).flip(0)
         half = int((self._edges <= 0.5).sum()) - 1
+        pxap = average_precision(
+            *precision_recall(histograms[0].double().numpy(), histograms[1].double().numpy())
+        )
         figures = {
-            "localization": float(iou[best]),
+            "localization": pxap if self._select_pxap else float(iou[best]),
             "iou": float(iou[best]),
+            "pxap": pxap,
             "threshold": float(self._edges[best]),
             "precision": float(hits[best] / (hits[best] + alarms[best]).clamp_min(1)),
             "recall": float(hits[best] / objects),
