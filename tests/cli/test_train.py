@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from wsfast.cli import main
 from wsfast.data import SyntheticDefects
+from wsfast.train import harvest as harvesting
+from wsfast.train.evaluation import RunMaps
 
 TINY = ["--images", "24", "--size", "32x16", "--batch-size", "8", "--holdout", "0.25"]
 
@@ -167,3 +170,51 @@ def test_what_changed_on_resume_is_said(runs, capsys):
     code = run("train", "classifier", "--resume", "--batch-size", "4", "--out", runs / "classifier")
     assert code == 2
     assert "given the run's own settings, got batch_size: 8 -> 4" in capsys.readouterr().err
+
+
+def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
+    runs, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, sample in enumerate(SyntheticDefects(9, size=(48, 24))):
+        cv2.imwrite(str(folder / f"{number}.png"), sample.image[0].numpy())
+    (folder / "torn.png").write_bytes(b"no image")
+    command = ["harvest", folder, "--run", runs / "fcam", "--batch-size", "2", "--device", "cpu"]
+    assert run(*command, "--out", tmp_path / "whole") == 0
+    said = capsys.readouterr()
+    assert "9 images harvested, 1 files skipped" in said.out
+    assert "torn.png" in said.err
+
+    read = []
+    plain = harvesting.read_image
+
+    def breaking(path):
+        if len(read) == 5:
+            read.append(None)
+            raise KeyboardInterrupt
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(harvesting, "read_image", breaking)
+    assert run(*command, "--out", tmp_path / "broken") == 130
+    assert not list((tmp_path / "broken").glob("harvest-*.npy"))
+    assert run(*command, "--out", tmp_path / "broken") == 0
+    finished = [path for path in read if path is not None]
+    assert len(finished) == 10 + 1  # the image whose batch was broken off is read again
+    whole, broken = (
+        np.load(next((tmp_path / name).glob("harvest-*.npy")), mmap_mode="r")
+        for name in ("whole", "broken")
+    )
+    assert whole.tobytes() == broken.tobytes()
+    assert whole["readable"].sum() == 9
+    names = json.loads((tmp_path / "whole" / "harvest.json").read_text())["files"]
+    assert [Path(name).name for name in names][-1] == "torn.png"
+    maps = RunMaps(runs / "fcam", torch.device("cpu"))
+    record = whole[3]
+    assert record["map"].shape == (32, 16)
+    assert (record["height"], record["width"]) == (48, 24)
+    assert np.array_equal(record["mask"], (record["map"] + 0.5) / 255 >= maps.threshold)
+    for box in record["boxes"][record["boxes"][:, 0] >= 0]:
+        x0, y0, x1, y1 = box
+        assert record["mask"][y0:y1, x0:x1].any()

@@ -54,7 +54,7 @@ class ArrayStore:
         shape: Sequence[int],
         dtype: Any = np.uint8,
     ) -> None:
-        told = json.dumps({**key, "shape": list(shape), "dtype": np.dtype(dtype).name}, indent=1)
+        told = json.dumps({**key, "shape": list(shape), "dtype": str(np.dtype(dtype))}, indent=1)
         self._told = told
         digest = hashlib.sha256(told.encode()).hexdigest()[:16]
         self.path = folder / f"{name}-{digest}.npy"
