@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -150,14 +151,16 @@ def test_a_classifier_of_other_classes_is_refused(runs, tmp_path, capsys):
 def test_sigterm_ends_the_command_with_143_and_resume_goes_on(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "wsfast", "train", "classifier", *TINY, "--channels", "1",
-               "--epochs", "400", "--schedule", "constant", "--out", str(out)]  # fmt: skip
+               "--epochs", "400", "--workers", "2", "--out", str(out)]  # fmt: skip
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        command, cwd=root, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not (out / "last.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.terminate()
+    os.killpg(running.pid, signal.SIGTERM)  # as a scheduler does: the readers get it too
     said = running.communicate(timeout=60)[1].decode()
     assert running.returncode == 143, said
     assert "stopped by SIGTERM; continue with --resume" in said

@@ -1,5 +1,6 @@
 """Two processes against one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,16 @@ from torch import nn
 
 from tests.train.tiny import result, train_tiny
 from wsfast.train.distributed import CPUSyncBatchNorm, global_mean
+from wsfast.train.runs import configure, run
 
 
 def test_two_gloo_processes_train_and_score_as_one(tmp_path):
+    torch.set_num_threads(1)
+    first = {"images": 24, "size": [32, 16], "batch_size": 8, "channels": 1, "epochs": 1}
+    run(configure("classifier", first), tmp_path / "start", progress=False)
+    settings = {**first, "epochs": 2, "preset": "small", "classifier": str(tmp_path / "start")}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.two_processes", str(tmp_path / "two")],
+        [sys.executable, "-m", "tests.train.two_processes", tmp_path / "two", json.dumps(settings)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -23,14 +29,17 @@ def test_two_gloo_processes_train_and_score_as_one(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    torch.set_num_threads(1)
-    train_tiny(tmp_path / "one", dropout=False)
-    two, one = result(tmp_path / "two"), result(tmp_path / "one")
-    for ours, theirs in zip(two[2], one[2], strict=True):
-        assert ours.pop("warnings", None) == theirs.pop("warnings", None)
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-    for name, weights in two[0].items():
-        torch.testing.assert_close(weights, one[0][name], rtol=1e-3, atol=1e-5)
+    train_tiny(tmp_path / "one" / "classifier", dropout=False)
+    run(configure("fcam", settings), tmp_path / "one" / "fcam", progress=False)
+    for recipe in ("classifier", "fcam"):
+        two, one = (result(tmp_path / name / recipe) for name in ("two", "one"))
+        for ours, theirs in zip(two[2], one[2], strict=True):
+            assert ours.pop("warnings", None) == theirs.pop("warnings", None)
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        for name, weights in two[0].items():
+            torch.testing.assert_close(weights, one[0][name], rtol=1e-3, atol=1e-4)
+    caches = [next((tmp_path / n / "fcam" / "cache").glob("*.npy")) for n in ("one", "two")]
+    assert caches[0].read_bytes() == caches[1].read_bytes()
 
 
 def test_synchronized_batch_normalisation_is_torchs_on_one_process():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.tiny import assert_same_result, make_recipe, result, train_tiny
+from tests.train.tiny import BrightOrDark, assert_same_result, make_recipe, result, train_tiny
 from wsfast.train import Interrupted, fit
+from wsfast.train.log import RunLog, read_log
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,3 +206,29 @@ def test_the_global_random_state_is_left_alone():
     torch.manual_seed(5)
     fit(recipe, progress=False)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_tensorboard_is_asked_for_only_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="tensorboard must be false without the tensorboard pack"):
+        RunLog(tmp_path, epochs=0, tensorboard=True)
+
+
+def test_a_line_that_a_kill_cut_short_and_later_epochs_are_dropped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, "lo')
+    log = RunLog(tmp_path, epochs=1)
+    log.write({"epoch": 2, "loss": 0.5})
+    assert read_log(tmp_path) == [{"epoch": 1}, {"epoch": 2, "loss": 0.5}]
+
+
+def test_localization_cannot_select_where_nothing_is_marked(tmp_path):
+    recipe = make_recipe()
+    assert set(recipe.selections) == {"classification", "localization"}
+
+    class Unmarked(BrightOrDark):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(mask=None)
+
+    recipe = make_recipe(validation=Unmarked(8))
+    assert set(recipe.selections) == {"classification"}
+    assert "iou" not in fit(recipe, progress=False)[-1]

@@ -42,11 +42,11 @@ class Dropping(SmallVGG):
         return self.logits_of([nn.functional.dropout(f, 0.2, self.training) for f in features])
 
 
-def make_recipe(*, dropout=True, labels=None, **settings):
+def make_recipe(*, dropout=True, labels=None, validation=None, **settings):
     settings = {"epochs": 3, "batch_size": 8, "seed": 3, "schedule": "onecycle", **settings}
     settings.setdefault("learning_rate", 0.1)
     config = ClassifierConfig(**settings)
-    train, validation = BrightOrDark(40), BrightOrDark(13)
+    train, validation = BrightOrDark(40), validation or BrightOrDark(13)
     if labels is not None:
         train.labels = labels
     torch.manual_seed(1)

@@ -81,10 +81,9 @@ class ClassifierRecipe(ImageRecipe):
         super().__init__(config, model, device, data)
         self.classes = max(int(self.labels.max()) + 1, len(data.class_names))
         if data.validation is not None:
-            self.selections = {
-                "classification": "balanced_accuracy",
-                "localization": "localization",
-            }
+            self.selections = {"classification": "balanced_accuracy"}
+        if self.has_regions():
+            self.selections = {**self.selections, "localization": "localization"}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network's parameters, and those that learn faster."""

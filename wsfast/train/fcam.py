@@ -277,11 +277,11 @@ def seed_loss(logits: Tensor, seeds: Tensor) -> Tensor:
 
 def seed_figures(seeds: Tensor, prob: Tensor, clean: Tensor) -> dict[str, Tensor]:
     """Seeds per image with the object, and the share of pixels that are foreground in them."""
-    objects = (~clean).sum().clamp_min(1)
+    objects = (~clean).sum()
     with torch.no_grad():
         covered = (prob[:, 1] > 0.5).float().mean(dim=(1, 2))
         return {
-            "foreground_seeds": (seeds == 1).sum() / objects,
+            "foreground_seeds": distributed.global_mean((seeds == 1).sum(), objects),
             "background_seeds": (seeds == 0).flatten(1).sum(1).float().mean(),
-            "foreground": (covered * ~clean).sum() / objects,
+            "foreground": distributed.global_mean((covered * ~clean).sum(), objects),
         }

@@ -15,9 +15,11 @@ from wsfast.models import save_checkpoint
 from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
 from wsfast.train.recipe import Draw, Recipe
+from wsfast.train.validation import with_regions
 
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
 _VALIDATION_BATCH = 64
+_LOOKED_AT = 16  # images, to see whether there are masks or boxes
 
 
 class LabelledImages(Protocol):
@@ -159,6 +161,14 @@ class ImageRecipe(Recipe):
             empty if found.map is None else found.map,
             box if found.boxes is None else found.boxes[0].to(torch.int32),
         )
+
+    def has_regions(self) -> bool:
+        """Whether validation images have masks or boxes, as far as the first ones tell."""
+        data = self.data.validation
+        if data is None:
+            return False
+        objects = torch.nonzero(data.labels != self.data.clean_class)[:_LOOKED_AT, 0].tolist()
+        return bool(with_regions([data[item] for item in objects]))
 
     def validation_batches(self) -> Iterator[list[Any]]:
         """This process' share of the validation images, in lists of samples of one size."""

@@ -1,5 +1,6 @@
 """The training images of a whole run as one stream of batches, wherever it starts."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,10 +77,17 @@ class Plan:
                 batch_sampler=self,
                 num_workers=config.workers,
                 pin_memory=device.type == "cuda",
+                worker_init_fn=_leave_signals_to_the_run,
             )
             for batch in loader:
                 yield to_device(batch, device, channels_last=config.channels_last)
             self.start = (end, 0)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to all processes of a job must not take the readers from the step in progress."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def to_device(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:

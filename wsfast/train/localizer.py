@@ -36,10 +36,10 @@ class LocalizerRecipe(ImageRecipe):
     ) -> None:
         super().__init__(config, model, device, data)
         self.masked = None if classifier is None else MaskedClassifierLoss(classifier.to(device))
-        if data.validation is not None:
+        if self.has_regions():
             self.selections = {"localization": "localization"}
-            if classifier is not None:
-                self.selections = {**self.selections, "classification": "masked_accuracy"}
+        if classifier is not None and data.validation is not None:
+            self.selections = {**self.selections, "classification": "masked_accuracy"}
 
     @abstractmethod
     def foreground(self, images: Tensor) -> Tensor:
