@@ -91,3 +91,9 @@ def check_choice(where: str, argument: str, value: str, choices: list[str]) -> N
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         value_error(where, argument, "one of " + ", ".join(choices), f"{value}")
+
+
+def check_truncation(where: str, percentile: float, scope: str) -> None:
+    """Raise unless the options of a gradient truncation are a percentile and a known scope."""
+    check_range(where, "percentile", percentile, 0.0, 100.0)
+    check_choice(where, "scope", scope, ["map", "sample"])

@@ -85,6 +85,8 @@ def folder_splits(samples: list[DefectSample], seed: int) -> Splits:
         order = [members[i] for i in rng.permutation(len(members))]
         first = round(SHARES[0] * len(order))
         second = first + round(SHARES[1] * len(order))
-        for part, cut in zip(parts, (order[:first], order[first:second], order[second:])):
+        for part, cut in zip(
+            parts, (order[:first], order[first:second], order[second:]), strict=True
+        ):
             part.extend(cut)
     return Splits(*map(Samples, parts))

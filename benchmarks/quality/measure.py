@@ -151,7 +151,8 @@ def best_threshold(cams: Tensor, masks: Tensor) -> tuple[float, float]:
 def mask_scores(masks: Tensor, truth: Tensor) -> Numbers:
     """Pooled pixel scores, and the mean IoU of single images."""
     pooled = pixel_scores(masks, truth)
-    single = [pixel_scores(mask[None], true[None])["iou"] for mask, true in zip(masks, truth)]
+    pairs = zip(masks.split(1), truth.split(1), strict=True)
+    single = [pixel_scores(mask, true)["iou"] for mask, true in pairs]
     return {**pooled, "iou_per_image": sum(single) / len(single)}
 
 

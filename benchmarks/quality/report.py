@@ -2,7 +2,7 @@
 
 import io
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def chosen(runs: list[Run], name: str, bound: str) -> str:
     for run in runs:
         points = run["curves"][name]
         best.append(max(range(len(points)), key=lambda i, p=points: p[i]["validation_iou"]))
-    values = [run["curves"][name][i][bound]["iou"] for run, i in zip(runs, best)]
+    values = [run["curves"][name][i][bound]["iou"] for run, i in zip(runs, best, strict=True)]
     return f"{spread(values)} at {', '.join(str(PERCENTILES[i]) for i in best)}"
 
 
@@ -103,9 +103,10 @@ def classifier_line(runs: list[Run]) -> str:
     return (
         f"{sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test "
         f"images; seeds {', '.join(str(run['seed']) for run in runs)}. Balanced accuracy of the "
-        f"classifiers on the test images: {accuracy} %. Explained: {explained['defects']} defective "
-        f"test images ({share} % of their pixels are defect), {explained['validation']} defective "
-        f"validation images, {explained['good']} good test images."
+        f"classifiers on the test images: {accuracy} %. Explained: {explained['defects']} "
+        f"defective test images ({share} % of their pixels are defect), "
+        f"{explained['validation']} defective validation images, {explained['good']} good test "
+        "images."
     )
 
 
@@ -170,7 +171,6 @@ def draw_curves(axis: Any, runs: list[Run], bound: str) -> None:
             high = [m + o for m, o in zip(means, off, strict=True)]
             axis.fill_between(PERCENTILES, low, high, color=colour, alpha=0.15, linewidth=0)
     for colour, name in (("C0", "GradCAM"), ("C1", "LayerCAM")):
-        plain: Callable[[Run], float] = lambda run, n=name: 100 * run["methods"][n][bound]["iou"]
-        level = statistics.fmean(map(plain, runs))
+        level = 100 * statistics.fmean(run["methods"][name][bound]["iou"] for run in runs)
         axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=f"{name}, same stages")
     axis.grid(alpha=0.3)

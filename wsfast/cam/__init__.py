@@ -4,7 +4,15 @@ from .attention import attention_map, attention_rollout, cls_attention, load_att
 from .base import CAMMethod
 from .filtering import filtered_backprop
 from .fullgrad import FullGrad, LTFullGrad
-from .gradient import GradCAM, GradCAMPlusPlus, GradientCAM, HiResCAM, LayerCAM, XGradCAM
+from .gradient import (
+    ChannelCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GradientCAM,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
 from .linear import CAM
 from .methods import METHODS
 from .msca import MSCA, MSCAResult
@@ -25,6 +33,7 @@ __all__ = [
     "AblationCAM",
     "CAMMethod",
     "CAMResult",
+    "ChannelCAM",
     "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",
