@@ -1,6 +1,7 @@
 """Methods without gradients: a channel weighs what the score does with it, or without it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -112,13 +113,20 @@ class ScoreCAM(PerturbationCAM):
         activations = captured.activations()[captured.names.index(name)]
         # Not finite ones: those images have no map anyway, and must not stop the others.
         activations = activations.float().nan_to_num(0.0, 0.0, 0.0)
-
-        def masks(group: range) -> Tensor:
-            part = activations[:, group.start : group.stop].transpose(0, 1)
-            return self._masks(part.flatten(0, 1), images).unflatten(0, part.shape[:2])
-
-        scores = self.masked_scores(masks, activations.shape[1], images, target, classes)
+        scores = self.channel_scores(activations, images, target, classes)
         return scores.softmax(dim=0).permute(1, 2, 0)
+
+    def channel_scores(
+        self, activations: Tensor, images: Tensor, target: Target, classes: Tensor | None
+    ) -> Tensor:
+        """Scores (C, N, K), float32, of the images seen through each channel of (N, C, h, w)."""
+        masks = partial(self.group_masks, activations, images)
+        return self.masked_scores(masks, activations.shape[1], images, target, classes)
+
+    def group_masks(self, activations: Tensor, images: Tensor, group: range) -> Tensor:
+        """Masks (channels, N, H, W), in 0-1, of a group of channels."""
+        part = activations[:, group.start : group.stop].transpose(0, 1)
+        return self._masks(part.flatten(0, 1), images).unflatten(0, part.shape[:2])
 
     def masked_scores(
         self,
