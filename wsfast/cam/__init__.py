@@ -18,7 +18,7 @@ from .methods import METHODS
 from .msca import MSCA, MSCAResult
 from .multiscale import multiscale
 from .perturbation import AblationCAM, PerturbationCAM, ScoreCAM
-from .refinement import slic_cams, watershed_masks
+from .refinement import selective_search_boxes, slic_cams, watershed_masks
 from .result import CAMResult
 from .smooth import SmoothGradCAMPlusPlus
 from .truncated import RACAM, LTGradCAM, LTLayerCAM, TruncatedCAM
@@ -55,6 +55,7 @@ __all__ = [
     "filtered_backprop",
     "load_attention_model",
     "multiscale",
+    "selective_search_boxes",
     "slic_cams",
     "watershed_masks",
 ]
