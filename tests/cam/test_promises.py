@@ -172,8 +172,30 @@ def test_wrapped_models_are_looked_through(method: str) -> None:
     model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
     make = METHODS[method]
     expected = make(model)(images).cams
-    assert torch.equal(make(torch.compile(model))(images).cams, expected)
-    assert torch.equal(make(nn.DataParallel(model))(images).cams, expected)
+    with pytest.warns(UserWarning, match=r"behind torch\.compile: the module inside runs, uncomp"):
+        compiled = make(torch.compile(model))
+    assert torch.equal(compiled(images).cams, expected)
+    with pytest.warns(UserWarning, match="behind DataParallel: the module inside runs, on one dev"):
+        parallel = make(nn.DataParallel(model))
+    assert torch.equal(parallel(images).cams, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_parts_run_uncompiled(method: str) -> None:
+    """Code compiled before would not call hooks; compiling with them would take a minute."""
+
+    def refuse(module: object, inputs: object) -> object:
+        raise AssertionError("compiled")
+
+    model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
+    expected = METHODS[method](model)(images).cams
+    model.compile(backend=refuse)
+    assert torch.equal(METHODS[method](model)(images).cams, expected)
+    with pytest.raises(Exception, match="compiled"):
+        model(images)
+    model._compiled_call_impl = None
+    model.act1.compile(backend=refuse)
+    assert torch.equal(METHODS[method](model)(images).cams, expected)
 
 
 def test_memory_stays_flat() -> None:

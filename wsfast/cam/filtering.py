@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import ops
 from .._check import check_choice, check_truncation
-from .wrappers import unwrap
+from .wrappers import eagerly, unwrap
 
 FILTERED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -194,7 +194,8 @@ def filtered_backprop(
         if not handles:
             _warn("the model has no ReLU modules, so nothing is filtered")
         handles.append(model.register_forward_hook(filters.finish))
-        yield
+        with eagerly(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
