@@ -104,7 +104,8 @@ def classifier_line(runs: list[Run]) -> str:
         f"{sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test "
         f"images; seeds {', '.join(str(run['seed']) for run in runs)}. Balanced accuracy of the "
         f"classifiers on the test images: {accuracy} %. Explained: {explained['defects']} "
-        f"defective test images ({share} % of their pixels are defect), "
+        f"defective test images ({share} % of their pixels are defect, which is the IoU of "
+        "marking every pixel), "
         f"{explained['validation']} defective validation images, {explained['good']} good test "
         "images."
     )
@@ -151,8 +152,9 @@ def write_figure(path: Path, runs: Runs, titles: dict[str, str]) -> None:
         axes[-1][column].set_xlabel("percentile")
     for line in axes:
         line[0].set_ylabel("IoU of defect pixels, %")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=len(labels), fontsize=7)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     picture = io.BytesIO()
     figure.savefig(picture, dpi=90, metadata={"Software": None})
     pyplot.close(figure)
