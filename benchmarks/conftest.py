@@ -88,6 +88,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=2, help="threads of every contender (default 2)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     group.addoption("--quick", action="store_true", help="headline sizes only, few rounds")
+    group.addoption(
+        "--grid",
+        default="headlines",
+        choices=("headlines", "full"),
+        help="of the grids of models, batches and sizes: their headlines (default) or all, hours",
+    )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption(
         "--allocator",
@@ -119,24 +125,27 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    cases = getattr(metafunc.module, "CASES", ())
     quick = metafunc.config.getoption("--quick")
+    full = metafunc.config.getoption("--grid") == "full"
+    sizes = {
+        case.operation: (case, case.chosen_sizes(headlines=quick or (case.grid and not full)))
+        for case in getattr(metafunc.module, "CASES", ())
+    }
     if "size" in metafunc.fixturenames:
         runs = [
             pytest.param(
                 case, size, contender, id=f"{case.operation}-{size.label}-{contender.name}"
             )
-            for case in cases
-            for size in case.sizes
-            if size.headline or not quick
+            for case, chosen in sizes.values()
+            for size in chosen
             for contender in case.entries(size)
         ]
         metafunc.parametrize(("case", "size", "contender"), runs)
     elif "contender" in metafunc.fixturenames:
         limits = [
             pytest.param(case, contender, id=f"{case.operation}-{contender}")
-            for case in cases
-            if case.memory and not quick
+            for case, chosen in sizes.values()
+            if case.memory and chosen and not quick
             for contender in case.memory.contenders
         ]
         metafunc.parametrize(("case", "contender"), limits)

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.records import Row, Size, Target
 
 Run = Callable[[], Any]
+WARM_UP = Size(batch=1, side=16)
 Clock = Callable[[Run, int], float]
 
 
@@ -84,21 +85,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A bound on peak extra memory beyond inputs and outputs.
+    """Peak extra memory beyond inputs and outputs, measured and bounded.
 
     Args:
         size: Size to measure at.
         unit: What the extra bytes are compared with, in words.
         unit_bytes: The bytes of that unit, from the inputs.
-        at_most: Highest allowed ratio of extra bytes to unit bytes.
+        at_most: Highest allowed ratio of extra bytes to unit bytes; None sets no bound.
         contenders: Names of the contenders to measure.
+        warm_up: A small size that every contender takes, to run first.
     """
 
     size: Size
     unit: str
     unit_bytes: Callable[[Any], int]
-    at_most: float
+    at_most: float | None
     contenders: tuple[str, ...] = ("wsfast", "reference")
+    warm_up: Size = WARM_UP
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Case:
         traffic: Bytes that any implementation has to read and write, for the bandwidth column.
         memory: Bound on extra memory, measured in processes of its own.
         budget: Time per contender and size.
+        grid: One of many: without ``--grid full`` only its headline sizes run, if it has any.
     """
 
     room: str
@@ -131,10 +135,15 @@ class Case:
     traffic: Callable[[Any], int] | None = None
     memory: MemoryLimit | None = None
     budget: Budget = field(default_factory=Budget)
+    grid: bool = False
 
     def contender(self, name: str) -> Contender:
         """Return the contender called ``name``."""
         return next(contender for contender in self.contenders if contender.name == name)
+
+    def chosen_sizes(self, *, headlines: bool) -> list[Size]:
+        """Return its sizes, or its headline sizes alone."""
+        return [size for size in self.sizes if size.headline or not headlines]
 
     def entries(self, size: Size) -> list[Contender]:
         """Return the contenders that run on ``size``."""

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from benchmarks.harness import Case, Run
 from benchmarks.machine import use_threads
-from benchmarks.records import MemoryRow, Size
+from benchmarks.records import MemoryRow
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER_MARK = "5"
-WARM_UP = Size(batch=1, side=16)
 RESIDENT_SET = "resident-set high-water mark"
 CUDA_ALLOCATOR = "peak of torch's CUDA allocator"
 
@@ -53,7 +52,7 @@ def measure_here(case: Case, contender: str, device: torch.device) -> MemoryRow:
     if limit is None:
         raise ValueError(f"{case.operation} declares no memory limit")
     entry = case.contender(contender)
-    entry.build(case.make_inputs(WARM_UP, device))()
+    entry.build(case.make_inputs(limit.warm_up, device))()
     inputs = case.make_inputs(limit.size, device)
     return MemoryRow(
         room=case.room,

@@ -14,25 +14,34 @@ class Size:
 
     Args:
         batch: Images (or maps) per call.
-        side: Height and width of one image in pixels.
+        side: Height of one image in pixels, and its width where that is not given.
         variant: Kind of content when a case has several, such as "noisy".
         headline: The size people quote: all contenders run on it, also under ``--quick``.
+        width: Of one image in pixels; None for square ones.
     """
 
     batch: int
     side: int
     variant: str = ""
     headline: bool = False
+    width: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of one image."""
+        return self.side, self.width or self.side
 
     @property
     def label(self) -> str:
         """Name of the size in tables, such as ``8x224x224 noisy``."""
-        return f"{self.batch}x{self.side}x{self.side} {self.variant}".rstrip()
+        height, width = self.shape
+        return f"{self.batch}x{height}x{width} {self.variant}".rstrip()
 
     @property
     def pixels(self) -> int:
         """Pixels of one image."""
-        return self.side * self.side
+        height, width = self.shape
+        return height * width
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ class MemoryRow:
     """Peak extra memory of one contender beyond its inputs and outputs.
 
     ``unit_bytes`` is what ``extra_bytes`` is compared with (``unit`` in words) and ``at_most`` the
-    highest allowed ratio of the two. ``extra_bytes`` is None when it could not be measured.
+    highest allowed ratio of the two, None where there is no bound. ``extra_bytes`` is None when it
+    could not be measured.
     """
 
     room: str
@@ -107,7 +117,7 @@ class MemoryRow:
     extra_bytes: int | None
     unit_bytes: int
     unit: str
-    at_most: float
+    at_most: float | None
     method: str
 
 

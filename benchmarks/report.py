@@ -183,8 +183,11 @@ def memory_table(memory: Sequence[MemoryRow]) -> Table | None:
             lines.append([*line, "not measured here", "", "", ""])
             continue
         share = row.extra_bytes / row.unit_bytes
-        verdict = "" if row.contender != OURS else "met" if share <= row.at_most else "MISSED"
-        bound = f"≤ {100 * row.at_most:.0f} % of {row.unit}"
+        verdict, bound = "", f"of {row.unit}"
+        if row.at_most is not None:
+            bound = f"≤ {100 * row.at_most:.0f} % {bound}"
+            if row.contender == OURS:
+                verdict = "met" if share <= row.at_most else "MISSED"
         lines.append([*line, bytes_text(row.extra_bytes), f"{100 * share:.1f} %", bound, verdict])
     if not lines:
         return None

@@ -103,3 +103,9 @@ def check_free_of_nan(where: str, argument: str, valid: Tensor) -> None:
     if valid.device.type == "cpu" and type(valid) is Tensor and not bool(valid.all()):
         image = int((~valid).nonzero()[0])
         value_error(where, argument, "free of NaN", f"NaN in image {image}")
+
+
+def check_truncation(where: str, percentile: float, scope: str) -> None:
+    """Raise unless the options of a gradient truncation are a percentile and a known scope."""
+    check_range(where, "percentile", percentile, 0.0, 100.0)
+    check_choice(where, "scope", scope, ["map", "sample"])

@@ -42,6 +42,23 @@ class GapNet(nn.Module):
         return self.head(self.act3(self.conv3(x)).mean((2, 3)))
 
 
+class Branches(nn.Module):
+    """Two parallel branches and a module that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 5, padding=1)
+        self.act = nn.ReLU()
+        self.unused = nn.Conv2d(3, 4, 1)
+        self.side = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.side(x)
+        x = self.act(self.left(x)) + self.act(self.right(x))
+        return {"logits": self.head(x.mean((2, 3)))}
+
+
 def out_of_place(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.ReLU):

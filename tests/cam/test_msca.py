@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -19,8 +18,6 @@ from wsfast.cam import (
     attention_map,
     attention_rollout,
     multiscale,
-    slic_cams,
-    watershed_masks,
 )
 
 SCALES = (0.25, 0.5, 1.0)
@@ -166,53 +163,3 @@ def test_tscam_trains_and_takes_other_sizes() -> None:
         model.explain(torch.randn(1, 3, 32, 48), lambda logits: logits[:, 0])
     with torch.inference_mode(), pytest.raises(ValueError, match="inference"):
         model.explain(torch.randn(1, 3, 32, 48))
-
-
-def squares() -> tuple[Tensor, Tensor, Tensor]:
-    """A bright square in noise, its mask, and a blurred map that leans to one side."""
-    mask = torch.zeros(1, 48, 64, dtype=torch.bool)
-    mask[:, 10:30, 20:44] = True
-    images = 0.2 + 0.6 * mask[:, None].float() + 0.02 * torch.rand(1, 1, 48, 64)
-    blurred = F.avg_pool2d(mask[:, None].float(), 15, 1, 7)[:, 0]
-    return images.expand(-1, 3, -1, -1), mask, blurred.roll(3, 2)
-
-
-def iou(a: Tensor, b: Tensor) -> float:
-    return float((a & b).sum() / (a | b).sum())
-
-
-def best_iou(cams: Tensor, mask: Tensor) -> float:
-    return max(iou(cams >= t, mask) for t in np.linspace(0.05, 0.95, 19))
-
-
-def test_refinements_follow_the_images_edges() -> None:
-    pytest.importorskip("skimage")
-    images, mask, cams = squares()
-    plain = best_iou(cams, mask)
-    assert best_iou(slic_cams(images, cams, segments=200), mask) > plain
-    watershed = watershed_masks(images, cams, foreground=0.8, background=0.2)
-    assert iou(watershed, mask) > 0.97 > plain
-    assert not watershed_masks(images, cams * 0.5, foreground=0.8).any()
-
-
-def test_superpixels_hold_the_mean_of_the_map() -> None:
-    pytest.importorskip("skimage")
-    images, _, _ = squares()
-    cams = torch.rand(1, 48, 64)
-    averaged = slic_cams(images[:, :1], cams, segments=30)
-    assert averaged.mean() == pytest.approx(float(cams.mean()), abs=1e-5)
-    values = np.unique(averaged.numpy())
-    assert 5 < len(values) <= 60
-    for value in values[:5]:
-        inside = averaged == float(value)
-        assert float(cams[inside].mean()) == pytest.approx(float(value), abs=1e-5)
-
-
-def test_refinement_errors() -> None:
-    images, _, cams = squares()
-    with pytest.raises(ValueError, match="cams must be of shape"):
-        slic_cams(images, cams[:, 1:])
-    with pytest.raises(ValueError, match="images must be of 1 or 3 channels"):
-        slic_cams(images[:, :2], cams)
-    with pytest.raises(ValueError, match=r"background must be between 0\.0 and 0\.3"):
-        watershed_masks(images, cams, foreground=0.3)

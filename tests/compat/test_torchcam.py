@@ -11,7 +11,11 @@ from tests.cam.nets import GapNet, minmax
 from wsfast import cam as methods
 from wsfast.compat import torchcam as compat
 
-NAMES = ["CAM", "GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "ScoreCAM"]
+NAMES = [
+    "CAM", "GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "SSCAM",
+    "ISCAM",
+]  # fmt: skip
+OPTIONS = {"SSCAM": {"num_samples": 3, "std": 0.5}, "ISCAM": {"num_samples": 4}}
 IMAGES = torch.randn(3, 3, 24, 32, generator=torch.Generator().manual_seed(5))
 
 
@@ -23,7 +27,7 @@ def model() -> nn.Module:
 
 
 def layers_of(name: str) -> list[str]:
-    return ["act3"] if name in ("CAM", "ScoreCAM") else ["act1", "act3"]
+    return ["act3"] if name in ("CAM", "ScoreCAM", "ISCAM") else ["act1", "act3"]
 
 
 @pytest.mark.peers
@@ -36,8 +40,10 @@ def test_same_results(
     peer = pytest.importorskip("torchcam.methods")
     results = []
     for module in (peer, compat):
-        with getattr(module, name)(model, target_layer=layers_of(name)) as extractor:
+        options = OPTIONS.get(name, {})
+        with getattr(module, name)(model, target_layer=layers_of(name), **options) as extractor:
             scores = model(IMAGES)
+            torch.manual_seed(11)  # of SSCAM's and SmoothGradCAMpp's noise
             maps = extractor(class_idx, scores, normalized=normalized)
             results.append((maps, extractor.fuse_cams(maps), extractor.target_names))
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -49,7 +55,7 @@ def test_same_results(
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "ScoreCAM"])
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp"])
 def test_targets(model: nn.Module, name: str) -> None:
     peer = pytest.importorskip("torchcam.methods")
     targets: list[Any] = [lambda row: row[0] - row[1], lambda row: row[2], lambda row: row[1]]
@@ -57,6 +63,7 @@ def test_targets(model: nn.Module, name: str) -> None:
     for module in (peer, compat):
         with getattr(module, name)(model, target_layer=layers_of(name)) as extractor:
             scores = model(IMAGES)
+            torch.manual_seed(11)
             maps.append(extractor(scores=scores, targets=targets))
     for a, b in zip(*maps, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
@@ -66,13 +73,64 @@ def test_targets(model: nn.Module, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_accelerate(model: nn.Module, name: str) -> None:
     peer = pytest.importorskip("torchcam.methods")
-    theirs = getattr(peer, name)(model, target_layer=layers_of(name))
-    expected = theirs(1, model(IMAGES))
+    theirs = getattr(peer, name)(model, target_layer=layers_of(name), **OPTIONS.get(name, {}))
+    scores = model(IMAGES)
+    torch.manual_seed(11)
+    expected = theirs(1, scores)
     fast = compat.accelerate(theirs)
-    for a, b in zip(fast(1, model(IMAGES)), expected, strict=True):
+    scores = model(IMAGES)
+    torch.manual_seed(11)
+    for a, b in zip(fast(1, scores), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
     fast.remove_hooks()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("shape", [None, (20, 30)])
+def test_refined(model: nn.Module, normalized: bool, shape: tuple[int, int] | None) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    with peer.RefineCAM(model, ["act1", "act3"], base_method=peer.LayerCAM) as theirs:
+        (expected,) = theirs(1, model(IMAGES), normalized, shape)
+    for ours in (
+        compat.RefineCAM(model, ["act1", "act3"], base_method=compat.LayerCAM),
+        compat.accelerate(peer.RefineCAM(model, ["act1", "act3"], base_method=peer.LayerCAM)),
+    ):
+        with ours:
+            (found,) = ours(1, model(IMAGES), normalized, shape)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("comparison", [None, 3, [0, 3], [[0], [1], [3]]])
+def test_finer(model: nn.Module, comparison: Any) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    theirs = peer.FinerCAM(model, ["act1", "act3"], base_method=peer.LayerCAM, gamma=0.7)
+    with theirs:
+        expected = theirs([2, 2, 1], model(IMAGES), comparison, normalized=False)
+    accelerated = compat.accelerate(peer.FinerCAM(model, "act3", num_references=2))
+    assert (accelerated.num_references, accelerated.gamma) == (2, 0.6)
+    accelerated.remove_hooks()
+    ours = compat.FinerCAM(model, ["act1", "act3"], base_method=compat.LayerCAM, gamma=0.7)
+    with ours:
+        found = ours([2, 2, 1], model(IMAGES), comparison, normalized=False)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_noise_follows_the_global_generator(model: nn.Module) -> None:
+    with compat.SmoothGradCAMpp(model, "act3", num_samples=40) as extractor:
+        model(IMAGES)
+        torch.manual_seed(1)
+        first = extractor(1)[0]
+        assert not torch.equal(extractor(1)[0], first)
+        torch.manual_seed(1)
+        torch.testing.assert_close(extractor(1)[0], first)
+    assert extractor.hook_handles == []
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.peers
@@ -136,6 +194,12 @@ def test_flat_maps_are_zero_and_no_gradient_is_touched(model: nn.Module) -> None
     assert minmax(maps[0]).isfinite().all()
 
 
+def finer(model: nn.Module, class_idx: Any, scores: Any = "its own", **options: Any) -> Any:
+    with compat.FinerCAM(model, "act3") as cam:
+        found = model(IMAGES)
+        return cam(class_idx, found if scores == "its own" else scores, **options)
+
+
 ERRORS = [
     (lambda m, s: compat.GradCAM(m, "act9"), ValueError, "target_layer must be names of modules"),
     (lambda m, s: compat.GradCAM(m, 3), TypeError, "target_layer must be names or modules"),
@@ -149,6 +213,24 @@ ERRORS = [
     (lambda m, s: s(m)(0, m(IMAGES).detach()), RuntimeError, "no graph to every target layer"),
     (lambda m, s: compat.GradCAM.fuse_cams([]), ValueError, "at least one tensor"),
     (lambda m, s: compat.GradCAM.fuse_cams("maps"), TypeError, "a list of tensors"),
+    (lambda m, s: compat.RefineCAM(m, ["act3"]), ValueError, "a list of two layers or more"),
+    (
+        lambda m, s: compat.RefineCAM(m, ["act1", "act3"], base_method=int),
+        TypeError,
+        "an extractor",
+    ),
+    (lambda m, s: compat.FinerCAM(m, "act3", base_method=compat.CAM), TypeError, "GradCAM, GradC"),
+    (lambda m, s: compat.FinerCAM(m, "act3", gamma=-1), ValueError, "gamma must be between"),
+    (lambda m, s: finer(m, 0, None), ValueError, "scores must be the model's"),
+    (lambda m, s: finer(m, 9), ValueError, "class_idx must be class numbers from 0 to 3"),
+    (lambda m, s: finer(m, [0, 1]), ValueError, r"class_idx must be one per image \(3\)"),
+    (lambda m, s: finer(m, 0, comparison_idx=[1, 0]), ValueError, "other classes than the"),
+    (lambda m, s: finer(m, 0, comparison_idx=[[1], [2, 3], [1]]), ValueError, "rows of one length"),
+    (
+        lambda m, s: __import__("wsfast.compat.torchcam", fromlist=["LeGrad"]).LeGrad,
+        ImportError,
+        "attention_rollout",
+    ),
     (lambda m, s: compat.accelerate(object()), TypeError, "extractor must be a torchcam extractor"),
 ]
 

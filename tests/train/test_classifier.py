@@ -2,30 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from wsfast.data import DefectSample, SyntheticDefects
+from tests.train.tiny import BrightOrDark
+from wsfast.data import SyntheticDefects
 from wsfast.models import SmallVGG
 from wsfast.train import TrainedClassifier, evaluate_classifier, train_classifier
-
-
-class BrightOrDark:
-    """Dark images with a bright square where the label is 1; ``channels`` differ in offset."""
-
-    def __init__(self, length, channels=1):
-        self.labels = torch.arange(length) % 2
-        self.channels = channels
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        noise = torch.Generator().manual_seed(index)
-        image = torch.randint(40, 80, (self.channels, 16, 16), generator=noise, dtype=torch.uint8)
-        image += torch.arange(self.channels, dtype=torch.uint8)[:, None, None] * 50
-        mask = torch.zeros(16, 16, dtype=torch.bool)
-        if self.labels[index]:
-            mask[2:8, 3:9] = True
-            image[:, mask] += 60
-        return DefectSample(image, mask, int(self.labels[index]), str(index))
 
 
 def small_model():

@@ -4,13 +4,21 @@ from .attention import attention_map, attention_rollout, cls_attention, load_att
 from .base import CAMMethod
 from .filtering import filtered_backprop
 from .fullgrad import FullGrad, LTFullGrad
-from .gradient import GradCAM, GradCAMPlusPlus, GradientCAM, HiResCAM, LayerCAM, XGradCAM
+from .gradient import (
+    ChannelCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GradientCAM,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
 from .linear import CAM
 from .methods import METHODS
 from .msca import MSCA, MSCAResult
 from .multiscale import multiscale
 from .perturbation import AblationCAM, PerturbationCAM, ScoreCAM
-from .refinement import slic_cams, watershed_masks
+from .refinement import crf_cams, selective_search_boxes, slic_cams, watershed_masks
 from .result import CAMResult
 from .smooth import SmoothGradCAMPlusPlus
 from .truncated import RACAM, LTGradCAM, LTLayerCAM, TruncatedCAM
@@ -25,6 +33,7 @@ __all__ = [
     "AblationCAM",
     "CAMMethod",
     "CAMResult",
+    "ChannelCAM",
     "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",
@@ -43,9 +52,11 @@ __all__ = [
     "attention_map",
     "attention_rollout",
     "cls_attention",
+    "crf_cams",
     "filtered_backprop",
     "load_attention_model",
     "multiscale",
+    "selective_search_boxes",
     "slic_cams",
     "watershed_masks",
 ]

@@ -12,7 +12,7 @@ private copy of that layer's output. The copy is remembered for later calls.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .._check import type_error, value_error
 from .filtering import pass_on_filter
 from .tokens import Layout, Reshape, find_layout
+from .wrappers import eagerly
 
 Graph = Literal["none", "cut", "whole"]
 
@@ -100,10 +101,8 @@ class LayerCapture:
         try:
             for name, module in self.layers.items():
                 handles.append(module.register_forward_hook(captured.hook(name)))
-            around: AbstractContextManager[None] = torch.enable_grad()
-            if graph != "whole":
-                around = undisturbed(self.model, images.device)
-            with around:
+            around = _as_trained if graph == "whole" else undisturbed
+            with around(self.model, images.device):
                 captured.logits = logits_of(self.where, self.model(images), images)
         finally:
             for handle in handles:
@@ -264,11 +263,18 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         for module in training:
             module.training = False
-        with torch.random.fork_rng(accelerators), torch.no_grad():
+        with eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _as_trained(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model in its own mode, with gradients."""
+    with eagerly(model), torch.enable_grad():
+        yield
 
 
 def logits_of(where: str, output: Any, images: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import ops
-from .._check import check_choice, check_range
-from .wrappers import unwrap
+from .._check import check_choice, check_truncation
+from .wrappers import eagerly, unwrap
 
 FILTERED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -181,8 +181,7 @@ def filtered_backprop(
     """
     where = "cam.filtered_backprop"
     model = unwrap(where, model)
-    check_range(where, "percentile", percentile, 0.0, 100.0)
-    check_choice(where, "scope", scope, ["map", "sample"])
+    check_truncation(where, percentile, scope)
     check_choice(where, "fc", fc, ["plain", "guided"])
     filters = _Filters(percentile, scope, fc, strict=strict, hard_mask=hard_mask)
     handles = []
@@ -195,7 +194,8 @@ def filtered_backprop(
         if not handles:
             _warn("the model has no ReLU modules, so nothing is filtered")
         handles.append(model.register_forward_hook(filters.finish))
-        yield
+        with eagerly(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()

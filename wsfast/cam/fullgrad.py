@@ -9,7 +9,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ops
-from .._check import check_choice, check_range, value_error
+from .._check import check_choice, check_truncation, value_error
 from .base import CAMMethod, Explained, Scope
 from .capture import LayerCapture, logits_of, start_graph, undisturbed, usable_images
 from .layers import Layers, resolve_layers
@@ -182,8 +182,7 @@ class LTFullGrad(FullGrad):
         eps: float = 1e-7,
     ) -> None:
         super().__init__(model, layers, psi_norm=psi_norm, psi_input=psi_input, norm=norm, eps=eps)
-        check_range(self._where, "percentile", percentile, 0.0, 100.0)
-        check_choice(self._where, "scope", scope, ["map", "sample"])
+        check_truncation(self._where, percentile, scope)
         self.percentile = percentile
         self.scope: Scope = scope
         self.truncate_input = truncate_input

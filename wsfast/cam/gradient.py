@@ -53,7 +53,22 @@ class GradientCAM(CAMMethod):
             ]
 
 
-class GradCAM(GradientCAM):
+class ChannelCAM(GradientCAM):
+    """Base of the methods that weigh whole channels; one defines :meth:`channel_weights`.
+
+    See :class:`CAMMethod` for the arguments.
+    """
+
+    def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """Weights (N, C), float32, of one layer's channels from its (N, C, h, w) tensors."""
+        raise NotImplementedError
+
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``relu(sum_k w_k A_k)``."""
+        return weighted_sum(self.channel_weights(activations, grads), activations).relu_()
+
+
+class GradCAM(ChannelCAM):
     """Grad-CAM: ``relu(sum_k mean(g_k) A_k)`` per layer (Selvaraju 2017, eq. 1-2).
 
     See :class:`CAMMethod` for the arguments.
@@ -66,13 +81,12 @@ class GradCAM(GradientCAM):
         torch.Size([2, 16, 16])
     """
 
-    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
-        """``relu(sum_k mean(g_k) A_k)``."""
-        weights = grads.mean(dim=(2, 3), dtype=torch.float32)
-        return weighted_sum(weights, activations).relu_()
+    def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``mean(g_k)``."""
+        return grads.mean(dim=(2, 3), dtype=torch.float32)
 
 
-class GradCAMPlusPlus(GradientCAM):
+class GradCAMPlusPlus(ChannelCAM):
     r"""Grad-CAM++: positive gradients weighted pixel by pixel (Chattopadhay 2018, eq. 10, 19).
 
     .. math:: w_k = \sum_{ij} \alpha^k_{ij}\, \mathrm{relu}(g^k_{ij}), \qquad
@@ -101,15 +115,15 @@ class GradCAMPlusPlus(GradientCAM):
             check_range(self._where, "alpha_eps", alpha_eps, 0.0, 1.0)
         self.alpha_eps = alpha_eps
 
-    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
-        """``relu(sum_k w_k A_k)``."""
+    def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """Sum over pixels of ``alpha * relu(g)``."""
         g = grads.float()
         total = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
         if self.alpha_eps is None:
             weights = _quotient(g.relu(), 2 + total * g)
         else:
             weights = _quotient(g.relu() * g**2, 2 * g**2 + total * g**3 + self.alpha_eps)
-        return weighted_sum(weights.sum(dim=(2, 3)), activations).relu_()
+        return weights.sum(dim=(2, 3))
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -118,7 +132,7 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return (numerator / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
 
 
-class XGradCAM(GradientCAM):
+class XGradCAM(ChannelCAM):
     r"""XGrad-CAM: gradients averaged with the activations as weights (Fu 2020, eq. 8).
 
     .. math:: w_k = \frac{\sum_{ij} g^k_{ij} A^k_{ij}}{\sum_{ij} A^k_{ij} + 10^{-7}}
@@ -126,11 +140,10 @@ class XGradCAM(GradientCAM):
     See :class:`CAMMethod` for the arguments.
     """
 
-    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
-        """``relu(sum_k w_k A_k)``."""
+    def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+        """``sum(g_k A_k) / sum(A_k)``."""
         a, g = activations.float(), grads.float()
-        weights = (g * a).sum(dim=(2, 3)) / (a.sum(dim=(2, 3)) + 1e-7)
-        return weighted_sum(weights, a).relu_()
+        return (g * a).sum(dim=(2, 3)) / (a.sum(dim=(2, 3)) + 1e-7)
 
 
 class HiResCAM(GradientCAM):

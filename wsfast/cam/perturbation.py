@@ -1,5 +1,7 @@
 """Methods without gradients: a channel weighs what the score does with it, or without it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -59,8 +61,12 @@ class PerturbationCAM(CAMMethod):
             for name, activations in zip(captured.names, captured.activations(), strict=True):
                 weights = self.channel_weights(captured, name, images, target, classes)
                 with torch.autocast(images.device.type, enabled=False):
-                    maps.append(weighted_sum(weights, activations).relu_())
+                    maps.append(self.layer_maps(weights, activations))
         return Explained(maps, captured.logits, classes)
+
+    def layer_maps(self, weights: Tensor, activations: Tensor) -> Tensor:
+        """(N, K, h, w) float32 from (N, K, C) weights: ``relu(sum_k w_k A_k)``."""
+        return weighted_sum(weights, activations).relu_()
 
     def _groups(self, channels: int, per_image: int, batch: int) -> list[range]:
         """Channels by groups whose passes fit into the memory."""
@@ -105,18 +111,47 @@ class ScoreCAM(PerturbationCAM):
     ) -> Tensor:
         """Softmax over channels of the masked images' scores."""
         activations = captured.activations()[captured.names.index(name)]
-        channels, batch = activations.shape[1], len(images)
         # Not finite ones: those images have no map anyway, and must not stop the others.
         activations = activations.float().nan_to_num(0.0, 0.0, 0.0)
+        scores = self.channel_scores(activations, images, target, classes)
+        return scores.softmax(dim=0).permute(1, 2, 0)
+
+    def channel_scores(
+        self, activations: Tensor, images: Tensor, target: Target, classes: Tensor | None
+    ) -> Tensor:
+        """Scores (C, N, K), float32, of the images seen through each channel of (N, C, h, w)."""
+        masks = partial(self.group_masks, activations, images)
+        return self.masked_scores(masks, activations.shape[1], images, target, classes)
+
+    def group_masks(self, activations: Tensor, images: Tensor, group: range) -> Tensor:
+        """Masks (channels, N, H, W), in 0-1, of a group of channels."""
+        part = activations[:, group.start : group.stop].transpose(0, 1)
+        return self._masks(part.flatten(0, 1), images).unflatten(0, part.shape[:2])
+
+    def masked_scores(
+        self,
+        masks: Callable[[range], Tensor],
+        channels: int,
+        images: Tensor,
+        target: Target,
+        classes: Tensor | None,
+    ) -> Tensor:
+        """Scores (C, N, K), float32, of the images times each channel's masks.
+
+        Args:
+            masks: from a group of channels to its (channels, N, H, W) masks.
+            channels: C.
+            images: see :meth:`__call__`.
+            target: see :meth:`__call__`.
+            classes: class numbers of the target, None for a callable.
+        """
         scores = []
-        for group in self._groups(channels, bytes_per_image(self.model, images), batch):
-            part = activations[:, group.start : group.stop].transpose(0, 1).flatten(0, 1)
-            masks = self._masks(part, images).unflatten(0, (len(group), batch))
-            masked = (images * masks[:, :, None].to(images)).flatten(0, 1)
+        for group in self._groups(channels, bytes_per_image(self.model, images), len(images)):
+            masked = (images * masks(group)[:, :, None].to(images)).flatten(0, 1)
             with undisturbed(self.model, images.device):
                 logits = logits_of(self._where, self.model(masked), masked)
             scores.append(target_scores(self._where, target, classes, logits, len(group)))
-        return torch.cat(scores).softmax(dim=0).permute(1, 2, 0)
+        return torch.cat(scores)
 
     def _masks(self, activations: Tensor, images: Tensor) -> Tensor:
         """(M, h, w) activations at image size, in 0-1."""

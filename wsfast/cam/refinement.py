@@ -1,16 +1,65 @@
-"""Refinements that MS-CA is compared with: superpixels (MS-CS) and watershed (MS-CW).
+"""Refinements: dense CRF, and those that MS-CA is compared with.
 
-They need scikit-image (``pip install wsfast[refine]``) and run on the CPU, image by image.
+Superpixels (MS-CS) and watershed (MS-CW) need scikit-image (``pip install wsfast[refine]``),
+selective search (MS-CSS) an OpenCV with its contrib modules. These run on the CPU, image by image.
 """
 
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._check import check_count, check_range, check_rank, check_tensor, value_error
+from .. import ops
+from .._check import (
+    check_choice,
+    check_count,
+    check_range,
+    check_rank,
+    check_tensor,
+    value_error,
+)
+
+_CONFIDENCE = 1e-3  # of a heat map as a probability: keeps its logits finite
+# Weights of the CRF, chosen on generated defects of the training split. mean_field's own, meant for
+# objects of half an image, smooth such small regions away.
+_BILATERAL_WEIGHT, _SIGMA_RGB = 2.0, 25.0
+_REACH = 0.3  # sigma of position in shares of the longer side
+
+
+def crf_cams(images: Tensor, cams: Tensor) -> Tensor:
+    """Move the edges of maps to those of the images: marginals of a dense CRF by mean field.
+
+    Args:
+        images: (N, C, H, W) uint8, or floating point in 0-255.
+        cams: (N, H, W) in 0-1, taken as the probability of foreground.
+
+    Returns:
+        (N, H, W) float32 in 0-1.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> image[..., 4:] = 200
+        >>> crf_cams(image, torch.full((1, 8, 8), 0.5)).shape
+        torch.Size([1, 8, 8])
+    """
+    _check("cam.crf_cams", images, cams)
+    foreground = cams.float().clamp(_CONFIDENCE, 1 - _CONFIDENCE)
+    logits = torch.stack([1 - foreground, foreground], dim=1).log()
+    refined = ops.mean_field(
+        logits,
+        images,
+        bilateral_weight=_BILATERAL_WEIGHT,
+        sigma_rgb=_SIGMA_RGB,
+        sigma_xy=_REACH * max(images.shape[2:]),
+        spatial_weight=0.0,
+    )
+    return refined[:, 1]
 
 
 def slic_cams(
@@ -83,6 +132,93 @@ def watershed_masks(
         else:
             masks.append(np.zeros(cam.shape, bool))
     return torch.from_numpy(np.stack(masks)).to(cams.device)
+
+
+def selective_search_boxes(
+    images: Tensor,
+    cams: Tensor,
+    *,
+    threshold: float = 0.5,
+    mode: Literal["fast", "quality"] = "fast",
+    nms: float = 0.5,
+    max_boxes: int = 64,
+) -> ops.ScoredBoxes:
+    """Selective search's proposals that the map fills (MS-CSS).
+
+    The paper does not say how it joins the two. Here a proposal's score is the map's mean inside
+    it; proposals of a score of ``threshold`` or more stay, less those that non-maximum suppression
+    drops.
+
+    Args:
+        images: (N, 3 or 1, H, W) in 0-1.
+        cams: (N, H, W).
+        threshold: lowest score.
+        mode: of the search: colour spaces and similarities few or many.
+        nms: a box that overlaps a better-scored one by a larger IoU is dropped.
+        max_boxes: proposals per image that go into the suppression, best score first.
+
+    Returns:
+        :class:`wsfast.ops.ScoredBoxes` on the device of ``cams``, best score first; ``areas`` are
+        the boxes' own.
+
+    Raises:
+        ValueError: shapes that do not fit, values out of range.
+        ImportError: OpenCV without its contrib modules.
+
+    Note:
+        Seconds per image. The proposals come from OpenCV; the order is by score, then by corner.
+    """
+    where = "cam.selective_search_boxes"
+    _check(where, images, cams)
+    check_range(where, "threshold", threshold, 0.0, 1.0)
+    check_choice(where, "mode", mode, ["fast", "quality"])
+    check_range(where, "nms", nms, 0.0, 1.0)
+    check_count(where, "max_boxes", max_boxes, 1)
+    contrib: Any = getattr(cv2, "ximgproc", None)
+    if contrib is None:
+        raise ImportError(
+            f"wsfast.{where}: needs OpenCV's contrib modules; install "
+            "opencv-contrib-python-headless in the place of opencv-python-headless"
+        )
+    n = len(cams)
+    boxes = np.full((n, max_boxes, 4), -1, np.int32)
+    scores = np.full((n, max_boxes), -1.0, np.float32)
+    counts = np.zeros(n, np.int32)
+    maps = cams.detach().float().cpu().numpy()
+    for i, (picture, cam) in enumerate(zip(_pictures(images), maps, strict=True)):
+        found = _proposals(contrib, np.rint(255 * picture.clip(0, 1)).astype(np.uint8), mode)
+        means = _box_means(cam, found)
+        order = np.lexsort((*found.T[::-1], -means))
+        order = order[means[order] >= threshold][:max_boxes]
+        counts[i] = len(order)
+        boxes[i, : len(order)] = found[order]
+        scores[i, : len(order)] = means[order]
+    sides = boxes[..., 2:] - boxes[..., :2]
+    areas = np.where(boxes[..., 0] < 0, -1, sides.prod(axis=-1)).astype(np.int32)
+    tensors = (torch.from_numpy(a).to(cams.device) for a in (boxes, scores, areas, counts))
+    return ops.suppress_overlaps(ops.ScoredBoxes(*tensors), nms)
+
+
+def _proposals(contrib: Any, picture: NDArray[np.uint8], mode: str) -> NDArray[np.int32]:
+    """Distinct boxes (P, 4) of a picture (H, W, 3), half-open."""
+    search = contrib.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(picture[..., ::-1]))
+    if mode == "fast":
+        search.switchToSelectiveSearchFast()
+    else:
+        search.switchToSelectiveSearchQuality()
+    found = np.asarray(search.process(), np.int32).reshape(-1, 4)
+    return np.unique(np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1), axis=0)
+
+
+def _box_means(cam: NDArray[np.float32], boxes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Mean of a map inside each box, from sums over the corner's rectangles."""
+    sums = np.zeros((cam.shape[0] + 1, cam.shape[1] + 1))
+    sums[1:, 1:] = cam.astype(np.float64).cumsum(0).cumsum(1)
+    x0, y0, x1, y1 = boxes.T
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    means: NDArray[np.float64] = inside / ((x1 - x0) * (y1 - y0))
+    return means
 
 
 def _check(where: str, images: Tensor, cams: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._check import check_choice, check_range
+from .._check import check_choice, check_truncation
 from .base import Options, Scope, weighted_sum
 from .capture import Captured, LayerCapture
 from .filtering import filtered_backprop
@@ -37,8 +37,7 @@ class TruncatedCAM(GradientCAM):
         **fusion: Unpack[Options],
     ) -> None:
         super().__init__(model, layers, **fusion)
-        check_range(self._where, "percentile", percentile, 0.0, 100.0)
-        check_choice(self._where, "scope", scope, ["map", "sample"])
+        check_truncation(self._where, percentile, scope)
         self.percentile = percentile
         self.scope: Scope = scope
 

@@ -1,4 +1,7 @@
-"""Score heat maps by the localisation protocol: MaxBoxAcc and MaxBoxAccV2, or PxAP.
+"""Score a run of `wsfast train`, or heat maps by the localisation protocol.
+
+With --run: the run's best model on a split, at the threshold that validation chose and at Otsu's.
+With --scoremaps: MaxBoxAcc and MaxBoxAccV2, or PxAP.
 
 Maps are NumPy files in 0-1, 224 x 224, named after the image ids (cat/1.jpg: cat/1.jpg.npy or
 cat/1.npy). The metadata folder holds image_ids.txt, image_sizes.txt and localization.txt as the
@@ -20,14 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._check import check_range, value_error
+from .._device import parse_device
 from .._files import write_atomically
 from ..data import wsol
 from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
+from ..train.evaluation import evaluate_run
 
 NAME = "evaluate"
-SUMMARY = "MaxBoxAcc, MaxBoxAccV2 and PxAP of saved heat maps"
+SUMMARY = "score a run on a split, or saved heat maps by MaxBoxAcc and PxAP"
 EXAMPLES = """examples:
+  wsfast evaluate --run runs/fcam --out scores.json
   wsfast evaluate --scoremaps train_log/scoremaps --metadata metadata/CUB/test --out scores.json
   wsfast evaluate --scoremaps scoremaps --metadata metadata/OpenImages/test \\
       --masks dataset/OpenImages --plot curve.png
@@ -36,8 +42,14 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--scoremaps", type=Path, required=True, help="folder of .npy maps")
-    parser.add_argument("--metadata", type=Path, required=True, help="folder of the .txt files")
+    run = parser.add_argument_group("a run of `wsfast train`")
+    run.add_argument("--run", type=Path, dest="folder", help="folder of the run")
+    run.add_argument("--data", default="", help="other data than the run's own")
+    run.add_argument("--format", default="auto", help="of --data (default: auto)")
+    run.add_argument("--split", default="test", help="train, val or test (default: test)")
+    run.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
+    parser.add_argument("--scoremaps", type=Path, help="folder of .npy maps")
+    parser.add_argument("--metadata", type=Path, help="folder of the .txt files")
     parser.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
     parser.add_argument("--interval", type=float, default=0.001, help="threshold step (0.001)")
     parser.add_argument("--out", type=Path, help="write the figures and curves as JSON")
@@ -159,8 +171,10 @@ def check_options(options: argparse.Namespace) -> None:
     check_range("evaluate", "--interval", options.interval, 1e-4, 1)
     check_range("evaluate", "--batch-size", options.batch_size, 1, 4096)
     for name in ("scoremaps", "metadata"):
-        folder: Path = getattr(options, name)
-        if not folder.is_dir():
+        folder: Path | None = getattr(options, name)
+        if folder is None:
+            value_error("evaluate", f"--{name}", "given, or --run", "nothing")
+        elif not folder.is_dir():
             value_error("evaluate", f"--{name}", "a folder", f"{folder}")
     if options.plot is not None:
         try:
@@ -170,7 +184,9 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate a folder of maps."""
+    """Evaluate a run, or a folder of maps."""
+    if options.folder is not None:
+        return _evaluate_run(options)
     check_options(options)
     metadata = wsol.read_wsol_metadata(options.metadata)
     if not metadata.image_ids:
@@ -185,4 +201,21 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(options.out, as_json(figures))
     if options.plot is not None:
         plot_curves(options.plot, metrics)
+    return 0
+
+
+def _evaluate_run(options: argparse.Namespace) -> int:
+    figures = evaluate_run(
+        options.folder,
+        data=options.data,
+        format=options.format,
+        split=options.split,
+        device=parse_device("evaluate", "--device", options.device),
+    )
+    for name, value in figures.items():
+        for part, number in value.items() if isinstance(value, dict) else ((("", value)),):
+            shown = f"{number:.4f}" if isinstance(number, float) else str(number)
+            print(f"{(name + ' ' + part).strip():<24}{shown:>10}")
+    if options.out is not None:
+        write_atomically(options.out, as_json(figures))
     return 0

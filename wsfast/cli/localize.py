@@ -24,9 +24,12 @@ from tqdm import tqdm
 
 from .. import ops
 from .._check import check_choice, value_error
+from .._device import parse_device
 from .._files import write_atomically
-from ..cam import METHODS, CAMMethod
+from ..cam import METHODS, CAMMethod, crf_cams
 from ..data import ImageFiles
+from ..data.sample import image_to_tensor
+from ..train.evaluation import RunMaps
 from . import compare
 from .classifier import Classifier, open_classifier
 from .drawing import localization_picture, write_png
@@ -43,17 +46,12 @@ EXAMPLES = """examples:
   wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
 """
 
-_CONFIDENCE = 1e-3  # of a heat map as a probability: keeps its logits finite
-# Weights of the refinement, chosen on generated defects of the training split. mean_field's own,
-# meant for objects of half an image, smooth such small regions away.
-_BILATERAL_WEIGHT, _SIGMA_RGB = 2.0, 25.0
-_REACH = 0.3  # sigma of position in shares of the longer side
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", nargs="+", help="image and video files, folders, glob patterns")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
     model = parser.add_argument_group("classifier")
     model.add_argument("--model", help="any timm classifier; left out for a wsfast checkpoint")
     model.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
@@ -88,7 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
     boxes = parser.add_argument_group("boxes")
-    boxes.add_argument("--threshold", default="otsu", help="otsu, otsu2, or 0..1 (default: otsu)")
+    boxes.add_argument(
+        "--threshold",
+        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
+    )
     boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
     boxes.add_argument(
         "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
@@ -129,36 +130,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) != len(parts) or len(sides) > 2 or min(sides, default=0) < 1:
         value_error("localize", "--size", "N or HxW in pixels", text)
     return (sides[0], sides[-1])
-
-
-def parse_device(text: str) -> torch.device:
-    """The device named, ``auto`` for CUDA where there is one."""
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        value_error("localize", "--device", "auto, cpu or cuda", text)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        value_error("localize", "--device", "available", f"{text} without a CUDA device")
-    return device
-
-
-def refine_with_crf(cam: Tensor, image: NDArray[np.uint8]) -> Tensor:
-    """A (1, H, W) heat map of 0-1 as the marginal of a dense CRF on its (H, W, C) image."""
-    foreground = cam.float().clamp(_CONFIDENCE, 1 - _CONFIDENCE)
-    logits = torch.stack([1 - foreground, foreground], dim=1).log()
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(cam.device)
-    planes = pixels[None, None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)[None]
-    refined = ops.mean_field(
-        logits,
-        planes,
-        bilateral_weight=_BILATERAL_WEIGHT,
-        sigma_rgb=_SIGMA_RGB,
-        sigma_xy=_REACH * max(planes.shape[2:]),
-        spatial_weight=0.0,
-    )
-    return refined[:, 1]
 
 
 @dataclass
@@ -208,7 +179,7 @@ class Localization:
 def localize_batch(
     batch: list[tuple[str, NDArray[np.uint8]]],
     classifier: Classifier,
-    method: CAMMethod,
+    method: CAMMethod | RunMaps,
     *,
     target: int | None,
     threshold: float | str,
@@ -230,7 +201,7 @@ def localize_batch(
             0
         ].clamp(0, 1)
         if refine == "crf":
-            cam = refine_with_crf(cam, image)
+            cam = crf_cams(image_to_tensor(image, image.shape[2])[None].to(cam.device), cam)
         if isinstance(threshold, str):
             limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
         else:
@@ -289,23 +260,17 @@ def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
         write_atomically(out / f"{item.name}.npy", buffer.getvalue())
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command: everything is checked before the first image is read."""
-    threshold = parse_threshold(options.threshold)
-    size = parse_size(options.size)
-    check_choice("localize", "--refine", options.refine, ["none", "crf"])
-    for argument in ("batch_size", "max_boxes", "min_area"):
-        if getattr(options, argument) < 1:
-            name = "--" + argument.replace("_", "-")
-            value_error("localize", name, "at least 1", f"{getattr(options, argument)}")
-    images = ImageFiles(options.images)
+def _open_model(
+    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
+) -> tuple[Classifier, list[str]]:
+    """A classifier and the names of the methods that are to explain it."""
     classifier = open_classifier(
         options.model,
         pretrained=options.pretrained,
         checkpoint=options.checkpoint,
         num_classes=options.num_classes,
         size=size,
-        device=parse_device(options.device),
+        device=device,
     )
     if options.model and not options.pretrained and options.checkpoint is None:
         print(
@@ -313,11 +278,50 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     names = method_names(options.method or ("all" if options.compare else "ltgradcam"))
-    if options.compare:
-        return compare.compare(images, classifier, options)
-    if len(names) > 1:
+    if len(names) > 1 and not options.compare:
         value_error("localize", "--method", "one method without --compare", options.method)
-    method = build_method(names[0], options, classifier)
+    return classifier, names
+
+
+def _open_run(
+    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
+) -> tuple[RunMaps, Classifier]:
+    """The maps of a run's best model, and how it is fed."""
+    for name in ("model", "checkpoint", "method"):
+        if getattr(options, name) is not None:
+            value_error("localize", f"--{name}", "left out with --run", getattr(options, name))
+    if options.compare:
+        value_error("localize", "--compare", "left out with --run", "given")
+    maps = RunMaps(options.folder, device)
+    saved = maps.checkpoint
+    classifier = Classifier(
+        maps.model, size or saved.input_size, len(saved.mean), saved.mean, saved.std,
+        saved.class_names,
+    )  # fmt: skip
+    return maps, classifier
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command: everything is checked before the first image is read."""
+    threshold = parse_threshold(options.threshold or "otsu")
+    size = parse_size(options.size)
+    check_choice("localize", "--refine", options.refine, ["none", "crf"])
+    for argument in ("batch_size", "max_boxes", "min_area"):
+        if getattr(options, argument) < 1:
+            name = "--" + argument.replace("_", "-")
+            value_error("localize", name, "at least 1", f"{getattr(options, argument)}")
+    images = ImageFiles(options.images)
+    device = parse_device("localize", "--device", options.device)
+    method: CAMMethod | RunMaps
+    if options.folder is not None:
+        method, classifier = _open_run(options, size, device)
+        threshold = method.threshold if options.threshold is None else threshold
+    else:
+        classifier, names = _open_model(options, size, device)
+        options.threshold = options.threshold or "otsu"
+        if options.compare:
+            return compare.compare(images, classifier, options)
+        method = build_method(names[0], options, classifier)
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     records = []
@@ -332,10 +336,10 @@ def run(options: argparse.Namespace) -> int:
             bar.update(len(batch))
     summary = {
         "settings": {
-            "model": options.model or str(options.checkpoint),
-            "method": type(method).__name__,
+            "model": options.model or str(options.folder or options.checkpoint),
+            "method": getattr(method, "method_name", type(method).__name__),
             "layers": list(method.layer_names or ()),
-            "threshold": options.threshold,
+            "threshold": threshold,
             "refine": options.refine,
             "input_size": list(classifier.size),
         },

@@ -1,35 +1,147 @@
-"""Training a defect classifier from scratch on image labels."""
+"""Training a classifier on image labels."""
 
 import math
-import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
-from tqdm import tqdm
 
-from wsfast._check import check_range, value_error
-from wsfast.data import DefectSample
+from wsfast._check import check_choice, check_range, value_error
+from wsfast.cam import METHODS, CAMMethod
 from wsfast.models import SmallVGG
-from wsfast.train.sampling import BalancedSampler
+from wsfast.train.config import TrainConfig
+from wsfast.train.engine import fit
+from wsfast.train.images import (
+    ImageData,
+    ImageRecipe,
+    LabelledImages,
+    TrainingSample,
+    image_statistics,
+    normalization,
+)
+from wsfast.train.recipe import Step
+from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
-_STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(TrainConfig):
+    """Settings of the recipe ``classifier``.
+
+    Attributes:
+        model: ``small_vgg``, ``vgg16``, ``resnet50``, ``inception_v3`` or ``timm/NAME``.
+        pretrained: start from ImageNet weights (downloaded on first use).
+        checkpoint: file of weights to start from.
+        fast_factor: what the learning rate of the head and of a network's new layers is multiplied
+            with; 10 in F-CAM.
+        method: CAM whose maps are scored on validation images with masks or boxes.
+        layers: of that method, ``"stages"`` or ``"last"``; empty for the method's own.
+        percentile: of LT methods and RA-CAM.
+    """
+
+    recipe: ClassVar[str] = "classifier"
+
+    model: str = "small_vgg"
+    pretrained: bool = False
+    checkpoint: str = ""
+    fast_factor: float = 1.0
+    method: str = "cam"
+    layers: str = ""
+    percentile: float = 50.0
+    select_on: str = "classification"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("train", "method", self.method, list(METHODS))
 
 
-class LabelledImages(Protocol):
-    """A data set that knows its labels without reading its images."""
+class ClassifierRecipe(ImageRecipe):
+    """Cross-entropy on image labels; validated by accuracy and by the maps of a CAM method.
 
-    labels: Tensor
+    Args:
+        config: settings.
+        model: from images to (N, classes) logits.
+        device: where to train.
+        data: images and labels; masks and boxes of validation images are scored, never trained on.
+    """
 
-    def __len__(self) -> int:
-        """Return the number of images."""
+    name = "classifier"
+    config: ClassifierConfig
 
-    def __getitem__(self, index: int, /) -> DefectSample:
-        """Return one sample."""
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        model: nn.Module,
+        device: torch.device,
+        data: ImageData,
+    ) -> None:
+        super().__init__(config, model, device, data)
+        self.classes = max(int(self.labels.max()) + 1, len(data.class_names))
+        if data.validation is not None:
+            self.selections = {"classification": "balanced_accuracy"}
+        if self.has_regions():
+            self.selections = {**self.selections, "localization": "localization"}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters, and those that learn faster."""
+        fast = {id(p) for p in getattr(self.model, "fast_parameters", list)()}
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": []}]
+        groups[1]["lr"] = self.config.learning_rate * self.config.fast_factor
+        for parameter in self.model.parameters():
+            groups[id(parameter) in fast]["params"].append(parameter)
+        return [group for group in groups if group["params"]]
+
+    def step(self, batch: TrainingSample, epoch: int) -> Step:
+        """Cross-entropy of the labels."""
+        logits = self.model(self.normalize(batch.image)).float()
+        labels = torch.as_tensor(batch.label, device=logits.device)
+        right = (logits.argmax(1) == labels).float().mean()
+        return Step({"class": F.cross_entropy(logits, labels)}, {"accuracy": right})
+
+    def validate(self) -> dict[str, float]:
+        """Accuracies, and the fit of the CAMs where validation images have masks or boxes."""
+        if self.data.validation is None:
+            return {}
+        classes = ClassScores(self.classes)
+        maps = MapScores(self.device, select_pxap=self.data.clean_class < 0)
+        explain = build_cam(self.model, self.config)
+        for samples in self.validation_batches():
+            images, labels = self.stack(samples)
+            with torch.inference_mode():
+                classes.update(self.model(images), labels)
+            chosen = with_regions(samples)
+            if chosen:
+                cams = explain(images[chosen], labels[chosen]).cams
+                score_regions(maps, [samples[i] for i in chosen], cams)
+        figures = {**classes.compute(), **maps.compute()}
+        return {f"val_{n}" if n == "accuracy" else n: v for n, v in figures.items()}
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """A classifier that has learnt little."""
+        accuracy = figures.get("balanced_accuracy")
+        chance = 1 / self.classes
+        if accuracy is not None and accuracy < chance + 0.25 * (1 - chance):
+            return [
+                f"balanced accuracy on validation images is {accuracy:.2f} (chance: {chance:.2f}); "
+                "maps of so poor a classifier mean little"
+            ]
+        return []
+
+
+def build_cam(model: nn.Module, config: Any) -> CAMMethod:
+    """The CAM method that ``method``, ``layers`` and ``percentile`` of a configuration say."""
+    method = METHODS[config.method]
+    options: dict[str, Any] = {}
+    if config.layers:
+        options["layers"] = config.layers
+    if config.method.startswith("lt") or config.method == "racam":
+        options["percentile"] = config.percentile
+    if config.method == "cam":
+        options["relu"] = False  # F-CAM's seeds are drawn from the map with its negative parts
+    return method(model, **options)
 
 
 @dataclass(frozen=True)
@@ -47,11 +159,11 @@ class TrainedClassifier:
     model: nn.Module
     mean: list[float]
     std: list[float]
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images (..., C, H, W) into the float32 input of the model."""
-        return _normalization(self.mean, self.std)(images)
+        return normalization(self.mean, self.std)(images)
 
 
 def train_classifier(
@@ -91,7 +203,8 @@ def train_classifier(
         RuntimeError: the loss is no longer finite.
 
     Note:
-        On the CPU the result depends only on the arguments and the number of threads.
+        On the CPU the result depends only on the arguments and the number of threads. For runs that
+        are saved and can be resumed use :func:`wsfast.train.run`.
 
     Example:
         >>> from wsfast.data import SyntheticDefects
@@ -104,29 +217,27 @@ def train_classifier(
     check_range("train_classifier", "batch_size", batch_size, 2, math.inf)
     if len(dataset) < 2:
         value_error("train_classifier", "dataset", "at least 2 images", f"{len(dataset)}")
-    device = torch.device(device)
-    mean, std = _image_statistics(dataset)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if model is None:
-            model = SmallVGG(len(mean), max(2, int(dataset.labels.max()) + 1))
-        trained = TrainedClassifier(model.to(device), mean, std, [])
-        loader = _balanced_loader(dataset, batch_size)
-        optimizer = torch.optim.SGD(
-            model.parameters(), learning_rate, 0.9, weight_decay=weight_decay, nesterov=True
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=epochs * len(loader)
-        )
-        images = epochs * len(loader) * (loader.batch_size or 1)
-        with tqdm(total=images, unit="image", desc="training", disable=not progress) as bar:
-            for epoch in range(1, epochs + 1):
-                trained.history.append(_train_epoch(trained, loader, optimizer, schedule, bar))
-                bar.set_postfix(
-                    epoch=f"{epoch}/{epochs}", loss=f"{trained.history[-1]['loss']:.3f}"
-                )
-    model.eval()
-    return trained
+    config = ClassifierConfig(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, flips="both",
+        weight_decay=weight_decay, schedule="onecycle", select_on="last", seed=seed,
+    )  # fmt: skip
+    mean, std = image_statistics(dataset)
+    classes = max(2, int(dataset.labels.max()) + 1)
+    if model is None:
+        with seeded_weights(seed):
+            model = SmallVGG(len(mean), classes)
+    data = ImageData(dataset, None, mean, std, flips="both")
+    recipe = ClassifierRecipe(config, model, torch.device(device), data)
+    history = fit(recipe, progress=progress)
+    return TrainedClassifier(model.eval(), mean, std, history)
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """New weights are drawn from ``seed`` inside the block."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def evaluate_classifier(
@@ -152,82 +263,13 @@ def evaluate_classifier(
     """
     model = classifier.model
     device = next(model.parameters()).device
-    loader: Any = DataLoader(dataset, batch_size)  # type: ignore[arg-type]  # length and items suffice
+    scores = ClassScores(int(dataset.labels.max()) + 1)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        predicted = [
-            model(classifier.normalize(batch.image.to(device))).argmax(1).cpu() for batch in loader
-        ]
+        for first in range(0, len(dataset), batch_size):
+            chosen = range(first, min(first + batch_size, len(dataset)))
+            images = torch.stack([dataset[index].image for index in chosen]).to(device)
+            scores.update(model(classifier.normalize(images)), dataset.labels[list(chosen)])
     model.train(was_training)
-    right = torch.cat(predicted) == dataset.labels
-    recalls = [right[dataset.labels == label].float().mean() for label in dataset.labels.unique()]
-    return {
-        "accuracy": right.float().mean().item(),
-        "balanced_accuracy": torch.stack(recalls).mean().item(),
-    }
-
-
-def _train_epoch(
-    trained: TrainedClassifier,
-    loader: DataLoader[DefectSample],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    bar: Any,
-) -> dict[str, float]:
-    device = next(trained.model.parameters()).device
-    start = time.perf_counter()
-    total_loss, right, seen = 0.0, 0, 0
-    trained.model.train()
-    for batch in loader:
-        labels = batch.label.to(device)
-        logits = trained.model(trained.normalize(_random_flips(batch.image).to(device)))
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total_loss += loss.item() * len(labels)
-        if not math.isfinite(total_loss):
-            raise RuntimeError(
-                "wsfast.train_classifier: the loss is no longer finite; lower learning_rate"
-            )
-        right += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
-        bar.update(len(labels))
-    return {
-        "loss": total_loss / seen,
-        "accuracy": right / seen,
-        "learning_rate": float(schedule.get_last_lr()[0]),
-        "seconds": time.perf_counter() - start,
-    }
-
-
-def _balanced_loader(dataset: LabelledImages, batch_size: int) -> DataLoader[DefectSample]:
-    sampler = BalancedSampler(dataset.labels)
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # length and items suffice
-        min(batch_size, len(sampler)),
-        sampler=sampler,
-        drop_last=True,
-    )
-
-
-def _random_flips(images: Tensor) -> Tensor:
-    """Mirror each image of a batch left-right and up-down, each with probability one half."""
-    for dim in (3, 2):
-        chosen = torch.rand(len(images), 1, 1, 1) < 0.5
-        images = torch.where(chosen, images.flip(dim), images)
-    return images
-
-
-def _normalization(mean: list[float], std: list[float]) -> v2.Compose:
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-
-
-def _image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over images spread evenly over the data set."""
-    step = max(1, len(dataset) // _STATISTICS_IMAGES)
-    images = [dataset[index].image for index in range(0, len(dataset), step)]
-    values = torch.cat([image.flatten(1) for image in images], dim=1).float() / 255
-    return values.mean(1).tolist(), values.std(1).clamp_min(1e-3).tolist()
+    return scores.compute()

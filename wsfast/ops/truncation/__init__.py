@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..._check import (
-    check_choice,
     check_floating,
-    check_range,
     check_rank,
     check_same_device,
     check_tensor,
+    check_truncation,
     type_error,
     value_error,
 )
@@ -29,8 +28,7 @@ def _check_gradients(where: str, grads: Tensor, percentile: float, scope: str) -
     check_rank(where, "grads", grads, 4)
     if grads.shape[2] == 0 or grads.shape[3] == 0:
         value_error(where, "grads", "a tensor with H, W >= 1", f"shape {list(grads.shape)}")
-    check_range(where, "percentile", percentile, 0.0, 100.0)
-    check_choice(where, "scope", scope, ["map", "sample"])
+    check_truncation(where, percentile, scope)
 
 
 def _check_activations(where: str, activations: Tensor, grads: Tensor) -> None:

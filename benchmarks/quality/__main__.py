@@ -1,0 +1,67 @@
+"""Command line of :mod:`benchmarks.quality`."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quality.data import folder_splits, read_pairs, synthetic_splits
+from benchmarks.quality.measure import measure
+from benchmarks.quality.report import write_figure, write_page
+from wsfast._files import write_atomically
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TITLES = {"synthetic": "Generated surfaces", "folder": "Magnetic tiles"}
+
+
+def rounded(value: Any) -> Any:
+    """The same with five decimals, which is more than the tables show."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Measure, keep the numbers, write the page and the figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description="Train on image labels, localise held-out defects with every CAM method, and "
+        "write results.json, results.png and the tables of results.md.",
+    )
+    parser.add_argument("--data", type=Path, help="folder of NAME.jpg with masks NAME.png")
+    parser.add_argument("--seeds", type=int, default=3, help="classifiers per data set (default 3)")
+    parser.add_argument("--images", type=int, default=600, help="generated training images")
+    parser.add_argument("--epochs", type=int, default=10, help="of every training (default 10)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the page (default docs)")
+    parser.add_argument(
+        "--tables-only", action="store_true", help="draw the tables again from results.json"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    numbers = options.out / "results.json"
+    runs = json.loads(numbers.read_text()) if numbers.exists() else {}
+    if not options.tables_only:
+        runs = {name: runs[name] for name in TITLES if name in runs}
+        sources = {"synthetic": lambda seed: synthetic_splits(seed, options.images)}
+        if options.data is not None:
+            samples = read_pairs(options.data)
+            sources["folder"] = lambda seed: folder_splits(samples, seed)
+        for name, source in sources.items():
+            runs[name] = []
+            for seed in range(options.seeds):
+                start = time.perf_counter()
+                runs[name].append(measure(source(seed), seed, options.epochs))
+                print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+                write_atomically(numbers, (json.dumps(rounded(runs)) + "\n").encode())
+    write_page(options.out / "results.md", runs, TITLES)
+    write_figure(options.out / "results.png", runs, TITLES)
+
+
+if __name__ == "__main__":
+    main()

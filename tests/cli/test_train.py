@@ -1,0 +1,223 @@
+"""wsfast train, and evaluate and localize on what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from wsfast.cli import main
+from wsfast.data import SyntheticDefects
+from wsfast.train import harvest as harvesting
+from wsfast.train.evaluation import RunMaps
+
+TINY = ["--images", "24", "--size", "32x16", "--batch-size", "8", "--holdout", "0.25"]
+
+
+def run(*arguments):
+    torch.set_num_threads(1)
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A classifier and one run of each recipe that starts from it."""
+    root = tmp_path_factory.mktemp("runs")
+    first = ["--channels", "1", "--epochs", "2", "--out", root / "classifier"]
+    assert run("train", "classifier", *TINY, *first) == 0
+    for recipe, *more in (
+        ("fcam", "--preset", "small"),
+        ("dips", "--preset", "small", "--blur-kernel", "9"),
+        ("pseudo", "--method", "ltgradcam"),
+    ):
+        out = ["--classifier", root / "classifier", "--epochs", "1", "--out", root / recipe]
+        assert run("train", recipe, *TINY, *out, *more) == 0
+    return root
+
+
+def test_a_run_is_summed_up(runs, tmp_path, capsys):
+    out = ["--classifier", runs / "classifier", "--epochs", "1", "--out", tmp_path / "run"]
+    assert run("train", "fcam", *TINY, *out) == 0
+    said = capsys.readouterr()
+    assert "1 epochs; the last: " in said.out
+    assert "iou" in said.out
+    assert "image/s" in said.err
+
+
+@pytest.mark.parametrize("recipe", ["classifier", "fcam", "dips", "pseudo"])
+def test_every_run_is_evaluated_and_localizes(runs, tmp_path, recipe, capsys):
+    report = tmp_path / "scores.json"
+    folder = SyntheticDefects(6, size=(40, 20), split="test").write_ksdd2(tmp_path / "data").parent
+    data = ["--data", folder, "--split", "test"]
+    assert run("evaluate", "--run", runs / recipe, *data, "--out", report) == 0
+    figures = json.loads(report.read_text())
+    assert figures["recipe"] == recipe
+    assert figures["images"] == 6
+    assert 0 <= figures["at_threshold"]["iou"] <= 1
+    assert 0 <= figures["iou_per_image"] <= 1
+    capsys.readouterr()
+
+    cv2.imwrite(str(tmp_path / "part.png"), SyntheticDefects(2)[1].image[0].numpy())
+    out = tmp_path / "found"
+    assert run("localize", tmp_path / "part.png", "--run", runs / recipe, "--out", out) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["images"][0]["predicted_name"] in ("good", "defect")
+    assert (out / "part.png").is_file()
+
+
+def test_a_file_of_settings_and_the_command_line(runs, tmp_path):
+    settings = tmp_path / "mine.yaml"
+    lines = [
+        "recipe: fcam",
+        "epochs: 1",
+        "crf_weight: 2e-9",
+        "learning_rate: 0.5",
+        "size: [32, 16]",
+    ]
+    settings.write_text("\n".join(lines))
+    out = tmp_path / "run"
+    assert run("train", "fcam", "--config", settings, "--classifier", runs / "classifier",
+               "--images", "16", "--learning-rate", "0.02", "--out", out) == 0  # fmt: skip
+    import yaml
+
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert written["learning_rate"] == 0.02
+    assert written["crf_weight"] == 2e-9
+    assert written["images"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fcam"], "classifier must be a run of `wsfast train classifier`, got nothing"),
+        (["fcam", "--classifier", "/nowhere"], "path must be a wsfast checkpoint, got /nowhere"),
+        (["classifier", "--data", "/nowhere"], "source must be"),
+        (["classifier", "--epochs", "0"], "epochs must be between 1"),
+        (["classifier", "--schedule", "sometimes"], "schedule must be one of constant, step"),
+        (["classifier", "--device", "abacus"], "device must be auto, cpu or cuda, got abacus"),
+        (["classifier", "--model", "nonet"], "nonet"),
+        (["classifier", "--config", "/none.yaml"], "--config must be a readable YAML file"),
+        (["fcam", "--preset", "large"], "preset must be one of paper, small, got large"),
+        (["fcam", "--method", "cam", "--select-on", "luck"], "select_on must be one of"),
+        (["pseudo", "--threshold", "high"], "threshold must be otsu, otsu2 or a number of 0-1"),
+    ],
+)
+def test_bad_input_gives_one_plain_line(tmp_path, capsys, arguments, message):
+    assert run("train", *arguments, "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("wsfast train: error: ")
+    assert message in said[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "a setting must be known to classifier, got 'epoch' (did you mean epochs?)"),
+        ("epochs: many", "epochs must be a whole number, got 'many'"),
+        ("size: 32", "size must be a list, as [256, 256], got 32"),
+        ("strict: 1", "strict must be true or false, got 1"),
+        ("recipe: fcam", "--config must be of the recipe classifier"),
+        ("- 1", "--config must be a YAML file of `name: value` lines"),
+        ("a: [", "--config must be a readable YAML file"),
+    ],
+)
+def test_bad_files_of_settings_are_explained(tmp_path, capsys, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert run("train", "classifier", "--config", file, "--out", tmp_path / "run") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_classifier_of_other_classes_is_refused(runs, tmp_path, capsys):
+    for name in ("free", "crack", "hole"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = SyntheticDefects(4, size=(32, 16))[number].image[0].numpy()
+            cv2.imwrite(str(tmp_path / "data" / "train" / name / f"{number}.png"), picture)
+    found = run("train", "fcam", "--data", tmp_path / "data", "--format", "folder",
+                "--classifier", runs / "classifier", "--out", tmp_path / "run")  # fmt: skip
+    assert found == 2
+    assert "classifier must be of the data's 3 classes, got one of 2" in capsys.readouterr().err
+
+
+def test_sigterm_ends_the_command_with_143_and_resume_goes_on(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "wsfast", "train", "classifier", *TINY, "--channels", "1",
+               "--epochs", "400", "--workers", "2", "--out", str(out)]  # fmt: skip
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command, cwd=root, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)  # as a scheduler does: the readers get it too
+    said = running.communicate(timeout=60)[1].decode()
+    assert running.returncode == 143, said
+    assert "stopped by SIGTERM; continue with --resume" in said
+    done = torch.load(out / "last.pt", weights_only=True)["epoch"]
+    assert run("train", "classifier", "--resume", "--epochs", done + 1, "--out", out) == 0
+    assert len((out / "log.jsonl").read_text().splitlines()) == done + 1
+
+
+def test_what_changed_on_resume_is_said(runs, capsys):
+    code = run("train", "classifier", "--resume", "--batch-size", "4", "--out", runs / "classifier")
+    assert code == 2
+    assert "given the run's own settings, got batch_size: 8 -> 4" in capsys.readouterr().err
+
+
+def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
+    runs, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, sample in enumerate(SyntheticDefects(9, size=(48, 24))):
+        cv2.imwrite(str(folder / f"{number}.png"), sample.image[0].numpy())
+    (folder / "torn.png").write_bytes(b"no image")
+    command = ["harvest", folder, "--run", runs / "fcam", "--batch-size", "2", "--device", "cpu"]
+    assert run(*command, "--out", tmp_path / "whole") == 0
+    said = capsys.readouterr()
+    assert "9 images harvested, 1 files skipped" in said.out
+    assert "torn.png" in said.err
+
+    read = []
+    plain = harvesting.read_image
+
+    def breaking(path):
+        if len(read) == 5:
+            read.append(None)
+            raise KeyboardInterrupt
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(harvesting, "read_image", breaking)
+    assert run(*command, "--out", tmp_path / "broken") == 130
+    assert not list((tmp_path / "broken").glob("harvest-*.npy"))
+    assert run(*command, "--out", tmp_path / "broken") == 0
+    finished = [path for path in read if path is not None]
+    assert len(finished) == 10 + 1  # the image whose batch was broken off is read again
+    whole, broken = (
+        np.load(next((tmp_path / name).glob("harvest-*.npy")), mmap_mode="r")
+        for name in ("whole", "broken")
+    )
+    assert whole.tobytes() == broken.tobytes()
+    assert whole["readable"].sum() == 9
+    names = json.loads((tmp_path / "whole" / "harvest.json").read_text())["files"]
+    assert [Path(name).name for name in names][-1] == "torn.png"
+    maps = RunMaps(runs / "fcam", torch.device("cpu"))
+    record = whole[3]
+    assert record["map"].shape == (32, 16)
+    assert (record["height"], record["width"]) == (48, 24)
+    assert np.array_equal(record["mask"], (record["map"] + 0.5) / 255 >= maps.threshold)
+    for box in record["boxes"][record["boxes"][:, 0] >= 0]:
+        x0, y0, x1, y1 = box
+        assert record["mask"][y0:y1, x0:x1].any()

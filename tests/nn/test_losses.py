@@ -1,0 +1,172 @@
+"""Partial cross-entropy, size constraint and the classification loss of the foreground."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wsfast.nn import MaskedClassifierLoss, SizeConstraintLoss, log_barrier, partial_cross_entropy
+
+
+def random_seeds(shape, share=0.2):
+    seeds = torch.full(shape, -255)
+    labelled = torch.rand(shape) < share
+    seeds[labelled] = torch.randint(0, 2, (int(labelled.sum()),))
+    return seeds
+
+
+def test_partial_cross_entropy_is_the_mean_over_the_labelled_pixels_of_the_batch():
+    logits = torch.randn(3, 2, 5, 7)
+    seeds = random_seeds((3, 5, 7))
+    seeds[1] = -255  # an image without labels must not weigh
+    values = [
+        -logits[n, :, y, x].log_softmax(0)[seeds[n, y, x]]
+        for n, y, x in (seeds != -255).nonzero().tolist()
+    ]
+    torch.testing.assert_close(partial_cross_entropy(logits, seeds), torch.stack(values).mean())
+    torch.testing.assert_close(
+        partial_cross_entropy(logits, seeds, reduction="sum"), torch.stack(values).sum()
+    )
+    wanted = F.cross_entropy(logits, seeds, ignore_index=-255)
+    torch.testing.assert_close(partial_cross_entropy(logits, seeds), wanted)
+
+
+def test_without_a_label_loss_and_gradient_are_zero():
+    logits = torch.randn(2, 2, 4, 4, requires_grad=True)
+    loss = partial_cross_entropy(logits, torch.full((2, 4, 4), -255))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_partial_cross_entropy_of_half_types_is_computed_in_float32():
+    logits, seeds = torch.randn(1, 2, 4, 4).bfloat16(), random_seeds((1, 4, 4))
+    loss = partial_cross_entropy(logits, seeds)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, partial_cross_entropy(logits.float(), seeds))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "message"),
+    [
+        (torch.full((1, 4, 4), 2), ValueError, "seeds must be classes of 0 to 1, got 2 to 2"),
+        (torch.full((1, 4, 4), -1), ValueError, "seeds must be classes of 0 to 1, got -1 to -1"),
+        (
+            torch.zeros(1, 4, 5, dtype=torch.int64),
+            ValueError,
+            r"seeds must be of shape \[1, 4, 4\]",
+        ),
+        (torch.zeros(1, 4, 4), TypeError, "seeds must be int64"),
+    ],
+)
+def test_partial_cross_entropy_explains_bad_seeds(seeds, error, message):
+    with pytest.raises(error, match=message):
+        partial_cross_entropy(torch.zeros(1, 2, 4, 4), seeds)
+
+
+def test_log_barrier_known_values():
+    # t = 2: the branches meet at -1/4, where the value is -log(1/4)/2 = log(2).
+    at = torch.tensor([-math.e, -1.0, -0.25, 0.0, 3.0], dtype=torch.float64)
+    expected = torch.tensor(
+        [-0.5, 0.0, math.log(2), math.log(2) + 0.5, 6 + math.log(2) + 0.5], dtype=torch.float64
+    )
+    torch.testing.assert_close(log_barrier(at, 2.0), expected)
+
+
+@pytest.mark.parametrize("t", [1.0, 1.7, 10.0])
+def test_log_barrier_is_smooth_where_its_branches_meet(t):
+    edge = -1 / t**2
+    at = torch.tensor(
+        [edge * (1 + 1e-9), edge * (1 - 1e-9)], dtype=torch.float64, requires_grad=True
+    )
+    value = log_barrier(at, t)
+    (slope,) = torch.autograd.grad(value.sum(), at)
+    assert value[0].item() == pytest.approx(value[1].item(), abs=1e-7)
+    assert slope.tolist() == pytest.approx([t, t], rel=1e-6)
+
+
+def test_size_constraint_known_value_and_gradient():
+    # Sizes 6 and 2 pixels, t = 1: 0.1/2 (-log 6 - log 2); gradient -0.1/(2 size).
+    prob = torch.tensor([[[[0.75] * 4] * 2, [[0.25] * 4] * 2]], requires_grad=True)
+    loss = SizeConstraintLoss()(prob)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.05 * math.log(12), rel=1e-6)
+    assert prob.grad[0, 0].unique().item() == pytest.approx(-0.1 / 12, rel=1e-6)
+    assert prob.grad[0, 1].unique().item() == pytest.approx(-0.1 / 4, rel=1e-6)
+
+
+def test_normalized_sizes_do_not_depend_on_resolution():
+    loss = SizeConstraintLoss(normalize=True)
+    prob = torch.rand(2, 2, 4, 6)
+    larger = prob.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    torch.testing.assert_close(loss(prob), loss(larger))
+
+
+def test_the_barrier_grows_by_a_hundredth_per_epoch_up_to_its_cap():
+    loss = SizeConstraintLoss()
+    for epoch, t in ((0, 1.0), (50, 1.01**50), (231, 1.01**231), (232, 10.0), (500, 10.0)):
+        loss.set_epoch(epoch)
+        assert loss.t == pytest.approx(t)
+
+
+def test_an_empty_region_costs_finitely_and_pulls_back():
+    prob = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])[None].requires_grad_()
+    loss = SizeConstraintLoss()(prob)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert bool((prob.grad[0, 1] < 0).all())
+
+
+def smooth_classifier():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def test_gradients_of_all_losses():
+    logits = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    seeds = random_seeds((2, 4, 4), 0.5)
+    assert torch.autograd.gradcheck(lambda z: partial_cross_entropy(z, seeds), logits)
+    prob = torch.rand(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SizeConstraintLoss(0.3, t=1.5), prob)
+    small = (prob.detach() * 0.01).requires_grad_()  # the linear branch
+    assert torch.autograd.gradcheck(SizeConstraintLoss(0.3, normalize=True), small)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    maps = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    masked = MaskedClassifierLoss(smooth_classifier(), 0.4)
+    labels = torch.tensor([2, 0])
+    assert torch.autograd.gradcheck(lambda m: masked(images, m, labels), maps)
+
+
+def test_the_classifier_loss_is_that_of_the_masked_image():
+    classifier = smooth_classifier()
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    maps, labels = torch.rand(2, 4, 4, dtype=torch.float64), torch.tensor([1, 1])
+    loss = MaskedClassifierLoss(classifier, 0.5)(images, maps, labels)
+    wanted = 0.5 * F.cross_entropy(classifier(images * maps[:, None]), labels)
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_the_published_codes_loss_has_no_gradient():
+    maps = torch.rand(1, 4, 4, dtype=torch.float64, requires_grad=True)
+    images, labels = torch.randn(1, 3, 4, 4, dtype=torch.float64), torch.tensor([0])
+    assert not MaskedClassifierLoss(smooth_classifier(), detach=True)(
+        images, maps, labels
+    ).requires_grad
+
+
+def test_the_classifier_stays_frozen_and_out_of_the_saved_state():
+    classifier = nn.Sequential(smooth_classifier(), nn.Dropout(0.5))
+    loss = MaskedClassifierLoss(classifier).train()
+    assert not classifier.training
+    assert not any(p.requires_grad for p in classifier.parameters())
+    assert not loss.state_dict()
+    assert not list(loss.parameters())
+
+
+def test_maps_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"maps must be of shape \[1, 4, 4\]"):
+        MaskedClassifierLoss(smooth_classifier())(
+            torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 2), torch.tensor([0])
+        )

@@ -1,0 +1,75 @@
+"""Settings: the shipped ones are valid, presets give way to what is said, schedules are torch's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsfast.train.config import CONFIG, documented, read_recipe, read_settings
+from wsfast.train.fcam import FCAMConfig
+from wsfast.train.runs import CONFIGS, configure
+from wsfast.train.schedule import Schedule
+
+RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_say_what_to_expect(path):
+    recipe, settings = read_recipe(path)
+    config = configure(recipe, {}, file=path)
+    assert config.recipe == recipe == path.stem.split("_")[1]
+    assert config.data == "CHANGE_ME"
+    assert "# Expected: " in path.read_text()
+    assert f"wsfast train {recipe} --config scripts/recipes/{path.name}" in path.read_text()
+    assert settings["format"] in path.stem or settings["format"] == "wsol"
+
+
+def test_all_data_sets_have_their_recipes():
+    assert {path.stem.split("_")[0] for path in RECIPES} == {
+        "cub", "openimages", "ilsvrc", "ksdd", "ksdd2"
+    }  # fmt: skip
+
+
+def test_every_setting_is_explained():
+    missing = {
+        (recipe, name)
+        for recipe, config in CONFIGS.items()
+        for name in config.__dataclass_fields__
+        if name not in ("preset", "recipe", "presets") and not documented(name, config)
+    }
+    assert not missing
+
+
+def test_presets_give_way_to_what_is_said_and_survive_a_round_trip(tmp_path):
+    config = FCAMConfig.build({"preset": "small", "background": 7})
+    assert (config.foreground, config.background, config.region) == (10, 7, "top")
+    config.save(tmp_path)
+    assert FCAMConfig.build(read_settings(tmp_path / CONFIG, "fcam")) == config
+
+
+def test_papers_settings():
+    paper = FCAMConfig.build({"preset": "paper"})
+    assert (paper.crf_weight, paper.sigma_rgb, paper.sigma_xy) == (2e-9, 15.0, 100.0)
+    assert (paper.ce_weight, paper.size_weight, paper.foreground, paper.dilate) == (1, 0.1, 1, 3)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 10])
+def test_one_cycle_is_torchs(epochs):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.9, nesterov=True)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=7 * epochs)
+    ours = Schedule("onecycle", 7, epochs)
+    for step in range(7 * epochs):
+        assert 0.1 * ours.factor(step) == pytest.approx(theirs.get_last_lr()[0])
+        assert ours.momentum(step) == pytest.approx(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        if step < 7 * epochs - 1:
+            theirs.step()
+
+
+def test_other_schedules():
+    step = Schedule("step", 10, 50, every=15, gamma=0.1)
+    assert [step.factor(s) for s in (0, 149, 150, 300)] == pytest.approx([1, 1, 0.1, 0.01])
+    warm = Schedule("constant", 10, 2, warmup=4)
+    assert [warm.factor(s) for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    cosine = Schedule("cosine", 10, 2)
+    assert [cosine.factor(s) for s in (0, 10)] == pytest.approx([1, 0.5])

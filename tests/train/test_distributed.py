@@ -1,0 +1,76 @@
+"""Two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.train.tiny import result, train_tiny
+from wsfast.train.distributed import CPUSyncBatchNorm, global_mean
+from wsfast.train.runs import configure, run
+
+
+def test_two_gloo_processes_train_and_score_as_one(tmp_path):
+    torch.set_num_threads(1)
+    first = {"images": 24, "size": [32, 16], "batch_size": 8, "channels": 1, "epochs": 1}
+    run(configure("classifier", first), tmp_path / "start", progress=False)
+    settings = {**first, "epochs": 2, "preset": "small", "classifier": str(tmp_path / "start")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.two_processes", tmp_path / "two", json.dumps(settings)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    train_tiny(tmp_path / "one" / "classifier", dropout=False)
+    run(configure("fcam", settings), tmp_path / "one" / "fcam", progress=False)
+    for recipe in ("classifier", "fcam"):
+        two, one = (result(tmp_path / name / recipe) for name in ("two", "one"))
+        for ours, theirs in zip(two[2], one[2], strict=True):
+            assert ours.pop("warnings", None) == theirs.pop("warnings", None)
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        for name, weights in two[0].items():
+            torch.testing.assert_close(weights, one[0][name], rtol=1e-3, atol=1e-4)
+    caches = [next((tmp_path / n / "fcam" / "cache").glob("*.npy")) for n in ("one", "two")]
+    assert caches[0].read_bytes() == caches[1].read_bytes()
+
+
+def test_synchronized_batch_normalisation_is_torchs_on_one_process():
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(5).double()
+    with torch.no_grad():
+        plain.weight.uniform_(0.5, 2)
+        plain.bias.normal_()
+    images = torch.randn(4, 5, 3, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(4, 5, 3, 6, dtype=torch.float64)
+    results = []
+    for kind in (nn.BatchNorm2d, CPUSyncBatchNorm):
+        layer = nn.BatchNorm2d(5).double()
+        layer.load_state_dict(plain.state_dict())
+        layer.__class__ = kind
+        with _single_process_group():
+            out = layer(images)
+            grads = torch.autograd.grad((out * weights).sum(), [images, *layer.parameters()])
+        results.append([out, *grads, *layer.state_dict().values()])
+    torch.testing.assert_close(results[1], results[0])
+
+
+class _single_process_group:
+    def __enter__(self):
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def __exit__(self, *_):
+        torch.distributed.destroy_process_group()
+
+
+def test_a_mean_over_nothing_is_zero():
+    total = torch.zeros(()).requires_grad_()
+    assert global_mean(total, torch.tensor(0)).item() == 0

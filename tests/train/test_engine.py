@@ -1,0 +1,234 @@
+"""Runs that are stopped, killed, resumed, spread over processes or out of disk."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.tiny import BrightOrDark, assert_same_result, make_recipe, result, train_tiny
+from wsfast.train import Interrupted, fit
+from wsfast.train.log import RunLog, read_log
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("unbroken")
+    train_tiny(out)
+    return out
+
+
+def test_a_run_leaves_its_files(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == {
+        "config.yaml", "log.jsonl", "last.pt", "last.safetensors", "best.safetensors"
+    }  # fmt: skip
+    log = result(unbroken)[2]
+    assert [record["epoch"] for record in log] == [1, 2, 3]
+    assert {"loss", "accuracy", "balanced_accuracy", "iou", "learning_rate"} <= log[0].keys()
+
+
+def run_kill_server(tmp_path, kills, epochs):
+    outs = [str(tmp_path / name) for name in ("whole", "broken")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.kill_server", *outs, str(kills), str(epochs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_result(result(outs[0]), result(outs[1]))
+    leftovers = [path.name for path in Path(outs[1]).iterdir() if path.name.startswith(".")]
+    assert not leftovers
+    return int(done.stdout)
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_as_if_unbroken(tmp_path):
+    assert run_kill_server(tmp_path, 4, 12) >= 3
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path):
+    assert run_kill_server(tmp_path, 20, 60) >= 18
+
+
+@pytest.mark.parametrize("step", [2, 5, 11, 15])
+def test_sigterm_finishes_the_step_and_resumes_bit_for_bit(tmp_path, unbroken, step):
+    recipe = make_recipe()
+    seen = 0
+    plain = recipe.step
+
+    def counting(batch, epoch):
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(batch, epoch)
+
+    recipe.step = counting
+    with pytest.raises(Interrupted) as stopped:
+        fit(recipe, out=tmp_path, progress=False)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert seen == step  # not one more
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["epoch"] * 5 + state["step"] == step
+    train_tiny(tmp_path, resume=True)
+    assert_same_result(result(tmp_path), result(unbroken))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_resuming_a_finished_run_changes_nothing_and_more_epochs_continue_it(tmp_path):
+    train_tiny(tmp_path / "three", schedule="constant")
+    before = result(tmp_path / "three")
+    history = train_tiny(tmp_path / "three", schedule="constant", resume=True)
+    assert_same_result(result(tmp_path / "three"), before)
+    assert len(history) == 3
+    train_tiny(tmp_path / "three", schedule="constant", epochs=4, resume=True)
+    train_tiny(tmp_path / "four", schedule="constant", epochs=4)
+    assert_same_result(result(tmp_path / "three"), result(tmp_path / "four"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 4, "learning_rate": 0.02},
+         r"batch_size: 8 -> 4; learning_rate: 0.1 -> 0.02"),
+        ({"epochs": 5}, "epochs: 3 -> 5"),  # a one-cycle schedule depends on it
+        ({"labels": torch.arange(40) // 20}, r"the run's own images \(40 images, \w+\), got 40"),
+        ({"labels": torch.arange(39) % 2}, r"got 39 images"),
+    ],
+)  # fmt: skip
+def test_a_changed_run_is_not_resumed_and_what_changed_is_said(unbroken, settings, message):
+    before = result(unbroken)
+    with pytest.raises(ValueError, match=f"wsfast.train: --resume must be .*{message}"):
+        train_tiny(unbroken, resume=True, **settings)
+    assert_same_result(result(unbroken), before)
+
+
+def test_a_run_is_not_overwritten(unbroken):
+    with pytest.raises(ValueError, match="--out must be a new folder, or --resume"):
+        train_tiny(unbroken)
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"--resume must be of a readable last\.pt"):
+        train_tiny(tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, unbroken):
+    saves = 0
+    plain = torch.save
+
+    def refuse(state, file):
+        nonlocal saves
+        saves += 1
+        if saves == 4:
+            file.write(b"a part of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(state, file)
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        train_tiny(tmp_path)
+    monkeypatch.undo()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
+    train_tiny(tmp_path, resume=True)
+    assert_same_result(result(tmp_path), result(unbroken))
+
+
+def test_accumulated_parts_make_the_gradient_of_the_whole_batch(tmp_path):
+    # Without batch statistics and dropout the parts' mean gradient is the batch's.
+    weights = []
+    for parts in (1, 4):
+        recipe = make_recipe(dropout=False, accumulate=parts, epochs=1)
+        recipe.model.eval()
+        recipe.model.train = lambda mode=True, model=recipe.model: model
+        fit(recipe, progress=False)
+        weights.append(torch.cat([p.flatten() for p in recipe.model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_batches_must_be_divisible():
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple of processes x accumul"):
+        fit(make_recipe(accumulate=3), progress=False)
+
+
+@pytest.mark.parametrize("settings", [{"amp": "bf16"}, {"channels_last": True}, {"workers": 2}])
+def test_ways_to_be_faster_learn_the_same(settings):
+    plain = fit(make_recipe(dropout=False), progress=False)
+    other = fit(make_recipe(dropout=False, **settings), progress=False)
+    assert other[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=0.05)
+
+
+def test_workers_read_the_same_samples():
+    first, second = (fit(make_recipe(workers=w, epochs=1), progress=False) for w in (0, 2))
+    assert first[0]["loss"] == second[0]["loss"]
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    recipe = make_recipe(epochs=3)
+    scores = iter([0.5, 0.9, 0.7])
+    recipe.validate = lambda: {"balanced_accuracy": next(scores)}
+    fit(recipe, out=tmp_path, progress=False)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (state["best"], state["best_epoch"]) == (0.9, 2)
+    last, best, _ = result(tmp_path)
+    assert not all(torch.equal(last[name], best[name]) for name in last)
+
+
+def test_what_to_select_on_must_be_known():
+    recipe = make_recipe(select_on="localization")
+    recipe.selections = {"classification": "accuracy"}
+    with pytest.raises(ValueError, match="select_on must be classification, last for this data"):
+        fit(recipe, progress=False)
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    recipe = make_recipe(epochs=1)
+    torch.manual_seed(5)
+    fit(recipe, progress=False)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_tensorboard_is_asked_for_only_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="tensorboard must be false without the tensorboard pack"):
+        RunLog(tmp_path, epochs=0, tensorboard=True)
+
+
+def test_a_line_that_a_kill_cut_short_and_later_epochs_are_dropped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, "lo')
+    log = RunLog(tmp_path, epochs=1)
+    log.write({"epoch": 2, "loss": 0.5})
+    assert read_log(tmp_path) == [{"epoch": 1}, {"epoch": 2, "loss": 0.5}]
+
+
+def test_localization_cannot_select_where_nothing_is_marked(tmp_path):
+    recipe = make_recipe()
+    assert set(recipe.selections) == {"classification", "localization"}
+
+    class Unmarked(BrightOrDark):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(mask=None)
+
+    recipe = make_recipe(validation=Unmarked(8))
+    assert set(recipe.selections) == {"classification"}
+    assert "iou" not in fit(recipe, progress=False)[-1]

@@ -1,0 +1,280 @@
+"""The recipes on tiny synthetic defects: they run and resume bit for bit."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.utils.data import default_collate
+
+from tests.train.tiny import assert_same_result, result
+from wsfast import ops
+from wsfast.cam import CAM
+from wsfast.models import FCAMModel, UNetLocalizer
+from wsfast.train import Draw, Interrupted
+from wsfast.train.classifier import build_cam
+from wsfast.train.loading import _Samples
+from wsfast.train.log import read_log
+from wsfast.train.pseudo import without_small
+from wsfast.train.runs import _BUILDERS, configure, load_run, run
+
+SIZES = {"size": [32, 16], "images": 24, "channels": 1, "batch_size": 8, "holdout": 0.25}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("classifier")
+    settings = {**SIZES, "epochs": 2, "select_on": "localization", "method": "ltgradcam"}
+    run(configure("classifier", settings), out, progress=False)
+    return str(out)
+
+
+def settings_of(recipe, classifier, **others):
+    found = {
+        "fcam": {"preset": "small", "epochs": 2},
+        "dips": {"preset": "small", "epochs": 2, "blur_kernel": 9},
+        "pseudo": {"method": "ltgradcam", "epochs": 2, "rounds": 2},
+    }[recipe]
+    return {**SIZES, "classifier": classifier, **found, **others}
+
+
+def test_a_classifier_is_validated_on_labels_and_maps(classifier):
+    record = read_log(Path(classifier))[-1]
+    assert 0 <= record["iou"] <= 1
+    assert record["localization"] == record["iou"]
+    saved = load_run(classifier)
+    assert saved.class_names == ("good", "defect")
+    assert saved.input_size == (32, 16)
+    assert saved.extra["recipe"] == "classifier"
+    assert "threshold" in saved.extra
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_a_recipe_stopped_and_resumed_ends_as_if_unbroken(tmp_path, classifier, recipe):
+    config = configure(recipe, settings_of(recipe, classifier))
+    run(config, tmp_path / "whole", progress=False)
+    kind = {"fcam": FCAMModel}.get(recipe, UNetLocalizer)
+    assert isinstance(load_run(tmp_path / "whole").model, kind)
+    figures = result(tmp_path / "whole")[2][-1]
+    assert np.isfinite(figures["loss"])
+    assert figures["localization"] > 0
+
+    for step in (1, 3):  # in the first epoch, then in the second
+        stopping = _stopping_after(config, step)
+        with pytest.raises(Interrupted), stopping:
+            run(config, tmp_path / "broken", resume=True, progress=False)
+    run(config, tmp_path / "broken", resume=True, progress=False)
+    assert_same_result(result(tmp_path / "whole"), result(tmp_path / "broken"))
+
+
+class _stopping_after:
+    """Signals the process once, in the given step of the run."""
+
+    def __init__(self, config, step):
+        self.config, self.step = config, step
+
+    def __enter__(self):
+        self.plain = _BUILDERS[self.config.recipe]
+
+        def build(*args):
+            recipe = self.plain(*args)
+            step = recipe.step
+
+            def signalling(batch, epoch):
+                if self.step == epoch * 3 + int(batch.draw.position.min()) // 8:
+                    signal.raise_signal(signal.SIGTERM)
+                return step(batch, epoch)
+
+            recipe.step = signalling
+            return recipe
+
+        _BUILDERS[self.config.recipe] = build
+
+    def __exit__(self, *_):
+        _BUILDERS[self.config.recipe] = self.plain
+
+
+def test_specks_go_and_regions_stay():
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 1:4, 1:4] = True
+    masks[0, 6, 6] = True
+    masks[1, 0, :2] = True
+    found = without_small(masks, 3)
+    assert found[0].sum() == 9
+    assert not found[0, 6, 6]
+    assert not found[1].any()
+
+
+def built(recipe, classifier, tmp_path, **others):
+    config = configure(recipe, settings_of(recipe, classifier, **others))
+    made = _BUILDERS[recipe](config, torch.device("cpu"), tmp_path, False)
+    made.begin_epoch(0)
+    return made
+
+
+def batch_of(recipe, epoch=0, positions=range(8)):
+    order = recipe.epoch_order(epoch)
+    samples = _Samples(recipe)
+    return default_collate([samples[Draw(epoch, at, order[at])] for at in positions])
+
+
+def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
+    tmp_path, classifier, monkeypatch
+):
+    recipe = built("fcam", classifier, tmp_path, dilate=0, flips="none")
+    drawn = []
+    plain = ops.sample_seeds
+
+    def keep(cams, **options):
+        drawn.append((cams, plain(cams, **options)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(ops, "sample_seeds", keep)
+    batch = batch_of(recipe)
+    step = recipe.step(batch, 0)
+    assert step.losses.keys() == {"ce", "crf", "size"}
+    assert all(loss.requires_grad for loss in step.losses.values())
+    cams, seeds = drawn[0]
+    explain = build_cam(recipe.model.classifier, recipe.config)
+    for cam, seed, label, item in zip(cams, seeds, batch.label, batch.draw.item, strict=True):
+        whole = recipe.read_whole([int(item)])
+        wanted = explain(whole, 1).cams[0]
+        torch.testing.assert_close(cam, wanted, atol=1.5 / 255, rtol=0)
+        if label == 0:
+            assert not (seed == 1).any()
+            assert (seed == 0).any()
+        elif cam.min() < cam.max():
+            top = cam.flatten().topk(int(0.01 * cam.numel())).values.min()
+            assert bool((cam[seed == 1] >= top).all())
+
+
+def test_fcams_classifier_stays_as_it_was(tmp_path, classifier):
+    config = configure("fcam", settings_of("fcam", classifier, epochs=1))
+    run(config, tmp_path, progress=False)
+    before = load_run(classifier).model.state_dict()
+    after = load_run(tmp_path).model.classifier.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_maps_of_the_crop_are_the_closed_form_of_cam(tmp_path, classifier):
+    recipe = built("fcam", classifier, tmp_path, preset="paper", maps="recompute", erode=0)
+    images = recipe.normalize(batch_of(recipe).image)
+    labels = torch.ones(8, dtype=torch.int64)
+    found = recipe._cams(recipe.model.forward_features(images), torch.zeros(0), labels, images)
+    wanted = CAM(recipe.model.classifier, relu=False)(images, labels).cams
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_the_classifiers_loss_reaches_dips_localizer_unless_detached(tmp_path, classifier):
+    for detach in (False, True):
+        recipe = built("dips", classifier, tmp_path, detach=detach)
+        loss = recipe.step(batch_of(recipe), 0).losses["class"]
+        assert loss.requires_grad is not detach
+        assert loss.item() > 0
+
+
+def test_dips_draws_foreground_inside_a_proposal_only(tmp_path, classifier, monkeypatch):
+    recipe = built("dips", classifier, tmp_path, dilate=0)
+    drawn = []
+    plain = ops.sample_seeds
+    monkeypatch.setattr(
+        ops, "sample_seeds", lambda cams, **o: drawn.append(plain(cams, **o)) or drawn[-1]
+    )
+    batch = batch_of(recipe)
+    recipe.step(batch, 0)
+    inside = 0
+    for seeds, (x0, y0, x1, y1), label in zip(drawn[0], batch.box, batch.label, strict=True):
+        if label == 0:
+            assert x1 <= x0
+        inside += int((seeds[y0:y1, x0:x1] == 1).sum())
+    assert inside == int((drawn[0] == 1).sum()) > 0
+
+
+def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
+    recipe = built("dips", classifier, tmp_path, proposals=3)
+    model = load_run(classifier).model
+    checked = 0
+    for item in range(24):
+        kept = [row for row in recipe.proposals[item] if row[4] >= 0]
+        if recipe.labels[item] == 0:
+            assert not kept
+            continue
+        scores = [float(row[5]) for row in kept]
+        assert scores == sorted(scores, reverse=True)
+        image = recipe._read([item])
+        for row in kept:
+            box = torch.from_numpy(row[:4].astype(np.int32))[None]
+            seen = ops.blur_outside_boxes(image, box, torch.tensor([0]), kernel=9, sigma=100.5)
+            with torch.no_grad():
+                wanted = model(seen).softmax(1)[0, 1].item()
+            assert float(row[5]) == pytest.approx(wanted, abs=1e-5)
+            checked += 1
+    assert checked >= 12
+
+
+def test_attention_of_a_transformer_gives_maps_and_proposals(tmp_path, classifier):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "vit.pt")
+    recipe = built(
+        "dips", classifier, tmp_path, maps="attention", transformer="test_vit",
+        transformer_checkpoint=str(tmp_path / "vit.pt"), size=[64, 32],
+    )  # fmt: skip
+    patch = model.patch_embed.patch_size[0]
+    heads = min(4, model.blocks[-1].attn.num_heads)
+    assert recipe.maps.shape == (24, 1 + heads, 64 // patch, 32 // patch)
+    assert torch.isfinite(recipe.step(batch_of(recipe), 0).losses["ce"])
+
+
+def test_pseudo_masks_are_the_maps_above_otsu_and_empty_for_clean_images(tmp_path, classifier):
+    recipe = built("pseudo", classifier, tmp_path, min_area=0.0)
+    explain = build_cam(recipe.classifier, recipe.config)
+    for item in range(24):
+        image = recipe.normalize(recipe.data.whole(item)[None])
+        map = explain(image, 1).cams
+        wanted = (map >= ops.otsu_threshold(map)[:, None, None])[0] & bool(recipe.labels[item])
+        assert np.mean(recipe.masks[item] != wanted.numpy()) < 0.01
+
+
+def test_a_second_round_learns_from_the_segmenter(tmp_path, classifier):
+    recipe = built("pseudo", classifier, tmp_path)
+    first = np.array(recipe.masks)
+    with torch.no_grad():
+        recipe.model.decoder.head.weight.zero_()
+        recipe.model.decoder.head.bias.copy_(torch.tensor([0.0, 1.0]))
+    assert recipe.changes_data(1)
+    recipe.begin_epoch(1)
+    objects = recipe.labels.bool().numpy()
+    assert recipe.masks[objects].all()  # the segmenter now says foreground everywhere
+    assert not recipe.masks[~objects].any()
+    with torch.no_grad():
+        recipe.model.decoder.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    other = built("pseudo", classifier, tmp_path / "other")
+    other.model.load_state_dict(recipe.model.state_dict())
+    other.begin_epoch(1)
+    assert np.array_equal(other.masks, first)  # nothing found: the former masks stay
+
+
+@pytest.mark.parametrize(
+    ("figures", "word"),
+    [({"covered": 0.0}, "collapsed to nothing"), ({"covered": 1.0}, "collapsed to everything"),
+     ({"foreground_seeds": 0.0}, "no image had a foreground seed")],
+)  # fmt: skip
+def test_warnings_that_matter(tmp_path, classifier, figures, word):
+    recipe = built("fcam", classifier, tmp_path)
+    assert word in " ".join(recipe.warnings(figures))
+    assert not recipe.warnings({"covered": 0.1, "foreground_seeds": 12.0})
+
+
+def test_constant_maps_are_told(tmp_path, classifier):
+    recipe = built("fcam", classifier, tmp_path)
+    recipe.constant = 0.5
+    assert "50% of the maps are constant" in recipe.warnings({"epoch": 1})[0]

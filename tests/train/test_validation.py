@@ -1,0 +1,62 @@
+"""Figures of validation images against counting by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from wsfast.data import DefectSample
+from wsfast.metrics import PxAP
+from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
+
+
+def test_pixel_figures_are_those_of_the_best_common_threshold():
+    rng = np.random.default_rng(0)
+    maps = rng.random((6, 9, 7)).astype(np.float32)
+    masks = np.zeros((6, 9, 7), bool)
+    masks[:4, 2:6, 1:5] = True
+    maps *= 0.6
+    maps[:4][masks[:4]] += 0.39
+    scores = MapScores(torch.device("cpu"))
+    for part in (slice(0, 2), slice(2, 6)):
+        scores.update_masks(torch.from_numpy(maps[part]), torch.from_numpy(masks[part]))
+    figures = scores.compute()
+    best = (-1.0, 0.0)
+    for threshold in np.arange(0, 1, 0.01):
+        found = maps[:4] >= threshold
+        iou = (found & masks[:4]).sum() / (found | masks[:4]).sum()
+        best = max(best, (float(iou), -float(threshold)))
+    assert figures["iou"] == figures["localization"] == pytest.approx(best[0])
+    assert figures["threshold"] == pytest.approx(-best[1])
+    found = maps[:4] >= figures["threshold"]
+    assert figures["precision"] == pytest.approx(masks[:4][found].mean())
+    assert figures["recall"] == pytest.approx(found[masks[:4]].mean())
+    metric = PxAP(thresholds=torch.arange(0, 1, 0.01, dtype=torch.float64))
+    metric.update(torch.from_numpy(maps[:4]), torch.from_numpy(masks[:4]))
+    assert figures["pxap"] == pytest.approx(metric.compute().item())
+    false_positives = (maps[4:] >= figures["threshold"]).mean()
+    assert figures["false_positives"] == pytest.approx(false_positives)
+    assert figures["covered"] == pytest.approx((maps[:4] >= 0.5).mean())
+
+
+def test_boxes_are_scored_where_there_are_no_masks():
+    maps = torch.zeros(2, 12, 12)
+    maps[0, 2:8, 3:9] = 1.0
+    maps[1, :2, :2] = 1.0
+    box = torch.tensor([[3, 2, 9, 8]], dtype=torch.int32)
+    image = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    samples = [DefectSample(image, None, 0, "a", box), DefectSample(image, None, 0, "b", box)]
+    scores = MapScores(torch.device("cpu"))
+    assert with_regions([*samples, DefectSample(image, None, 0, "c")]) == [0, 1]
+    score_regions(scores, samples, maps)
+    assert scores.compute()["max_box_acc"] == 0.5
+
+
+def test_nothing_to_score_gives_no_figures():
+    assert MapScores(torch.device("cpu")).compute() == {}
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_met():
+    scores = ClassScores(3)
+    logits = torch.eye(3)[torch.tensor([0, 0, 0, 0, 1])]
+    scores.update(logits, torch.tensor([0, 0, 0, 1, 1]))
+    assert scores.compute() == pytest.approx({"accuracy": 0.8, "balanced_accuracy": 0.75})

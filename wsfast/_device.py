@@ -1,0 +1,22 @@
+"""The device a user names."""
+
+import torch
+
+from ._check import value_error
+
+
+def parse_device(where: str, argument: str, text: str) -> torch.device:
+    """The device named, ``auto`` for CUDA where there is one.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        value_error(where, argument, "auto, cpu or cuda", text)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        value_error(where, argument, "available", f"{text} without a CUDA device")
+    return device

@@ -1,0 +1,66 @@
+"""Maps, masks and boxes of a large folder by a run of `wsfast train`, in one memory-mapped file.
+
+OUT gets harvest-*.npy, one record per image: map, mask (a pseudo-label), boxes with scores, class;
+and harvest.json with the names of the images in the same order. Called again after it was broken
+off it makes what is missing. Under torchrun every process takes its share.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .._check import check_range, value_error
+from .._device import parse_device
+from ..data import expand_inputs
+from ..data.inputs import VIDEO_SUFFIXES
+from ..train import distributed
+from ..train.evaluation import RunMaps
+from ..train.harvest import harvest
+from .localize import parse_threshold
+
+NAME = "harvest"
+SUMMARY = "maps, pseudo-labels and boxes of a large folder, on any number of processes"
+EXAMPLES = """examples:
+  wsfast harvest images/ --run runs/fcam --out harvest
+  torchrun --nproc-per-node 4 -m wsfast harvest images/ --run runs/fcam --device cuda --out harvest
+then, in Python:
+  records = numpy.load("harvest/harvest-....npy", mmap_mode="r")
+  records["map"][0], records["mask"][0], records["boxes"][0]
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("images", nargs="+", help="image files, folders, glob patterns")
+    parser.add_argument("--run", type=Path, dest="folder", required=True, help="folder of the run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--threshold", help="otsu, otsu2 or 0..1 (default: validation's choice)")
+    parser.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
+    parser.add_argument("--max-boxes", type=int, default=16, help="largest ones kept (default: 16)")
+    parser.add_argument("--min-area", type=int, default=1, help="smallest region (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
+    parser.add_argument("--strict", action="store_true", help="unreadable files are an error")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    for name in ("max_boxes", "min_area", "batch_size"):
+        check_range("harvest", f"--{name.replace('_', '-')}", getattr(options, name), 1, 10**6)
+    threshold = None if options.threshold is None else parse_threshold(options.threshold)
+    files = [f for f in expand_inputs(options.images) if f.suffix.lower() not in VIDEO_SUFFIXES]
+    if not files:
+        value_error("harvest", "images", "at least one image", "videos only")
+    wanted = parse_device("harvest", "--device", options.device)
+    with distributed.process_group(wanted) as device:
+        found = harvest(
+            RunMaps(options.folder, device), files, options.out, threshold=threshold,
+            target=options.target, max_boxes=options.max_boxes, min_area=options.min_area,
+            batch_size=options.batch_size, strict=options.strict,
+        )  # fmt: skip
+    if distributed.started_as_writer():
+        for file in found.skipped:
+            print(f"wsfast harvest: skipped {file.path} ({file.reason})", file=sys.stderr)
+        done = len(files) - len(found.skipped)
+        print(f"{done} images harvested, {len(found.skipped)} files skipped; {found.path}")
+    return 0 if len(found.skipped) < len(files) else 2

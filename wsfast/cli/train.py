@@ -1,0 +1,146 @@
+"""Train a classifier on image labels, and from it a model that gives sharp maps.
+
+A classifier comes first; the other recipes start from its run:
+  classifier  cross-entropy on image labels
+  fcam        a decoder on the frozen classifier learns from a few pixels of its CAM (F-CAM)
+  dips        a localizer learns from region proposals that the classifier recognises (DiPS)
+  pseudo      a segmenter learns from masks made of heat maps (RA-CAM's pseudo-labels)
+
+RUN gets config.yaml (every setting), log.jsonl (a line per epoch), last.safetensors and
+best.safetensors (models) and last.pt (what --resume needs). A run that was killed or stopped goes
+on with --resume as if nothing had happened; SIGTERM and Ctrl-C finish the step in progress, save
+and end with exit code 143 or 130.
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from .._check import value_error
+from ..train.config import TrainConfig, documented
+from ..train.distributed import started_as_writer
+from ..train.interrupt import Interrupted
+from ..train.runs import CONFIGS, configure
+from ..train.runs import run as train
+
+NAME = "train"
+SUMMARY = "train a classifier, then F-CAM, DiPS or a segmenter on pseudo-labels"
+EXAMPLES = """examples:
+  wsfast train classifier --data synthetic --channels 1 --epochs 10 --out runs/classifier
+  wsfast train fcam --classifier runs/classifier --data synthetic --channels 1 --preset small \\
+      --epochs 6 --out runs/fcam
+  wsfast train pseudo --classifier runs/classifier --data ksdd2/ --size 640x224 --out runs/pseudo
+  wsfast train fcam --config scripts/recipes/cub_fcam.yaml --data CUB/ --out runs/cub --resume
+  torchrun --nproc-per-node 4 -m wsfast train classifier --config my.yaml --out runs/four
+`wsfast train RECIPE --help` explains every setting of a recipe.
+"""
+
+_FIRST = ("data", "format", "epochs", "classifier", "preset")  # what most calls name
+_SUMMARIES = {
+    "classifier": "cross-entropy on image labels",
+    "fcam": "F-CAM: full-resolution maps from a few pixels of a CAM",
+    "dips": "DiPS: maps from region proposals that the classifier recognises",
+    "pseudo": "a segmenter from masks made of heat maps",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a parser per recipe, with an option for each of its settings."""
+    recipes = parser.add_subparsers(dest="recipe", metavar="RECIPE", required=True)
+    for name, config in CONFIGS.items():
+        one = recipes.add_parser(
+            name,
+            help=_SUMMARIES[name],
+            usage=f"wsfast train {name} --out RUN [--resume] [--config FILE] [settings]",
+            description=f"{_SUMMARIES[name]}.",
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+        )
+        one.add_argument("--out", type=Path, required=True, help="folder of the run")
+        one.add_argument(
+            "--resume", action="store_true", default=False,
+            help="continue the run in --out; begins it where there is none yet",
+        )  # fmt: skip
+        one.add_argument("--config", type=Path, default=None, help="YAML file of settings")
+        _add_settings(one, config)
+
+
+def _add_settings(parser: argparse.ArgumentParser, config: type[TrainConfig]) -> None:
+    hints = typing.get_type_hints(config)
+    entries = {entry.name: entry for entry in dataclasses.fields(config)}
+    group = parser.add_argument_group("settings (they win over --config)")
+    for name in sorted(entries, key=lambda n: (n not in _FIRST, list(entries).index(n))):
+        default = entries[name].default
+        shown = f" (default: {default})" if default not in ("", None) else ""
+        told = (documented(name, config) + shown).replace("%", "%%")
+        if name == "preset":
+            told = "settings to start from: " + (", ".join(config.presets) or "none here")
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            **({"action": argparse.BooleanOptionalAction} if hints[name] is bool else
+               {"type": _parser_of(hints[name]), "metavar": "VALUE"}),
+            help=told,
+        )  # fmt: skip
+
+
+def _parser_of(kind: Any) -> Any:
+    """What turns an argument's text into a setting; of optional ones, what they are when given."""
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return _parse_size if typing.get_origin(kind) is tuple else kind
+
+
+def _parse_size(text: str) -> list[int]:
+    """``N`` or ``HxW`` in pixels.
+
+    >>> _parse_size("640x224")
+    [640, 224]
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"must be N or HxW in pixels, got {text}")
+    return [int(parts[0]), int(parts[-1])]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; 0 when the run is complete, 128 plus the signal when it was stopped."""
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if name in {entry.name for entry in dataclasses.fields(CONFIGS[options.recipe])}
+    }
+    config = configure(
+        options.recipe, given, file=options.config, out=options.out, resume=options.resume
+    )
+    if options.out.exists() and not options.out.is_dir():
+        value_error("train", "--out", "a folder", f"the file {options.out}")
+    speaks = started_as_writer()
+    try:
+        history = train(config, options.out, resume=options.resume)
+    except Interrupted as stopped:
+        if speaks:
+            print(f"wsfast train: {stopped}", file=sys.stderr)
+        return stopped.code
+    except RuntimeError as error:  # the loss has become NaN, the accelerator is out of memory
+        print(f"wsfast train: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    if speaks:
+        _report(config, history, options.out)
+    return 0
+
+
+def _report(config: TrainConfig, history: list[dict[str, Any]], out: Path) -> None:
+    last = history[-1] if history else {}
+    hidden = {"epoch", "seconds", "images_per_second", "learning_rate"}
+    figures = ", ".join(
+        f"{name} {value:.4g}"
+        for name, value in last.items()
+        if isinstance(value, int | float) and name not in hidden
+    )
+    print(f"{len(history)} epochs; the last: {figures}")
+    print(f"models and log in {out}; best.safetensors is chosen by {config.select_on}")

@@ -1,0 +1,36 @@
+"""What the two interfaces to CAM libraries share."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._check import value_error
+
+OutputTarget = Callable[[Tensor], Tensor]
+
+
+def per_image_scores(where: str, targets: Sequence[OutputTarget], logits: Tensor) -> Tensor:
+    """(N,) scores from one callable per image, each given its image's (classes,) logits.
+
+    Raises:
+        ValueError: a callable that gives more than one number.
+    """
+    scores = [target(row) for target, row in zip(targets, logits, strict=True)]
+    for score in scores:
+        if score.numel() != 1:
+            shape = f"shape {list(score.shape)}"
+            value_error(where, "targets", "callables giving one number per image", shape)
+    return torch.stack([score.reshape(()) for score in scores])
+
+
+def not_offered(module: str, name: str, alternatives: Mapping[str, str]) -> None:
+    """Raise for an attribute that a module does not have, naming what serves instead.
+
+    Raises:
+        ImportError: one of ``alternatives``: ``from ... import`` hides the words of any other.
+        AttributeError: any other name.
+    """
+    if name in alternatives:
+        raise ImportError(f"{module} has no {name}: {alternatives[name]}")
+    raise AttributeError(f"module '{module}' has no attribute '{name}'")

@@ -1,0 +1,75 @@
+"""From torchcam's extractors to this package's."""
+
+from typing import Any
+
+from torch import nn
+
+from ..._check import type_error
+from . import activation, gradient
+from .extractor import Extractor
+from .wrappers import FinerCAM, RefineCAM
+
+_CLASSES: dict[str, type[Extractor]] = {
+    kind.__name__: kind
+    for kind in (
+        activation.CAM,
+        gradient.GradCAM,
+        gradient.GradCAMpp,
+        gradient.SmoothGradCAMpp,
+        gradient.XGradCAM,
+        gradient.LayerCAM,
+        activation.ScoreCAM,
+        activation.SSCAM,
+        activation.ISCAM,
+    )
+}
+_OPTIONS = ("num_samples", "std")
+
+
+def accelerate(extractor: Any) -> Any:
+    """An extractor of this package on the model and layers of one of torchcam's.
+
+    Args:
+        extractor: a torchcam extractor; its hooks on the model are removed. Call the model again
+            before asking for maps.
+
+    Raises:
+        TypeError: a class that has no counterpart here.
+    """
+    name = type(extractor).__name__
+    if name in ("RefineCAM", "FinerCAM") and hasattr(extractor, "base_cam"):
+        base: Any = extractor.base_cam
+        kind, options = _described(base)
+        names = list(base.target_names)
+        base.remove_hooks()
+        if name == "RefineCAM":
+            return RefineCAM(base.model, names, base_method=kind, **options)
+        finer = {"gamma": extractor.gamma, "num_references": extractor.num_references}
+        return FinerCAM(base.model, names, base_method=kind, **finer, **options)  # type: ignore[arg-type]
+    kind, options = _described(extractor)
+    extractor.remove_hooks()
+    return kind(extractor.model, list(extractor.target_names), **options)
+
+
+def _described(extractor: Any) -> tuple[type[Extractor], dict[str, Any]]:
+    """The class that answers for an extractor, and its options."""
+    kind = _CLASSES.get(type(extractor).__name__)
+    if kind is None or not hasattr(extractor, "target_names"):
+        expected = "a torchcam extractor of " + ", ".join(_CLASSES)
+        type_error("compat.torchcam.accelerate", "extractor", expected, type(extractor).__name__)
+    assert kind is not None
+    options: dict[str, Any] = {
+        "reshape_transform": getattr(extractor, "_reshape_transform", None),
+        "enable_hooks": extractor._hooks_enabled,
+    }
+    options |= {name: getattr(extractor, name) for name in _OPTIONS if hasattr(extractor, name)}
+    if kind is activation.CAM:
+        weights = extractor._fc_weights
+        heads = (
+            module
+            for module in extractor.model.modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+            and module.weight.data_ptr() == weights.data_ptr()
+        )
+        options["fc_layer"] = next(heads, None)
+    return kind, options

@@ -1,0 +1,68 @@
+"""What a frozen classifier says of an image seen through a map."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._check import check_rank, check_tensor, value_error
+
+
+class MaskedClassifierLoss(nn.Module):
+    r"""Classification loss of the foreground (DiPS eq. 5): ``CE(C(x * M), y)`` with C frozen.
+
+    The gradient goes through the classifier into the map, which is thereby drawn over what the
+    classifier needs to see. The paper defines the loss so; its published code multiplies by a map
+    that has no gradient, which leaves a constant: ``detach=True`` reproduces that.
+
+    Args:
+        classifier: from images to (N, classes) logits. Frozen and kept in evaluation mode; it is no
+            submodule, so that its weights are neither trained, saved nor moved with the loss.
+        weight: factor of the loss.
+        detach: take the map as a constant, as the published code does.
+
+    Example:
+        >>> from wsfast.models import SmallVGG
+        >>> loss = MaskedClassifierLoss(SmallVGG())
+        >>> maps = torch.full((2, 32, 32), 0.5, requires_grad=True)
+        >>> value = loss(torch.randn(2, 1, 32, 32), maps, torch.tensor([0, 1]))
+        >>> value.backward()
+        >>> bool(maps.grad.any())
+        True
+    """
+
+    def __init__(self, classifier: nn.Module, weight: float = 1.0, *, detach: bool = False) -> None:
+        super().__init__()
+        self._classifier = (classifier.eval().requires_grad_(False),)
+        self.weight = weight
+        self.detach = detach
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The frozen classifier."""
+        return self._classifier[0]
+
+    def logits(self, images: Tensor, maps: Tensor) -> Tensor:
+        """Logits (N, classes) of (N, C, H, W) normalised images times (N, H, W) maps.
+
+        Where a map is 0 the classifier sees the mean colour of its training images.
+        """
+        where = "nn.MaskedClassifierLoss"
+        check_tensor(where, "maps", maps)
+        check_rank(where, "images", images, 4)
+        expected = (images.shape[0], *images.shape[2:])
+        if maps.shape != expected:
+            value_error(where, "maps", f"of shape {list(expected)}", f"shape {list(maps.shape)}")
+        seen = maps.detach() if self.detach else maps
+        found: Tensor = self.classifier(images * seen[:, None])
+        return found
+
+    def forward(self, images: Tensor, maps: Tensor, labels: Tensor) -> Tensor:
+        """The weighted loss, a scalar; ``labels`` are (N,) int64 classes."""
+        logits = self.logits(images, maps)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        return self.weight * F.cross_entropy(logits, labels)
+
+    def extra_repr(self) -> str:
+        """The options, as ``print(module)`` shows them."""
+        return f"weight={self.weight}, detach={self.detach}"

@@ -1,0 +1,107 @@
+"""The constraint that neither foreground nor background may vanish."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._check import check_floating, check_range, check_rank, check_tensor
+
+
+def log_barrier(constraint: Tensor, t: float) -> Tensor:
+    r"""Extended log barrier of ``constraint <= 0`` (F-CAM section 3, after Kervadec et al.).
+
+    .. math:: \psi_t(f) = -\tfrac1t \log(-f) \text{ if } f \le -1/t^2,
+        \text{ else } t f - \tfrac1t \log(1/t^2) + \tfrac1t
+
+    Args:
+        constraint: any shape, floating point.
+        t: > 0; the barrier hardens as it grows.
+
+    Returns:
+        Like ``constraint``; finite for every finite input, smooth where the branches meet.
+
+    Raises:
+        ValueError: ``t`` is not positive.
+        TypeError: ``constraint`` is not a floating-point tensor.
+
+    Example:
+        >>> log_barrier(torch.tensor([-1.0, 0.0]), 1.0)
+        tensor([-0., 1.])
+    """
+    where = "nn.log_barrier"
+    check_tensor(where, "constraint", constraint)
+    check_floating(where, "constraint", constraint)
+    check_range(where, "t", t, 1e-12, math.inf)
+    inside = constraint <= -1 / t**2
+    # Each branch gets harmless values where the other holds, so that no gradient becomes NaN.
+    logarithm = -torch.where(inside, -constraint, torch.ones_like(constraint)).log() / t
+    linear = t * constraint + (2 * math.log(t) + 1) / t
+    return torch.where(inside, logarithm, linear)
+
+
+class SizeConstraintLoss(torch.nn.Module):
+    r"""Absolute-size constraint: every region of a soft segmentation has some size (F-CAM eq. 3).
+
+    .. math:: \lambda \, \frac{1}{K N} \sum_{k,n} \psi_t\Big(-\sum_p S^k_{n,p}\Big)
+
+    With two regions this is the published code's factor of one half over foreground and background.
+
+    Args:
+        weight: factor of the loss, 0.1 as published.
+        t: the barrier's parameter in epoch 0.
+        t_growth: factor of ``t`` per epoch.
+        t_max: ``t`` grows no further.
+        normalize: sizes as shares of the image instead of pixels, so that the loss does not depend
+            on resolution.
+
+    Note:
+        In pixels sizes are thousands, where the barrier is far inside its logarithmic branch: the
+        gradient per pixel is then ``-weight / (K t N size)``. ``t`` is a function of the epoch, see
+        :meth:`set_epoch`, so nothing has to be saved to resume.
+
+    Example:
+        >>> loss = SizeConstraintLoss(1.0)
+        >>> round(loss(torch.full((1, 2, 2, 2), 0.5)).item(), 4)  # -log(2)
+        -0.6931
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.1,
+        *,
+        t: float = 1.0,
+        t_growth: float = 1.01,
+        t_max: float = 10.0,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        where = "nn.SizeConstraintLoss"
+        check_range(where, "t", t, 1e-12, math.inf)
+        check_range(where, "t_growth", t_growth, 1.0, math.inf)
+        check_range(where, "t_max", t_max, t, math.inf)
+        self.weight = weight
+        self.first_t = t
+        self.t_growth = t_growth
+        self.t_max = t_max
+        self.normalize = normalize
+        self.t = t
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set ``t`` to its value in an epoch, counted from 0."""
+        self.t = min(self.first_t * self.t_growth**epoch, self.t_max)
+
+    def forward(self, prob: Tensor) -> Tensor:
+        """The weighted loss of (N, K, H, W) probabilities, a scalar; float32 for half types."""
+        where = "nn.SizeConstraintLoss"
+        check_tensor(where, "prob", prob)
+        check_floating(where, "prob", prob)
+        check_rank(where, "prob", prob, 4)
+        if prob.dtype in (torch.float16, torch.bfloat16):
+            prob = prob.float()
+        sizes = prob.mean(dim=(2, 3)) if self.normalize else prob.sum(dim=(2, 3))
+        return self.weight * log_barrier(-sizes, self.t).mean()
+
+    def extra_repr(self) -> str:
+        """The options, as ``print(module)`` shows them."""
+        return f"weight={self.weight}, t={self.t:.4g}, normalize={self.normalize}"

@@ -1,0 +1,110 @@
+"""From a configuration to training and validation images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from wsfast._check import value_error
+from wsfast.data import open_dataset
+from wsfast.models import Checkpoint
+from wsfast.train.config import TrainConfig
+from wsfast.train.images import ImageData
+
+SYNTHETIC = "synthetic"
+
+
+def open_split(
+    config: TrainConfig,
+    split: str,
+    *,
+    channels: int,
+    size: tuple[int, int] | None,
+    length: int | None = None,
+    data: str = "",
+    format: str = "auto",
+) -> Any:
+    """A split of a configuration's data, or of other data in its place.
+
+    Args:
+        config: of any recipe.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        channels: of the images.
+        size: height and width of the images; None keeps their own.
+        length: of synthetic data.
+        data: other data than the configuration's.
+        format: of the other data.
+    """
+    own = {} if data else {"metadata": config.metadata or None, "masks": config.masks or None}
+    return open_dataset(
+        data or config.data,
+        format=format if data else config.format,
+        split=split,
+        length=length,
+        size=size,
+        channels=channels,
+        strict=config.strict or None,
+        holdout=config.holdout or None,
+        seed=config.seed,
+        normal=config.normal or None,
+        merge=config.merge or None,
+        **own,
+    )
+
+
+class OpenedData:
+    """Images of a configuration, before it is known what they are normalised with.
+
+    Args:
+        config: of any recipe.
+        like: the classifier that channels and size are taken from where the configuration has none.
+
+    Attributes:
+        train: training images.
+        validation: validation images at the size the model will see; None where none are held out.
+        class_names: one per class.
+        clean_class: the class without an object, -1 where there is none.
+
+    Raises:
+        ValueError: no such data, a class without training images, and as
+            :func:`wsfast.data.open_dataset`.
+    """
+
+    def __init__(self, config: TrainConfig, like: Checkpoint | None = None) -> None:
+        self.config = config
+        synthetic = config.data == SYNTHETIC
+        self.size = config.size
+        if self.size is None and config.crop is None and like is not None:
+            self.size = like.input_size
+        channels = config.channels or (3 if like is None else len(like.mean))
+        drawn = self.size if synthetic else None  # other images are resized when augmented
+        length = config.images if synthetic else None
+        self.train = open_split(config, "train", channels=channels, size=drawn, length=length)
+        if self.size is None and not synthetic:
+            height, width = self.train[0].image.shape[1:]
+            self.size = (height, width)
+        self.validation = None
+        if config.holdout:
+            held = max(2, round(config.images * config.holdout)) if synthetic else None
+            seen = config.crop or self.size
+            self.validation = open_split(config, "val", channels=channels, size=seen, length=held)
+        self.class_names = tuple(self.train.class_names)
+        normal = self.train.normal_label
+        self.clean_class = -1 if normal is None else normal
+        self._check()
+
+    def _check(self) -> None:
+        counts = torch.bincount(self.train.labels, minlength=len(self.class_names))
+        empty = [n for n, count in zip(self.class_names, counts, strict=False) if not count]
+        if empty:
+            shown = ", ".join(empty[:3]) + (" and more" if len(empty) > 3 else "")
+            expected = "with training images of every class"
+            value_error("train", "--data", expected, f"none of {shown}")
+
+    def images(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
+        """With the normalisation of a model."""
+        config = self.config
+        return ImageData(
+            self.train, self.validation, mean, std, self.class_names, self.size, config.crop,
+            config.flips, self.clean_class,
+        )  # fmt: skip

@@ -1,0 +1,352 @@
+"""DiPS: a localizer learns from region proposals that a classifier recognises (Murtaza 2023)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsfast import ops
+from wsfast._check import check_choice, check_range, value_error
+from wsfast.cam import METHODS
+from wsfast.cam.attention import cls_attention, load_attention_model
+from wsfast.models import load_weights
+from wsfast.train import distributed
+from wsfast.train.classifier import build_cam
+from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
+from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.maps import dequantized, quantized
+from wsfast.train.recipe import Step
+from wsfast.train.store import Array, ArrayStore, weights_digest
+
+_HEADS = 4  # single heads beside the mean of all, as published
+_FIELDS = 6  # of a proposal: box, map, score
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiPSConfig(SeedConfig):
+    """Settings of the recipe ``dips``; presets ``paper`` and ``small`` (small objects).
+
+    Attributes:
+        classifier: run folder or checkpoint of the trained classifier, which scores proposals and
+            what is seen through the map.
+        maps: where proposals come from: ``"attention"`` of a vision transformer, or CAM methods of
+            the classifier, with commas.
+        transformer: timm's name of it.
+        transformer_checkpoint: file of its weights; empty downloads timm's.
+        encoder: of the localizer: ``"classifier"`` for a copy of the classifier's, or a name as for
+            the recipe ``classifier``.
+        pretrained: start such a named encoder from ImageNet weights.
+        min_area: share of the image that a proposal's box must exceed; where none does, the largest
+            is taken.
+        proposals: best ones kept per image (P), of which each draw takes one.
+        min_score: probability of the class below which a proposal is left out, unless it is the
+            best.
+        blur_kernel: taps of the blur that hides the rest of the image.
+        blur_sigma: of that blur.
+        foreground_weights: draw foreground by ``"activation"`` or ``"uniform"``.
+        background_outside: draw background outside the proposal's box only.
+        class_weight: of the classifier's loss on image times map.
+        detach: that loss without gradient, as the published code has it.
+    """
+
+    recipe: ClassVar[str] = "dips"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"schedule": "step", "decay_every": 15, "epochs": 50, "weight_decay": 0.0},
+        "small": {
+            "foreground": 10,
+            "background": 60,
+            "foreground_share": 0.1,
+            "background_share": 0.95,
+            "min_area": 0.0005,
+            "maps": "ltgradcam,layercam",
+        },
+    }
+
+    classifier: str = ""
+    maps: str = "attention"
+    transformer: str = "vit_small_patch16_224.dino"
+    transformer_checkpoint: str = ""
+    encoder: str = "classifier"
+    pretrained: bool = False
+    min_area: float = 0.04
+    proposals: int = 2
+    min_score: float = 0.0
+    blur_kernel: int = 115
+    blur_sigma: float = 100.5
+    foreground: int = 200
+    background: int = 200
+    foreground_share: float = 0.2
+    background_share: float = 0.2
+    foreground_weights: str = "activation"
+    background_outside: bool = False
+    class_weight: float = 0.3
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.map_sources:
+            check_choice("train", "maps", name, ["attention", *METHODS])
+        check_choice("train", "foreground_weights", self.foreground_weights,
+                     ["activation", "uniform"])  # fmt: skip
+        check_range("train", "proposals", self.proposals, 1, 64)
+        check_range("train", "min_area", self.min_area, 0, 1)
+        check_range("train", "class_weight", self.class_weight, 0, 1e30)
+
+    @property
+    def map_sources(self) -> list[str]:
+        """What :attr:`maps` lists."""
+        return [name.strip() for name in self.maps.split(",")]
+
+
+class DiPSRecipe(LocalizerRecipe):
+    """Seeds inside a proposal, CRF loss, and the classifier on image times map (DiPS eq. 5).
+
+    Maps and proposals are made once, of whole images; a draw takes one of an image's best proposals
+    with its map, both cropped and flipped as the image.
+
+    Args:
+        config: settings.
+        model: the localizer, from images to (N, 2, H, W) logits.
+        device: where to train.
+        data: images and labels.
+        classifier: frozen.
+        folder: for maps and proposals.
+        progress: show bars while these are made.
+    """
+
+    name = "dips"
+    config: DiPSConfig
+
+    def __init__(
+        self,
+        config: DiPSConfig,
+        model: nn.Module,
+        device: torch.device,
+        data: ImageData,
+        *,
+        classifier: nn.Module,
+        folder: Path,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(config, model, device, data, classifier)
+        assert self.masked is not None
+        self.masked.detach = config.detach
+        self.crf = crf_loss(config)
+        self.sources = MapSources(config, classifier, device)
+        key = {
+            **self.sources.key(),
+            "images": self.fingerprint(),
+            "resized": list(data.map_size),
+            "mean": list(data.mean),
+        }
+        self.maps = self._make_maps(folder, key, progress)
+        self.proposals = self._make_proposals(folder, key, classifier, progress)
+
+    def _make_maps(self, folder: Path, key: dict[str, Any], progress: bool) -> Array:
+        targets = self.data.targets()
+        size = self.sources.map_size(self.data.map_size)
+        shape = (len(self.labels), self.sources.count, *size)
+
+        def compute(rows: list[int]) -> Array:
+            maps = self.sources(self._read(rows), targets[rows].to(self.device), size)
+            return quantized(maps).cpu().numpy()
+
+        return ArrayStore(folder, "maps", key, shape).fill(compute, progress=progress)
+
+    def _make_proposals(
+        self, folder: Path, key: dict[str, Any], classifier: nn.Module, progress: bool
+    ) -> Array:
+        config = self.config
+        names = ("min_area", "proposals", "min_score", "blur_kernel", "blur_sigma")
+        settings = {name: getattr(config, name) for name in names}
+        full_key = {**key, **settings, "classifier": weights_digest(classifier)}
+        shape = (len(self.labels), config.proposals, _FIELDS)
+
+        def compute(rows: list[int]) -> Array:
+            found = np.full((len(rows), *shape[1:]), -1, np.float32)
+            objects = [i for i, r in enumerate(rows) if self.labels[r] != self.data.clean_class]
+            if objects:
+                chosen = [rows[i] for i in objects]
+                found[objects] = self._propose(classifier, chosen).cpu().numpy()
+            return found
+
+        store = ArrayStore(folder, "proposals", full_key, shape, np.float32)
+        return store.fill(compute, description="proposals", progress=progress)
+
+    def _propose(self, classifier: nn.Module, rows: list[int]) -> Tensor:
+        """The best boxes of images, (n, P, 6): box, map and score; -1 where there are fewer."""
+        config, images = self.config, self._read(rows)
+        maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
+        maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
+        boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area)
+        image, place = (sources >= 0).nonzero(as_tuple=True)
+        labels = self.labels[rows].to(self.device)
+        scores = torch.full(sources.shape, -1.0, device=self.device)
+        with torch.inference_mode():
+            for some in torch.arange(len(image), device=self.device).split(64):
+                at, slot = image[some], place[some]
+                seen = ops.blur_outside_boxes(
+                    images,
+                    boxes[at, slot],
+                    at,
+                    kernel=config.blur_kernel,
+                    sigma=config.blur_sigma,
+                )
+                probability = classifier(seen).float().softmax(1)
+                scores[at, slot] = probability.gather(1, labels[at, None])[:, 0].clone()
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : config.proposals]
+        ranked = torch.cat([boxes.float(), sources[:, :, None].float(), scores[:, :, None]], 2)
+        best = ranked.gather(1, order[:, :, None].expand(-1, -1, _FIELDS))
+        weak = best[:, :, 5] < config.min_score
+        weak[:, 0] = False
+        return best.masked_fill(weak[:, :, None], -1.0)
+
+    def _read(self, rows: list[int]) -> Tensor:
+        images = torch.stack([self.data.whole(row) for row in rows])
+        return self.normalize(images.to(self.device))
+
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
+        """One of an image's proposals with its map; of images without any, the first map."""
+        known = self.proposals[item]
+        known = known[known[:, 4] >= 0]
+        if not len(known):
+            return torch.from_numpy(self.maps[item, :1].copy()), super().guide(item)[1]
+        chosen = known[int(torch.randint(len(known), ()))]
+        source = int(chosen[4])
+        box = torch.from_numpy(chosen[:4].astype(np.int32))
+        return torch.from_numpy(self.maps[item, source : source + 1].copy()), box
+
+    def foreground(self, images: Tensor) -> Tensor:
+        """The localizer's map."""
+        found: Tensor = self.model(images).float().softmax(1)[:, 1]
+        return found
+
+    def step(self, batch: TrainingSample, epoch: int) -> Step:
+        """The three terms on one batch."""
+        images = self.normalize(batch.image)
+        labels = torch.as_tensor(batch.label, device=self.device)
+        logits = self.model(images).float()
+        prob = logits.softmax(1)
+        clean = labels == self.data.clean_class
+        seeds = self._seeds(batch, clean, epoch)
+        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
+        if self.config.class_weight:
+            losses["class"] = self._class_loss(images, prob[:, 1], labels, clean)
+        if self.crf is not None:
+            losses["crf"] = self.crf(batch.image.float(), prob)
+        return Step(losses, seed_figures(seeds, prob, clean))
+
+    def _seeds(self, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
+        config = self.config
+        maps = dequantized(batch.map[:, 0])
+        seeds = ops.sample_seeds(
+            maps / maps.amax(dim=(1, 2), keepdim=True),
+            foreground=config.foreground,
+            background=config.background,
+            region="top",
+            foreground_share=config.foreground_share,
+            background_share=config.background_share,
+            foreground_weights=config.foreground_weights,
+            dilate=config.dilate,
+            roi=batch.box,
+            background_outside_roi=config.background_outside,
+            background_only=clean,
+            seed=config.seed,
+            image_ids=torch.as_tensor(batch.draw.position),
+            epoch=epoch,
+        )
+        if config.clean_images == "ignore":
+            return seeds.masked_fill(clean[:, None, None], -255)
+        return seeds
+
+    def _class_loss(self, images: Tensor, prob: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+        """Of images with the object: an empty map of a clean image shows the classifier nothing."""
+        assert self.masked is not None
+        logits = self.masked.logits(images, prob).float()
+        each = F.cross_entropy(logits, labels, reduction="none").masked_fill(clean, 0.0)
+        return self.config.class_weight * distributed.global_mean(each.sum(), (~clean).sum())
+
+
+class MapSources:
+    """The maps that proposals come from: attention heads, or CAMs of the classifier.
+
+    Args:
+        config: settings.
+        classifier: for CAMs.
+        device: where the transformer is.
+
+    Attributes:
+        count: maps per image.
+    """
+
+    def __init__(self, config: DiPSConfig, classifier: nn.Module, device: torch.device) -> None:
+        self.config = config
+        self.classifier = classifier.eval()
+        self.cams = [n for n in config.map_sources if n != "attention"]
+        self.transformer: Any = None
+        self.count = len(self.cams)
+        if "attention" in config.map_sources:
+            self.transformer = _transformer(config).to(device)
+            heads = int(self.transformer.blocks[-1].attn.num_heads)
+            self.count += 1 + min(_HEADS, heads)
+
+    def key(self) -> dict[str, Any]:
+        """What the maps depend on."""
+        found: dict[str, Any] = {"maps": self.config.maps}
+        if self.cams:
+            found["classifier"] = weights_digest(self.classifier)
+        if self.transformer is not None:
+            found["transformer"] = weights_digest(self.transformer)
+        return found
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size that is kept: that of the images, of attention alone its patches'."""
+        if self.cams:
+            return size
+        height, width = self.transformer.patch_embed.patch_size
+        return size[0] // height, size[1] // width
+
+    def __call__(self, images: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (N, M, h, w) of 0-1 of normalised images, each divided by its maximum."""
+        found = []
+        if self.transformer is not None:
+            with torch.no_grad():
+                heads = cls_attention(self.transformer, images.expand(-1, 3, -1, -1)).float()
+            maps = torch.cat([heads.mean(1, keepdim=True), heads[:, :_HEADS]], dim=1)
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+            found.append(maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12))
+        for name in self.cams:
+            explain = build_cam(self.classifier, _CAM(name))
+            found.append(explain(images, targets).cams[:, None])
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class _CAM:
+    """What :func:`build_cam` needs to know."""
+
+    method: str
+    layers: str = ""
+    percentile: float = 50.0
+
+
+def _transformer(config: DiPSConfig) -> nn.Module:
+    if not timm.is_model(config.transformer):
+        value_error("train", "transformer", "a timm model", f"'{config.transformer}'")
+    if not config.transformer_checkpoint:
+        try:
+            return load_attention_model(config.transformer)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            value_error(
+                "train", "transformer", "downloadable, or transformer_checkpoint given", reason
+            )
+    model = load_attention_model(config.transformer, pretrained=False)
+    load_weights(model, config.transformer_checkpoint)
+    return model

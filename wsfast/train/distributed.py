@@ -1,0 +1,170 @@
+"""One process or many: the same global batches, figures and files."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from wsfast._check import value_error
+
+
+def rank() -> int:
+    """This process' number, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_writer() -> bool:
+    """Whether this is the one process that writes files and draws the bar."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that ``torchrun`` started; without it, do nothing.
+
+    NCCL for CUDA, gloo for the CPU. Yields this process' own device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            value_error(
+                "train", "torchrun --nproc-per-node", f"at most {torch.cuda.device_count()}, the "
+                "number of CUDA devices", f"{local + 1} or more",
+            )  # fmt: skip
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Mean over all processes of values of which each has a sum and a count.
+
+    As gradients are averaged over processes afterwards, the result is scaled so that this average
+    is the global mean's gradient. 0 where nothing is counted anywhere.
+    """
+    if world_size() == 1:
+        return total / count.clamp_min(1)
+    everywhere = count.detach().clone()
+    dist.all_reduce(everywhere)
+    return total * world_size() / everywhere.clamp_min(1)
+
+
+def reduce_mean(values: Tensor) -> Tensor:
+    """Mean over the processes, of figures for the log."""
+    if world_size() == 1:
+        return values
+    reduced = values.clone()
+    dist.all_reduce(reduced)
+    return reduced / world_size()
+
+
+class Agreement:
+    """A yes that one process says and all hear at the same step.
+
+    Without it a signal would reach the processes in different steps and each would wait for the
+    others. Over gloo, so that no accelerator is waited for.
+    """
+
+    def __init__(self) -> None:
+        separate = dist.is_initialized() and dist.get_backend() != "gloo"
+        self._group: Any = dist.new_group(backend="gloo") if separate else None
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes; a collective call."""
+        if world_size() == 1:
+            return flag
+        answer = torch.tensor(int(flag))
+        dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group)
+        return bool(answer)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process' value, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes; torch has it for accelerators only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) by the statistics of all processes' batches."""
+        if not self.training:
+            return super().forward(input)
+        dims = (0, 2, 3)
+        count = input.numel() // input.shape[1] * world_size()
+        mean = _SumOverProcesses.apply(input.sum(dims)) / count
+        centred = input - mean[:, None, None]
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
+        self._track(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Let batch normalisation see the global batch, as one process would."""
+    if world_size() == 1:
+        return module
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = CPUSyncBatchNorm  # same state; references to the layer stay valid
+    return module
+
+
+def started_as_writer() -> bool:
+    """Whether this process is the one that writes, also before and after there is a group."""
+    return int(os.environ.get("RANK", "0")) == 0

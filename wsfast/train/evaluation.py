@@ -1,0 +1,205 @@
+"""What a run's model is worth: its maps, called as a CAM method, and their scores on a split."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wsfast import ops
+from wsfast._check import value_error
+from wsfast.cam import CAMResult
+from wsfast.data.sample import inclusive_corners
+from wsfast.metrics import DefectSegmentation, MaxBoxAcc, MaxBoxAccV2, PxAP
+from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
+from wsfast.train.classifier import build_cam
+from wsfast.train.config import CONFIG, TrainConfig, read_recipe
+from wsfast.train.data import open_split
+from wsfast.train.images import normalization
+from wsfast.train.runs import CONFIGS, load_run
+from wsfast.train.validation import ClassScores
+
+_BATCH = 32
+
+
+class RunMaps:
+    """The best model of a run as a CAM method: ``maps(images, target)`` gives a ``CAMResult``.
+
+    A classifier's maps are those of the CAM method in its settings, divided by their maximum; a
+    localizer's are its foreground probability, whatever the target. Class scores of DiPS and
+    pseudo-label runs are those of the classifier they were trained with.
+
+    Args:
+        folder: of the run.
+        device: where to compute.
+
+    Attributes:
+        checkpoint: the model and how to feed it.
+        config: settings of the run.
+        threshold: the best one on the validation images; 0.5 where there were none.
+
+    Raises:
+        ValueError: no run, or a classifier that is not where it was.
+    """
+
+    layer_names: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        recipe, settings = read_recipe(folder / CONFIG)
+        if recipe not in CONFIGS:
+            value_error("train", "--run", "a run of this version", f"{folder}, of '{recipe}'")
+        self.config: TrainConfig = CONFIGS[recipe].build(settings)
+        self.checkpoint: Checkpoint = load_run(folder)
+        self.model = self.checkpoint.model.to(device)
+        self.threshold = float(self.checkpoint.extra.get("threshold", 0.5))
+        self._explain = self._method(device)
+
+    def _method(self, device: torch.device) -> Callable[[Tensor, Any], CAMResult]:
+        if isinstance(self.model, GAPClassifier):
+            return build_cam(self.model, self.config)
+        if isinstance(self.model, FCAMModel):
+            return self._fcam
+        classifier = load_run(self.config.classifier).model.to(device)  # type: ignore[attr-defined]
+        return lambda images, target: self._localizer(classifier, images, target)
+
+    def _fcam(self, images: Tensor, target: Any) -> CAMResult:
+        logits, map_logits = self.model(images)
+        return _result(map_logits, logits, target)
+
+    def _localizer(self, classifier: nn.Module, images: Tensor, target: Any) -> CAMResult:
+        return _result(self.model(images), classifier(images), target)
+
+    @property
+    def method_name(self) -> str:
+        """The recipe, of a classifier with its CAM method."""
+        if isinstance(self.model, GAPClassifier):
+            return str(self.config.method)  # type: ignore[attr-defined]
+        return self.config.recipe
+
+    def __call__(self, images: Tensor, target: Tensor | int | None = None) -> CAMResult:
+        """Maps (N, H, W) of 0-1 and class scores of normalised images (N, C, H, W)."""
+        if isinstance(self.model, GAPClassifier):
+            return self._explain(images, target)
+        with torch.no_grad():
+            return self._explain(images, target)
+
+
+def _result(map_logits: Tensor, logits: Tensor, target: Any) -> CAMResult:
+    maps = map_logits.float().softmax(1)[:, 1]
+    if target is None:
+        target = logits.argmax(1)
+    elif isinstance(target, int):
+        target = torch.full((len(logits),), target, device=logits.device)
+    valid = maps.isfinite().flatten(1).all(1)
+    return CAMResult(maps.nan_to_num(0.0), [maps], logits, target, valid)
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    data: str = "",
+    format: str = "auto",
+    split: str = "test",
+    device: torch.device | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score a run's best model on a split.
+
+    Args:
+        folder: of the run.
+        data: a data set; empty for the run's own.
+        format: of ``data``.
+        split: ``"test"``, ``"val"`` or ``"train"``.
+        device: where to compute; the CPU by default.
+        progress: show a bar.
+
+    Returns:
+        Accuracies of the classes; with masks, pooled pixel scores of the images with an object at
+        the threshold chosen in training (``threshold``) and at Otsu's of each map (``otsu``), the
+        mean of the IoU per image, PxAP and the share of false pixels on images without an object;
+        with boxes, MaxBoxAcc and MaxBoxAccV2.
+
+    Raises:
+        ValueError: no run, data without labels of its classes.
+    """
+    device = device or torch.device("cpu")
+    maps = RunMaps(folder, device)
+    dataset = open_split(
+        maps.config,
+        split,
+        channels=len(maps.checkpoint.mean),
+        size=maps.checkpoint.input_size,
+        data=data,
+        format=format,
+    )
+    clean = -1 if dataset.normal_label is None else dataset.normal_label
+    scores = _Scores(maps.threshold, len(dataset.class_names))
+    normalize = normalization(maps.checkpoint.mean, maps.checkpoint.std)
+    with tqdm(total=len(dataset), unit="image", desc="evaluating", disable=not progress) as bar:
+        for first in range(0, len(dataset), _BATCH):
+            last = min(first + _BATCH, len(dataset))
+            samples = [dataset[index] for index in range(first, last)]
+            labels = torch.tensor([int(sample.label) for sample in samples])
+            images = normalize(torch.stack([sample.image for sample in samples]).to(device))
+            explained = torch.where(labels == clean, int(clean == 0), labels).to(device)
+            found = maps(images, explained)
+            scores.update(samples, labels, found.logits.cpu(), found.cams.cpu())
+            bar.update(len(samples))
+    return {
+        "recipe": maps.config.recipe,
+        "maps": maps.method_name,
+        "split": split,
+        "images": len(dataset),
+        **scores.compute(),
+    }
+
+
+class _Scores:
+    """All metrics that the samples allow."""
+
+    def __init__(self, threshold: float, classes: int) -> None:
+        self.threshold = threshold
+        self.classes = ClassScores(classes)
+        self.fixed, self.otsu = DefectSegmentation(), DefectSegmentation()
+        self.curve = PxAP()
+        self.boxes = [MaxBoxAcc(), MaxBoxAccV2()]
+        self.per_image: list[Tensor] = []
+        self.clean: list[Tensor] = []
+
+    def update(self, samples: list[Any], labels: Tensor, logits: Tensor, maps: Tensor) -> None:
+        self.classes.update(logits, labels)
+        for number, sample in enumerate(samples):
+            one = maps[number : number + 1].clamp(0, 1)
+            if sample.mask is not None and bool((sample.mask == 1).any()):
+                self._mask(one, sample.mask[None])
+            elif sample.mask is not None:
+                self.clean.append((one >= self.threshold).float().mean())
+            elif len(sample.boxes):
+                for metric in self.boxes:
+                    metric.update(one, [inclusive_corners(sample.boxes)])
+
+    def _mask(self, one: Tensor, mask: Tensor) -> None:
+        self.curve.update(one, mask.to(torch.uint8))
+        counted, truth = (mask != 255), (mask == 1)
+        found = (one >= self.threshold) & counted
+        self.fixed.update(found, truth)
+        limit = ops.otsu_threshold(one)[:, None, None]
+        self.otsu.update((one >= limit) & counted, truth)
+        self.per_image.append((found & truth).sum() / (found | truth).sum())
+
+    def compute(self) -> dict[str, Any]:
+        figures: dict[str, Any] = dict(self.classes.compute())
+        if self.per_image:
+            figures["threshold"] = self.threshold
+            for name, metric in (("at_threshold", self.fixed), ("at_otsu", self.otsu)):
+                figures[name] = {k: float(v) for k, v in metric.compute().items()}
+            figures["iou_per_image"] = float(torch.stack(self.per_image).mean())
+            figures["pxap"] = float(self.curve.compute())
+        if self.clean:
+            figures["false_positives"] = float(torch.stack(self.clean).mean())
+        if int(self.boxes[0].total):
+            figures["max_box_acc"] = float(self.boxes[0].compute())
+            figures["max_box_acc_v2"] = float(self.boxes[1].compute())
+        return figures

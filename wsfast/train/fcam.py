@@ -1,0 +1,287 @@
+"""F-CAM: a decoder learns a full-resolution map from a few pixels of a CAM (Belharbi 2022)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsfast import ops
+from wsfast._check import check_choice, check_range, value_error
+from wsfast.cam import METHODS
+from wsfast.models import FCAMModel
+from wsfast.nn import DenseCRFLoss, SizeConstraintLoss, partial_cross_entropy
+from wsfast.train import distributed
+from wsfast.train.classifier import build_cam
+from wsfast.train.config import TrainConfig
+from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.maps import cached_cams, dequantized
+from wsfast.train.recipe import Step
+
+_SMALL_SIDE = 100  # below this the published erosion of 11 pixels would eat most regions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedConfig(TrainConfig):
+    """Settings of recipes that learn from seeds.
+
+    Attributes:
+        foreground: pixels drawn per image.
+        background: pixels drawn per image.
+        foreground_share: share of highest pixels they are drawn from, where it is not Otsu's.
+        background_share: share of lowest pixels (n⁻).
+        dilate: side of the square that grows seeds.
+        clean_images: images without the object are ``"background"`` or ``"ignore"``.
+        ce_weight: of the partial cross-entropy.
+        crf_weight: of the dense-CRF loss; 0 leaves it out.
+        sigma_rgb: of the CRF, in grey levels of 0-255.
+        sigma_xy: of the CRF, in pixels.
+        crf_scale: resolution at which the CRF loss is computed.
+    """
+
+    foreground: int = 1
+    background: int = 1
+    foreground_share: float = 0.1
+    background_share: float = 0.3
+    dilate: int = 3
+    clean_images: str = "background"
+    ce_weight: float = 1.0
+    crf_weight: float = 2e-9
+    sigma_rgb: float = 15.0
+    sigma_xy: float = 100.0
+    crf_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("train", "clean_images", self.clean_images, ["background", "ignore"])
+        for name in ("foreground_share", "background_share"):
+            check_range("train", name, getattr(self, name), 0, 1)
+        for name in ("ce_weight", "crf_weight"):
+            check_range("train", name, getattr(self, name), 0, 1e30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCAMConfig(SeedConfig):
+    """Settings of the recipe ``fcam``; presets ``paper`` and ``small`` (small objects).
+
+    Attributes:
+        classifier: run folder or checkpoint of the trained classifier, which stays frozen.
+        method: CAM that the seeds come from.
+        layers: of that method, ``"stages"`` or ``"last"``; empty for the method's own.
+        percentile: of LT methods and RA-CAM.
+        maps: ``"cache"`` makes the CAMs of whole images once and crops them with the image;
+            ``"recompute"`` takes the crop's CAM from the features the decoder needs anyway, for the
+            method ``cam`` only.
+        region: where foreground is drawn: ``"otsu"`` or the ``"top"`` share.
+        erode: side of the square that shrinks that region, odd; -1 is the paper's 11, or none for
+            images with a side under 100.
+        size_weight: of the size constraint; 0 leaves it out.
+        size_normalize: sizes as shares instead of pixels.
+        input_skip: the decoder also uses features of the image's size, which the paper drops.
+    """
+
+    recipe: ClassVar[str] = "fcam"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"method": "cam", "region": "otsu", "foreground": 1, "background": 1},
+        "small": {
+            "method": "ltgradcam",
+            "region": "top",
+            "foreground": 10,
+            "background": 60,
+            "foreground_share": 0.01,
+            "background_share": 0.95,
+            "erode": 0,
+        },
+    }
+
+    classifier: str = ""
+    method: str = "cam"
+    layers: str = ""
+    percentile: float = 50.0
+    maps: str = "cache"
+    region: str = "otsu"
+    erode: int = -1
+    size_weight: float = 0.1
+    size_normalize: bool = False
+    input_skip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("train", "method", self.method, list(METHODS))
+        check_choice("train", "maps", self.maps, ["cache", "recompute"])
+        check_choice("train", "region", self.region, ["otsu", "top"])
+        if self.maps == "recompute" and self.method != "cam":
+            value_error("train", "method", "cam with maps: recompute", self.method)
+
+
+class FCAMRecipe(LocalizerRecipe):
+    """Partial cross-entropy on seeds of a CAM, CRF loss and size constraint (F-CAM eq. 3).
+
+    Args:
+        config: settings.
+        model: the frozen classifier with its decoder.
+        device: where to train.
+        data: images and labels.
+        folder: for the cache of maps.
+        progress: show a bar while maps are made.
+    """
+
+    name = "fcam"
+    config: FCAMConfig
+    model: FCAMModel
+
+    def __init__(
+        self,
+        config: FCAMConfig,
+        model: FCAMModel,
+        device: torch.device,
+        data: ImageData,
+        *,
+        folder: Path,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(config, model.to(device), device, data, model.classifier)
+        self.crf = crf_loss(config)
+        self.size = SizeConstraintLoss(config.size_weight, normalize=config.size_normalize)
+        erosion = 0 if min(data.input_size) < _SMALL_SIDE else 11
+        self.erode = erosion if config.erode < 0 else config.erode
+        self.constant = 0.0
+        self.maps: np.ndarray[Any, Any] | None = None
+        if config.maps == "cache":
+            self.maps = self._cache(folder, progress)
+            sampled = range(0, len(self.maps), max(1, len(self.maps) // 200))
+            objects = [i for i in sampled if int(self.labels[i]) != data.clean_class]
+            flat = [bool((self.maps[i] == self.maps[i].flat[0]).all()) for i in objects]
+            self.constant = float(np.mean(flat)) if flat else 0.0
+
+    def _cache(self, folder: Path, progress: bool) -> "np.ndarray[Any, Any]":
+        config = self.config
+        key = {
+            "images": self.fingerprint(),
+            "layers": config.layers,
+            "percentile": config.percentile,
+            "resized": list(self.data.map_size),
+        }
+        self.model.eval()
+        return cached_cams(
+            folder,
+            build_cam(self.model.classifier, config),
+            self.read_whole,
+            self.data.targets(),
+            self.data.map_size,
+            key=key,
+            progress=progress,
+        )
+
+    def read_whole(self, rows: list[int]) -> Tensor:
+        """Training images as they are before cropping and flipping, normalised, on the device."""
+        images = torch.stack([self.data.whole(row) for row in rows])
+        return self.normalize(images.to(self.device))
+
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
+        """The cached CAM of a training image."""
+        box = super().guide(item)[1]
+        return None if self.maps is None else torch.from_numpy(self.maps[item].copy())[None], box
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The barrier hardens."""
+        self.size.set_epoch(epoch)
+
+    def foreground(self, images: Tensor) -> Tensor:
+        """The decoder's map."""
+        found: Tensor = self.model(images).map_logits.float().softmax(1)[:, 1]
+        return found
+
+    def step(self, batch: TrainingSample, epoch: int) -> Step:
+        """The three terms on one batch."""
+        images = self.normalize(batch.image)
+        labels = torch.as_tensor(batch.label, device=self.device)
+        with torch.no_grad():
+            features = self.model.forward_features(images)
+            cams = self._cams(features, batch.map, labels, images)
+        logits = self.model.decoder(features, (images.shape[2], images.shape[3])).float()
+        clean = labels == self.data.clean_class
+        seeds = ops.sample_seeds(
+            cams,
+            foreground=self.config.foreground,
+            background=self.config.background,
+            region=self.config.region,
+            foreground_share=self.config.foreground_share,
+            background_share=self.config.background_share,
+            erode=self.erode,
+            dilate=self.config.dilate,
+            background_only=clean,
+            seed=self.config.seed,
+            image_ids=torch.as_tensor(batch.draw.position),
+            epoch=epoch,
+        )
+        if self.config.clean_images == "ignore":
+            seeds = seeds.masked_fill(clean[:, None, None], -255)
+        prob = logits.softmax(1)
+        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
+        if self.crf is not None:
+            losses["crf"] = self.crf(batch.image.float(), prob)
+        if self.config.size_weight:
+            # Images without the object must not be made to have one.
+            objects = (~clean)[:, None, None, None]
+            present = torch.where(objects, prob, torch.ones_like(prob))
+            losses["size"] = self.size(present)
+        return Step(losses, seed_figures(seeds, prob, clean))
+
+    def _cams(
+        self, features: list[Tensor], cached: Tensor, labels: Tensor, images: Tensor
+    ) -> Tensor:
+        if self.config.maps == "cache":
+            return dequantized(cached[:, 0])
+        classifier = self.model.classifier
+        weights = classifier.cam_weights[labels].to(features[-1].dtype)
+        low = torch.einsum("nk,nkhw->nhw", weights, features[-1]).float()
+        return ops.fuse_cams([low], (images.shape[2], images.shape[3]))
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Also of maps that are constant."""
+        found = super().warnings(figures)
+        if self.constant > 0.1 and figures.get("epoch") == 1:
+            found.append(
+                f"{self.constant:.0%} of the maps are constant and give no seeds; classifier or "
+                "CAM method do not suit these images"
+            )
+        return found
+
+    def extra(self) -> dict[str, Any]:
+        """Also where the seeds came from."""
+        return {**super().extra(), "method": self.config.method}
+
+
+def crf_loss(config: SeedConfig) -> DenseCRFLoss | None:
+    """The CRF loss of a configuration; None where it has no weight."""
+    if not config.crf_weight:
+        return None
+    return DenseCRFLoss(
+        config.crf_weight,
+        sigma_rgb=config.sigma_rgb,
+        sigma_xy=config.sigma_xy,
+        scale_factor=config.crf_scale,
+    )
+
+
+def seed_loss(logits: Tensor, seeds: Tensor) -> Tensor:
+    """Partial cross-entropy averaged over the labelled pixels of all processes."""
+    total = partial_cross_entropy(logits, seeds, reduction="sum")
+    return distributed.global_mean(total, (seeds >= 0).sum())
+
+
+def seed_figures(seeds: Tensor, prob: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Seeds per image with the object, and the share of pixels that are foreground in them."""
+    objects = (~clean).sum()
+    with torch.no_grad():
+        covered = (prob[:, 1] > 0.5).float().mean(dim=(1, 2))
+        return {
+            "foreground_seeds": distributed.global_mean((seeds == 1).sum(), objects),
+            "background_seeds": (seeds == 0).flatten(1).sum(1).float().mean(),
+            "foreground": distributed.global_mean((covered * ~clean).sum(), objects),
+        }

@@ -1,0 +1,183 @@
+"""Maps, masks and boxes of a large folder of images, by any number of processes, restartable."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsfast import ops
+from wsfast._files import write_atomically
+from wsfast.data import SkippedFile, UnreadableImageError, read_image
+from wsfast.data.sample import image_to_tensor
+from wsfast.train import distributed
+from wsfast.train.evaluation import RunMaps
+from wsfast.train.images import normalization
+from wsfast.train.maps import dequantized, quantized
+from wsfast.train.pseudo import without_small
+from wsfast.train.store import Array, ArrayStore, weights_digest
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What was harvested.
+
+    Attributes:
+        path: a ``.npy`` of one record per image, in the order of the images, to be read with
+            ``numpy.load(path, mmap_mode="r")``. Fields: ``map`` uint8 (H, W), ``mask`` bool (H, W),
+            ``boxes`` int32 (K, 4) half-open in pixels of the map with -1 where there are fewer,
+            ``scores`` float32 (K,), ``label`` the predicted class and its ``probability``,
+            ``height`` and ``width`` of the file's image, ``readable``.
+        records: that array.
+        skipped: files that could not be read.
+    """
+
+    path: Path
+    records: Array
+    skipped: list[SkippedFile]
+
+
+def harvest(
+    maps: RunMaps,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    threshold: float | str | None = None,
+    target: int | None = None,
+    max_boxes: int = 16,
+    min_area: int = 1,
+    batch_size: int = 32,
+    strict: bool = False,
+    progress: bool = True,
+) -> Harvest:
+    """Compute maps, masks (pseudo-labels) and boxes of image files by a run's model.
+
+    Each process of a ``torchrun`` takes its share. A broken run, called again in the same folder
+    with any number of processes, makes what is missing: no image is done twice or left out.
+
+    Args:
+        maps: the run's model.
+        files: images; the same list in every process.
+        out: folder of the results.
+        threshold: of the masks, ``"otsu"``, ``"otsu2"`` or 0-1; None takes the one that validation
+            chose.
+        target: class to explain; None takes the predicted one.
+        max_boxes: largest ones kept.
+        min_area: smallest region of a mask, in pixels of the map.
+        batch_size: images at a time.
+        strict: an unreadable file is an error.
+        progress: show a bar.
+
+    Raises:
+        UnreadableImageError: with ``strict``, a file cannot be read.
+        OSError: the disk refuses a file.
+    """
+    limit = maps.threshold if threshold is None else threshold
+    size = maps.checkpoint.input_size
+    settings = {
+        "weights": weights_digest(maps.model),
+        "maps": maps.method_name,
+        "threshold": limit,
+        "target": target,
+        "min_area": min_area,
+        "files": _listed(files),
+    }
+    kind = _record(size, max_boxes)
+    store = ArrayStore(out, "harvest", settings, (len(files),), kind)
+    worker = _Worker(maps, files, limit, target, max_boxes, min_area, strict, kind)
+    records = store.fill(worker, batch_size=batch_size, description="harvesting", progress=progress)
+    skipped = [
+        SkippedFile(files[row], "not an image or damaged")
+        for row in np.flatnonzero(~records["readable"]).tolist()
+    ]
+    if distributed.is_writer():
+        told = {"records": store.path.name, "size": list(size), "files": [str(f) for f in files]}
+        write_atomically(out / "harvest.json", json.dumps(told, indent=1).encode())
+    return Harvest(store.path, records, skipped)
+
+
+def _listed(files: Sequence[Path]) -> str:
+    """What tells one list of files from another, and a file from what replaced it."""
+    lines = [f"{file} {file.stat().st_size}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _record(size: tuple[int, int], boxes: int) -> Any:
+    return np.dtype(
+        [
+            ("map", np.uint8, size),
+            ("mask", np.bool_, size),
+            ("boxes", np.int32, (boxes, 4)),
+            ("scores", np.float32, (boxes,)),
+            ("label", np.int32),
+            ("probability", np.float32),
+            ("height", np.int32),
+            ("width", np.int32),
+            ("readable", np.bool_),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """From row numbers to their records."""
+
+    maps: RunMaps
+    files: Sequence[Path]
+    threshold: float | str
+    target: int | None
+    max_boxes: int
+    min_area: int
+    strict: bool
+    kind: Any
+
+    def __call__(self, rows: list[int]) -> Array:
+        records = np.zeros(len(rows), self.kind)
+        records["boxes"] = -1
+        images: list[Tensor] = []
+        readable: list[int] = []
+        for place, row in enumerate(rows):
+            try:
+                image = read_image(self.files[row])
+            except UnreadableImageError:
+                if self.strict:
+                    raise
+                continue
+            records["height"][place], records["width"][place] = image.shape[:2]
+            images.append(self._input(image))
+            readable.append(place)
+        if images:
+            self._compute(torch.stack(images), records, readable)
+        return records
+
+    def _input(self, image: Any) -> Tensor:
+        saved = self.maps.checkpoint
+        whole = image_to_tensor(image, len(saved.mean))[None].float()
+        resized = F.interpolate(whole, saved.input_size, mode="bilinear", antialias=True)
+        return normalization(saved.mean, saved.std)(resized[0].round().clamp(0, 255).byte())
+
+    def _compute(self, images: Tensor, records: Array, places: list[int]) -> None:
+        result = self.maps(images.to(next(self.maps.model.parameters()).device), self.target)
+        levels = quantized(result.cams)
+        cams = dequantized(levels)  # what is kept is what is cut
+        if isinstance(self.threshold, str):
+            limits = ops.otsu_threshold(cams, repeat=2 if self.threshold == "otsu2" else 1)
+        else:
+            limits = torch.full_like(cams[:, 0, 0], self.threshold)
+        masks = without_small((cams >= limits[:, None, None]) & (levels > 0), self.min_area)
+        found = ops.cam_boxes(
+            cams.masked_fill(~masks, 0.0), limits, max_boxes=self.max_boxes, min_area=self.min_area
+        )
+        probability, label = result.logits.float().softmax(1).max(1)
+        for name, values in (
+            ("map", levels), ("mask", masks), ("boxes", found.boxes), ("scores", found.scores),
+            ("label", label), ("probability", probability),
+        ):  # fmt: skip
+            records[name][places] = values.cpu().numpy()
+        records["readable"][places] = True

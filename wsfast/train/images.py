@@ -1,0 +1,205 @@
+"""Image data as recipes need them: training samples, validation batches, normalisation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from wsfast.data import JointTransform
+from wsfast.models import save_checkpoint
+from wsfast.train import distributed
+from wsfast.train.config import TrainConfig
+from wsfast.train.recipe import Draw, Recipe
+from wsfast.train.validation import with_regions
+
+_STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
+_VALIDATION_BATCH = 64
+_LOOKED_AT = 16  # images, to see whether there are masks or boxes
+
+
+class LabelledImages(Protocol):
+    """A data set that knows its labels without reading its images."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one sample: ``image``, ``label``, perhaps ``mask`` or ``boxes``."""
+
+
+class TrainingSample(NamedTuple):
+    """One augmented image; batched by torch's default collate function.
+
+    Attributes:
+        image: uint8 (C, H, W).
+        label: the class.
+        draw: epoch, position and item of the draw.
+        map: uint8 (1, H, W), what is to be learnt from, cropped and flipped as the image; empty
+            where a recipe has none.
+        box: int32 (4,), where the object is supposed, likewise; of no area where a recipe has none.
+    """
+
+    image: Tensor
+    label: int
+    draw: Draw
+    map: Tensor
+    box: Tensor
+
+
+@dataclass
+class ImageData:
+    """Training and validation images, and how a model is fed with them.
+
+    Attributes:
+        train: the training images.
+        validation: the validation images at the size the model sees; None where there are none.
+        mean: per channel, of images in 0-1.
+        std: per channel, of images in 0-1.
+        class_names: one per class.
+        size: height and width that training images are resized to; None where all have one.
+        crop: height and width of the random crop taken of that; None takes all.
+        flips: ``"none"``, ``"horizontal"`` or ``"both"``.
+        clean_class: the class of images without an object; -1 where all have one.
+    """
+
+    train: LabelledImages
+    validation: LabelledImages | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    class_names: Sequence[str] = ()
+    size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    flips: str = "none"
+    clean_class: int = -1
+
+    def __post_init__(self) -> None:
+        self.transform = JointTransform(size=self.size, crop=self.crop, flips=self.flips)
+
+    @cached_property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of a whole training image as it is before cropping."""
+        if self.size is not None:
+            return self.size
+        height, width = self.train[0].image.shape[1:]
+        return height, width
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what the model is trained on."""
+        return self.crop or self.map_size
+
+    def whole(self, index: int) -> Tensor:
+        """A training image (C, H, W) uint8, resized but not cropped or flipped."""
+        image: Tensor = JointTransform(size=self.size, flips="none")(self.train[index].image).image
+        return image
+
+    def targets(self) -> Tensor:
+        """The class to explain in each training image; of clean images the object's."""
+        labels = self.train.labels
+        return torch.where(labels == self.clean_class, int(self.clean_class == 0), labels)
+
+
+def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel over images spread evenly over the data set."""
+    step = max(1, len(dataset) // _STATISTICS_IMAGES)
+    images = [dataset[index].image for index in range(0, len(dataset), step)]
+    values = torch.cat([image.flatten(1) for image in images], dim=1).float() / 255
+    return values.mean(1).tolist(), values.std(1).clamp_min(1e-3).tolist()
+
+
+def normalization(mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """From uint8 images (..., C, H, W) to the float32 input of a model."""
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+
+
+class ImageRecipe(Recipe):
+    """Base of the recipes on images: reading, validation batches and checkpoints."""
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, device: torch.device, data: ImageData
+    ) -> None:
+        super().__init__(config, model, device)
+        self.data = data
+        self.normalize = normalization(data.mean, data.std)
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of every training image."""
+        return self.data.train.labels
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every training image, its number where it has none."""
+        known: Sequence[str] | None = getattr(self.data.train, "names", None)
+        return known if known is not None else [str(i) for i in range(len(self.data.train))]
+
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
+        """What is to be learnt from in a training image.
+
+        Returns:
+            A uint8 (1, h, w) map of the whole image at any resolution, and a box (4,) in pixels of
+            :meth:`ImageData.whole`.
+        """
+        return None, torch.zeros(4, dtype=torch.int32)
+
+    def read(self, draw: Draw) -> TrainingSample:
+        """One augmented sample with its map."""
+        seen, box = self.guide(draw.item)
+        found = self.data.transform(self.data.whole(draw.item), seen, boxes=box[None])
+        empty = torch.zeros(0, dtype=torch.uint8)
+        return TrainingSample(
+            found.image,
+            int(self.labels[draw.item]),
+            draw,
+            empty if found.map is None else found.map,
+            box if found.boxes is None else found.boxes[0].to(torch.int32),
+        )
+
+    def has_regions(self) -> bool:
+        """Whether validation images have masks or boxes, as far as the first ones tell."""
+        data = self.data.validation
+        if data is None:
+            return False
+        objects = torch.nonzero(data.labels != self.data.clean_class)[:_LOOKED_AT, 0].tolist()
+        return bool(with_regions([data[item] for item in objects]))
+
+    def validation_batches(self) -> Iterator[list[Any]]:
+        """This process' share of the validation images, in lists of samples of one size."""
+        data = self.data.validation
+        own = range(distributed.rank(), len(data) if data else 0, distributed.world_size())
+        for first in range(0, len(own), _VALIDATION_BATCH):
+            samples = [data[index] for index in own[first : first + _VALIDATION_BATCH]]  # type: ignore[index]
+            by_size: dict[tuple[int, ...], list[Any]] = {}
+            for sample in samples:
+                by_size.setdefault(tuple(sample.image.shape), []).append(sample)
+            yield from by_size.values()
+
+    def stack(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of samples, on the device."""
+        images = torch.stack([sample.image for sample in samples]).to(self.device)
+        labels = torch.tensor([int(sample.label) for sample in samples], device=self.device)
+        return self.normalize(images), labels
+
+    def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
+        """Write the model with all that is needed to use it."""
+        kept = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        save_checkpoint(
+            self.model,
+            path,
+            class_names=self.data.class_names,
+            mean=self.data.mean,
+            std=self.data.std,
+            input_size=self.data.input_size,
+            extra={"recipe": self.name, **kept, **self.extra()},
+        )
+
+    def extra(self) -> dict[str, Any]:
+        """What a recipe's checkpoints say besides."""
+        return {}

@@ -1,0 +1,83 @@
+"""What recipes that learn a map share: its validation and what can go wrong with it."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsfast.nn import MaskedClassifierLoss
+from wsfast.train.config import TrainConfig
+from wsfast.train.images import ImageData, ImageRecipe
+from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
+
+_NOTHING, _EVERYTHING = 0.0005, 0.9  # shares of pixels at which a map counts as collapsed
+
+
+class LocalizerRecipe(ImageRecipe):
+    """Base of the recipes whose model gives a foreground map.
+
+    Args:
+        config: settings.
+        model: what is trained.
+        device: where.
+        data: images, labels, and masks or boxes of validation images.
+        classifier: frozen; scores the images as seen through the maps, which needs labels only.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        device: torch.device,
+        data: ImageData,
+        classifier: nn.Module | None,
+    ) -> None:
+        super().__init__(config, model, device, data)
+        self.masked = None if classifier is None else MaskedClassifierLoss(classifier.to(device))
+        if self.has_regions():
+            self.selections = {"localization": "localization"}
+        if classifier is not None and data.validation is not None:
+            self.selections = {**self.selections, "classification": "masked_accuracy"}
+
+    @abstractmethod
+    def foreground(self, images: Tensor) -> Tensor:
+        """Foreground probability (N, H, W), float32, of normalised images."""
+
+    def validate(self) -> dict[str, float]:
+        """How well the maps fit masks or boxes, and what the classifier sees through them."""
+        if self.data.validation is None:
+            return {}
+        maps = MapScores(self.device, select_pxap=self.data.clean_class < 0)
+        classes = ClassScores(max(int(self.labels.max()) + 1, len(self.data.class_names)))
+        with torch.no_grad():
+            for samples in self.validation_batches():
+                images, labels = self.stack(samples)
+                found = self.foreground(images)
+                chosen = with_regions(samples)
+                score_regions(maps, [samples[i] for i in chosen], found[chosen])
+                if self.masked is not None:
+                    classes.update(self.masked.logits(images, found), labels)
+        figures = maps.compute()
+        if self.masked is not None:
+            figures["masked_accuracy"] = classes.compute()["balanced_accuracy"]
+        return figures
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Missing seeds and collapsed maps."""
+        found = []
+        if figures.get("foreground_seeds", 1.0) == 0:
+            found.append(
+                "no image had a foreground seed; look at the maps the seeds are drawn from"
+            )
+        covered = figures.get("covered", figures.get("foreground"))
+        if covered is not None and covered < _NOTHING:
+            found.append("the map has collapsed to nothing: hardly a pixel is above 0.5")
+        if covered is not None and covered > _EVERYTHING:
+            found.append(f"the map has collapsed to everything: {covered:.0%} is above 0.5")
+        return found
+
+    def extra(self) -> dict[str, Any]:
+        """Which channel of the model's softmax is the map."""
+        return {"foreground_channel": 1}

@@ -1,0 +1,239 @@
+"""Pseudo-label training: a segmenter learns from masks made of heat maps (RA-CAM section III-C)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsfast import ops
+from wsfast._check import check_choice, check_range, value_error
+from wsfast.cam import METHODS, crf_cams
+from wsfast.train import distributed
+from wsfast.train.classifier import build_cam
+from wsfast.train.config import TrainConfig
+from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.recipe import Step
+from wsfast.train.store import Array, ArrayStore, weights_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoConfig(TrainConfig):
+    """Settings of the recipe ``pseudo``; preset ``paper``.
+
+    Attributes:
+        classifier: run folder or checkpoint of the trained classifier.
+        method: CAM whose maps become the first masks.
+        layers: of that method, ``"stages"`` or ``"last"``; empty for the method's own.
+        percentile: of LT methods and RA-CAM.
+        threshold: ``"otsu"``, ``"otsu2"`` (Otsu again above Otsu's threshold) or a number of 0-1.
+        refine: ``"none"`` or ``"crf"``.
+        min_area: smallest component of a mask, as a share of the image.
+        rounds: how often masks are made: first from the CAM, then from the segmenter itself. The
+            epochs are divided among the rounds.
+        segmenter: ``"unet"`` (small), ``"classifier"`` (a copy of the classifier's encoder with a
+            decoder) or ``"deeplabv3"``.
+        pretrained: start DeepLabV3 from ImageNet weights.
+        foreground_weight: factor of the loss on foreground pixels.
+    """
+
+    recipe: ClassVar[str] = "pseudo"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "method": "racam",
+            "segmenter": "deeplabv3",
+            "pretrained": True,
+            "batch_size": 4,
+            "learning_rate": 0.0005,
+            "flips": "both",
+        }
+    }
+
+    classifier: str = ""
+    method: str = "racam"
+    layers: str = ""
+    percentile: float = 50.0
+    threshold: str = "otsu"
+    refine: str = "none"
+    min_area: float = 0.0005
+    rounds: int = 1
+    segmenter: str = "unet"
+    pretrained: bool = False
+    foreground_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("train", "method", self.method, list(METHODS))
+        check_choice("train", "refine", self.refine, ["none", "crf"])
+        check_choice("train", "segmenter", self.segmenter, ["unet", "classifier", "deeplabv3"])
+        check_range("train", "rounds", self.rounds, 1, self.epochs)
+        check_range("train", "min_area", self.min_area, 0, 1)
+        check_range("train", "foreground_weight", self.foreground_weight, 0, 1e6)
+        if self.threshold not in ("otsu", "otsu2"):
+            try:
+                check_range("train", "threshold", float(self.threshold), 0, 1)
+            except ValueError:
+                value_error("train", "threshold", "otsu, otsu2 or a number of 0-1", self.threshold)
+
+    @property
+    def length_matters(self) -> bool:
+        """The epochs are divided among the rounds."""
+        return super().length_matters or self.rounds > 1
+
+    def round_of(self, epoch: int) -> int:
+        """The round an epoch belongs to, both counted from 0."""
+        return epoch * self.rounds // self.epochs
+
+
+_NOT_IN_MASKS = frozenset({"device", "workers", "tensorboard", "epochs"})  # a resumed run's own
+
+
+class PseudoRecipe(LocalizerRecipe):
+    """Cross-entropy on pseudo-masks; images without the object have empty ones.
+
+    Masks of the first round are made of the classifier's CAMs, those of later ones of the
+    segmenter's own map; where that is empty on an image with the object, the former mask stays.
+
+    Args:
+        config: settings.
+        model: the segmenter, from images to (N, 2, H, W) logits.
+        device: where to train.
+        data: images and labels.
+        classifier: for the CAMs, frozen.
+        folder: for the masks.
+        progress: show bars while these are made.
+    """
+
+    name = "pseudo"
+    config: PseudoConfig
+
+    def __init__(
+        self,
+        config: PseudoConfig,
+        model: nn.Module,
+        device: torch.device,
+        data: ImageData,
+        *,
+        classifier: nn.Module,
+        folder: Path,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(config, model.to(device), device, data, None)
+        self.classifier = classifier.to(device)
+        self.folder = folder
+        self.progress = progress
+        self.weights = torch.tensor([1.0, config.foreground_weight], device=device)
+        self.key = {
+            **{k: v for k, v in config.as_dict().items() if k not in _NOT_IN_MASKS},
+            "weights": weights_digest(classifier),
+            "images": self.fingerprint(),
+        }
+        self.round = -1
+        self.masks: Array | None = None
+        self.empty = 0.0
+
+    def changes_data(self, epoch: int) -> bool:
+        """Masks are made anew when a round begins."""
+        return self.config.round_of(epoch) != self.config.round_of(epoch - 1)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Have the masks of the epoch's round."""
+        if self.config.round_of(epoch) == self.round:
+            return
+        self.round = self.config.round_of(epoch)
+        shape = (len(self.labels), *self.data.map_size)
+        stores = [
+            ArrayStore(
+                self.folder, f"masks-round{number + 1}", {**self.key, "round": number}, shape
+            )
+            for number in range(self.round + 1)
+        ]
+        former = stores[-2].open() if self.round else None
+        was_training = self.model.training
+        self.model.eval()
+        self.masks = stores[-1].fill(
+            lambda rows: self._make_masks(rows, former), description="masks", progress=self.progress
+        )
+        self.model.train(was_training)
+        objects = [i for i in range(len(self.labels)) if self._has_object(i)]
+        sampled = objects[:: max(1, len(objects) // 200)]
+        hollow = [not self.masks[i].any() for i in sampled]
+        self.empty = sum(hollow) / len(hollow) if hollow else 0.0
+
+    def _has_object(self, item: int) -> bool:
+        return int(self.labels[item]) != self.data.clean_class
+
+    def _make_masks(self, rows: list[int], former: Array | None) -> Array:
+        raw = torch.stack([self.data.whole(row) for row in rows]).to(self.device)
+        images = self.normalize(raw)
+        if former is None:
+            explain = build_cam(self.classifier, self.config)
+            maps = explain(images, self.data.targets()[rows].to(self.device)).cams
+            masks = self.binarized(maps, raw)
+        else:
+            with torch.no_grad():
+                masks = self.foreground(images) >= 0.5
+            masks = without_small(masks, self._min_pixels())
+            earlier = torch.from_numpy(former[rows]).to(self.device).bool()
+            nothing = ~masks.flatten(1).any(1)
+            masks = torch.where(nothing[:, None, None], earlier, masks)
+        objects = torch.tensor([self._has_object(row) for row in rows], device=self.device)
+        found: Array = (masks & objects[:, None, None]).to(torch.uint8).cpu().numpy()
+        return found
+
+    def _min_pixels(self) -> int:
+        height, width = self.data.map_size
+        return max(1, round(self.config.min_area * height * width))
+
+    def binarized(self, maps: Tensor, raw: Tensor) -> Tensor:
+        """Masks of maps (N, H, W): refined, cut at the threshold, without specks."""
+        if self.config.refine == "crf":
+            maps = crf_cams(raw, maps)
+        repeats = {"otsu": 1, "otsu2": 2}
+        if self.config.threshold in repeats:
+            limits = ops.otsu_threshold(maps, repeat=repeats[self.config.threshold])
+        else:
+            limits = torch.full_like(maps[:, 0, 0], float(self.config.threshold))
+        masks = (maps >= limits[:, None, None]) & (maps > 0)
+        return without_small(masks, self._min_pixels())
+
+    def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
+        """The mask of a training image, as 0 and 1."""
+        assert self.masks is not None
+        return torch.from_numpy(self.masks[item].copy())[None], super().guide(item)[1]
+
+    def foreground(self, images: Tensor) -> Tensor:
+        """The segmenter's map."""
+        found: Tensor = self.model(images).float().softmax(1)[:, 1]
+        return found
+
+    def step(self, batch: TrainingSample, epoch: int) -> Step:
+        """Pixel-wise cross-entropy."""
+        logits = self.model(self.normalize(batch.image)).float()
+        target = batch.map[:, 0].long()
+        total = F.cross_entropy(logits, target, self.weights, reduction="sum")
+        loss = distributed.global_mean(total, self.weights[target].sum())
+        with torch.no_grad():
+            share = (logits[:, 1] > logits[:, 0]).float().mean()
+        return Step({"pixels": loss}, {"predicted": share, "labelled": target.float().mean()})
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Also of images with the object whose mask is empty."""
+        found = super().warnings(figures)
+        if self.empty > 0.1:
+            found.append(f"{self.empty:.0%} of the images with the object have an empty mask")
+        return found
+
+
+def without_small(masks: Tensor, pixels: int) -> Tensor:
+    """Masks (N, H, W) without connected regions of fewer pixels."""
+    labels, _ = ops.connected_components(masks)
+    most = int(labels.max()) + 1 if labels.numel() else 1
+    offset = torch.arange(len(labels), device=labels.device)[:, None, None] * most
+    numbers = labels.long() + offset
+    areas = torch.bincount(numbers.flatten(), minlength=most * len(labels))
+    return masks & (areas[numbers] >= pixels)

@@ -1,0 +1,111 @@
+"""What the engine asks of a recipe: data, model, losses and validation."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wsfast.train.config import TrainConfig
+from wsfast.train.sampling import BalancedSampler
+from wsfast.train.seeding import seeded
+
+_ORDER = 1  # keeps the random numbers of the order apart from others of the same epoch
+
+
+class Draw(NamedTuple):
+    """Which image is to be read, and for which place of the run."""
+
+    epoch: int
+    position: int
+    item: int
+
+
+class Step(NamedTuple):
+    """What a recipe makes of one batch.
+
+    Attributes:
+        losses: weighted terms by name; their sum is minimised. Averaged over processes they are the
+            terms of the global batch.
+        figures: other scalars for the log, averaged over steps and processes.
+    """
+
+    losses: dict[str, Tensor]
+    figures: dict[str, Tensor]
+
+
+class Recipe(ABC):
+    """A training method.
+
+    Attributes:
+        name: of the recipe.
+        selections: which figure of :meth:`validate` stands for each choice of ``select_on``.
+        config: its settings.
+        model: what is trained and saved; its parameters without ``requires_grad`` stay as they are.
+        device: where the model is.
+    """
+
+    name: ClassVar[str]
+    selections: Mapping[str, str] = {}
+
+    def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:
+        self.config = config
+        self.model = model
+        self.device = device
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """Class of every training image, int64 (length,)."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Name of every training image."""
+
+    @abstractmethod
+    def read(self, draw: Draw) -> Any:
+        """One augmented sample; torch's generator is seeded for it. May run in another process."""
+
+    @abstractmethod
+    def step(self, batch: Any, epoch: int) -> Step:
+        """Losses of a batch on the device, gradients attached."""
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  # most recipes need nothing
+        """Make ready for an epoch, counted from 0; a resumed run calls it for its first one too."""
+
+    def changes_data(self, epoch: int) -> bool:
+        """Whether :meth:`read` gives other samples from this epoch on, so none is read ahead."""
+        return False
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation images, the same in all processes."""
+        return {}
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """What a user should know of an epoch's figures, in one line each."""
+        return []
+
+    @abstractmethod
+    def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
+        """Write the model so that it can be used without this package's training."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, each with ``params`` and perhaps its own ``lr``."""
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        """Indices of an epoch in order, a function of seed and epoch."""
+        with seeded(self.config.seed, _ORDER, epoch):
+            if self.config.balanced:
+                return list(BalancedSampler(self.labels))
+            return torch.randperm(len(self.labels)).tolist()
+
+    def fingerprint(self) -> str:
+        """What tells whether the training images are the same: their number, names and labels."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest.update(self.labels.numpy().tobytes())
+        return f"{len(self.labels)} images, {digest.hexdigest()[:12]}"

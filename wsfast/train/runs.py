@@ -1,0 +1,200 @@
+"""A run from its settings: data, models, recipe and the engine in one call."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsfast._check import check_choice, value_error
+from wsfast._device import parse_device
+from wsfast.models import (
+    Checkpoint,
+    DeepLabV3,
+    FCAMModel,
+    GAPClassifier,
+    SmallVGG,
+    UNetDecoder,
+    UNetLocalizer,
+    WSOLClassifier,
+    load_checkpoint,
+)
+from wsfast.train import distributed
+from wsfast.train.classifier import ClassifierConfig, ClassifierRecipe, seeded_weights
+from wsfast.train.config import CONFIG, TrainConfig, read_settings
+from wsfast.train.data import OpenedData
+from wsfast.train.dips import DiPSConfig, DiPSRecipe
+from wsfast.train.engine import fit
+from wsfast.train.fcam import FCAMConfig, FCAMRecipe
+from wsfast.train.images import image_statistics
+from wsfast.train.log import Record
+from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
+from wsfast.train.recipe import Recipe
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+CONFIGS: dict[str, type[TrainConfig]] = {
+    config.recipe: config for config in (ClassifierConfig, FCAMConfig, DiPSConfig, PseudoConfig)
+}
+
+
+def configure(
+    recipe: str,
+    settings: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> TrainConfig:
+    """Settings of a recipe: those given, then a file's, then those of the run that is resumed.
+
+    Raises:
+        ValueError: an unknown recipe or setting, a value out of range, an unreadable file.
+        TypeError: a value of another type.
+    """
+    check_choice("train", "recipe", recipe, list(CONFIGS))
+    found: dict[str, Any] = {}
+    if resume and out is not None and (out / CONFIG).is_file():
+        found.update(read_settings(out / CONFIG, recipe))
+    if file is not None:
+        found.update(read_settings(file, recipe))
+    return CONFIGS[recipe].build({**found, **settings})
+
+
+def run(
+    config: TrainConfig, out: Path, *, resume: bool = False, progress: bool = True
+) -> list[Record]:
+    """Train as a configuration says, alone or as one of ``torchrun``'s processes.
+
+    Args:
+        config: of one of the recipes, see :func:`configure`.
+        out: the run's folder, see :func:`wsfast.train.fit`.
+        resume: continue the run in ``out``.
+        progress: show bars.
+
+    Returns:
+        One record per epoch.
+
+    Raises:
+        ValueError: data, models or settings that do not fit; as :func:`wsfast.train.fit`.
+        Interrupted: the run was asked to stop and is saved.
+    """
+    with distributed.process_group(parse_device("train", "device", config.device)) as device:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe = _BUILDERS[config.recipe](config, device, out, progress)
+        return fit(recipe, out=out, resume=resume, progress=progress)
+
+
+def load_run(path: str | Path) -> Checkpoint:
+    """The best model of a run's folder, or the model of a checkpoint file.
+
+    Raises:
+        ValueError: there is none, or it is no checkpoint of this package.
+    """
+    path = Path(path)
+    return load_checkpoint(path / "best.safetensors" if path.is_dir() else path)
+
+
+def _build_classifier(
+    config: ClassifierConfig, device: torch.device, out: Path, progress: bool
+) -> Recipe:
+    data = OpenedData(config)
+    classes = len(data.class_names)
+    with seeded_weights(config.seed):
+        model = _new_classifier(config, classes)
+    if config.pretrained or config.checkpoint:
+        channels = config.channels or 3
+        mean, std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
+        images = data.images(mean, std)
+    else:
+        images = data.images(*image_statistics(data.train))
+    return ClassifierRecipe(config, model, device, images)
+
+
+def _new_classifier(config: ClassifierConfig, classes: int) -> nn.Module:
+    channels = config.channels or 3
+    if config.model == "small_vgg" and not config.checkpoint:
+        if config.pretrained:
+            value_error("train", "pretrained", "false for small_vgg", "true")
+        return SmallVGG(channels, classes)
+    return WSOLClassifier(
+        config.model,
+        classes,
+        in_chans=channels,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint or None,
+    )
+
+
+def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData]:
+    """The classifier that a recipe starts from, and images for it.
+
+    Raises:
+        ValueError: none given, or one for other classes or channels.
+    """
+    path: str = config.classifier
+    if not path:
+        value_error("train", "classifier", "a run of `wsfast train classifier`", "nothing")
+    saved = load_run(path)
+    model = saved.model
+    if not isinstance(model, GAPClassifier):
+        value_error("train", "classifier", "a classifier", f"{path}, a {type(model).__name__}")
+    assert isinstance(model, GAPClassifier)
+    if config.channels not in (None, model.in_chans):
+        expected = f"the classifier's ({model.in_chans})"
+        value_error("train", "channels", expected, f"{config.channels}")
+    data = OpenedData(config, saved)
+    if model.num_classes != len(data.class_names):
+        expected = f"of the data's {len(data.class_names)} classes"
+        value_error("train", "classifier", expected, f"one of {model.num_classes}")
+    return model, saved, data
+
+
+def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
+    classifier, saved, data = _open_classifier(config)
+    with seeded_weights(config.seed):
+        model = FCAMModel(classifier, UNetDecoder.of(classifier, input_skip=config.input_skip))
+    images = data.images(saved.mean, saved.std)
+    return FCAMRecipe(config, model, device, images, folder=out / "cache", progress=progress)
+
+
+def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
+    classifier, saved, data = _open_classifier(config)
+    with seeded_weights(config.seed):
+        if config.encoder == "classifier":
+            model = UNetLocalizer(classifier.copy_encoder())
+        else:
+            model = UNetLocalizer(
+                config.encoder, in_chans=classifier.in_chans, pretrained=config.pretrained
+            )
+    images = data.images(saved.mean, saved.std)
+    return DiPSRecipe(
+        config, model, device, images,
+        classifier=classifier, folder=out / "cache", progress=progress,
+    )  # fmt: skip
+
+
+def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
+    classifier, saved, data = _open_classifier(config)
+    model: nn.Module
+    with seeded_weights(config.seed):
+        if config.segmenter == "deeplabv3":
+            model = DeepLabV3(in_chans=classifier.in_chans, pretrained=config.pretrained)
+        elif config.segmenter == "classifier":
+            model = UNetLocalizer(classifier.copy_encoder())
+        else:
+            model = UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=classifier.in_chans)
+    images = data.images(saved.mean, saved.std)
+    return PseudoRecipe(
+        config, model, device, images,
+        classifier=classifier, folder=out / "cache", progress=progress,
+    )  # fmt: skip
+
+
+_BUILDERS: dict[str, Callable[[Any, torch.device, Path, bool], Recipe]] = {
+    "classifier": _build_classifier,
+    "fcam": _build_fcam,
+    "dips": _build_dips,
+    "pseudo": _build_pseudo,
+}

@@ -1,0 +1,59 @@
+"""All that a run needs to go on as if it had never stopped, in one file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsfast._check import value_error
+from wsfast._files import atomic_file
+from wsfast.train.config import TrainConfig, changes_on_resume
+
+STATE = "last.pt"
+_FORMAT = 1
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state, whole and on the disk before this returns; until then the old one stays.
+
+    Raises:
+        OSError: the disk refuses the file; the old one is untouched.
+    """
+    with atomic_file(folder / STATE, durable=True) as file:
+        torch.save({"format": _FORMAT, **state}, file)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run has saved itself in a folder."""
+    return (folder / STATE).is_file()
+
+
+def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str) -> dict[str, Any]:
+    """Read the state of a run and see that it is of this run.
+
+    Raises:
+        ValueError: an unreadable file, another recipe, changed settings or changed data; the
+            message says which.
+    """
+    path = folder / STATE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] == _FORMAT
+    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        value_error("train", "--resume", "of a readable last.pt", f"{path} ({reason})")
+    if not known:
+        value_error("train", "--resume", f"of format {_FORMAT}", f"{path}, of another")
+    if state["recipe"] != recipe:
+        value_error("train", "--resume", f"a run of {recipe}", f"{path}, of {state['recipe']}")
+    changed = changes_on_resume(state["config"], config)
+    if changed:
+        value_error("train", "--resume", "given the run's own settings", "; ".join(changed))
+    if state["fingerprint"] != fingerprint:
+        value_error(
+            "train",
+            "--resume",
+            f"given the run's own images ({state['fingerprint']})",
+            fingerprint,
+        )
+    return dict(state)

@@ -1,0 +1,136 @@
+"""Figures of the validation images, summed over processes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsfast.data.sample import inclusive_corners
+from wsfast.metrics import MaxBoxAcc, PxAP
+from wsfast.metrics.pixels import average_precision, precision_recall
+from wsfast.train import distributed
+
+
+class ClassScores:
+    """Accuracy, and the mean over classes of the share that is right."""
+
+    def __init__(self, classes: int) -> None:
+        self._right = torch.zeros(classes, dtype=torch.int64)
+        self._seen = torch.zeros(classes, dtype=torch.int64)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of (N, classes) logits."""
+        right = (logits.argmax(1) == labels).long()
+        self._right.index_add_(0, labels.cpu(), right.cpu())
+        self._seen.index_add_(0, labels.cpu(), torch.ones_like(right).cpu())
+
+    def compute(self) -> dict[str, float]:
+        """``accuracy`` and ``balanced_accuracy``, the one to read where defects are rare."""
+        counts = sum(distributed.gather_objects(torch.stack([self._right, self._seen])))
+        right, seen = counts.double()
+        met = seen > 0
+        return {
+            "accuracy": float(right.sum() / seen.sum()),
+            "balanced_accuracy": float((right[met] / seen[met]).mean()),
+        }
+
+
+class MapScores:
+    """How well maps of 0-1 fit the masks or boxes of the images.
+
+    Of images with a mask: IoU of all their pixels together at the best common threshold, that
+    threshold, and PxAP; the share of pixels above it on images without an object; and the share of
+    pixels above 0.5 on those with one, which tells a collapsed map. Of images with boxes: MaxBoxAcc
+    and its threshold. ``localization`` is the one that selects the best model.
+
+    Args:
+        device: of the maps.
+        select_pxap: of masks, PxAP selects, as the localisation benchmark does; else IoU.
+    """
+
+    def __init__(self, device: torch.device, *, select_pxap: bool = False) -> None:
+        self._select_pxap = select_pxap
+        thresholds = torch.arange(0, 1, 0.01, dtype=torch.float64)
+        self._objects = PxAP(thresholds=thresholds).to(device)
+        self._clean = torch.zeros(len(thresholds) + 2, dtype=torch.int64, device=device)
+        self._boxes = MaxBoxAcc(thresholds=thresholds).to(device)
+        self._edges = self._objects.edges
+
+    def update_masks(self, maps: Tensor, masks: Tensor) -> None:
+        """Count a batch of (N, H, W) maps with masks of 0, 1 and 255 (ignored)."""
+        masks = masks.to(torch.uint8)
+        with_object = (masks == 1).flatten(1).any(dim=1)
+        if bool(with_object.any()):
+            self._objects.update(maps[with_object], masks[with_object])
+        if not bool(with_object.all()):
+            clean = maps[~with_object].double().flatten()
+            self._clean += torch.histogram(clean.cpu(), self._edges.cpu())[0].long().to(maps.device)
+
+    def update_boxes(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Count a batch of maps with inclusive boxes, one (G, 4) tensor per image."""
+        self._boxes.update(maps, [b.to(maps.device) for b in boxes])
+
+    def compute(self) -> dict[str, float]:
+        """The figures of what was counted; empty where nothing has a region."""
+        histograms = self._objects.histograms.cpu()
+        clean, boxed = self._clean.cpu(), self._boxes.num_correct.cpu()
+        counted = self._boxes.total.cpu()
+        parts = distributed.gather_objects([histograms, clean, boxed, counted])
+        histograms, clean, boxed, counted = (sum(part) for part in zip(*parts, strict=True))
+        if int(counted):
+            accuracy = boxed[0].double() / counted
+            best = int(accuracy.argmax())
+            value, threshold = float(accuracy[best]), float(self._edges[best])
+            return {"localization": value, "max_box_acc": value, "threshold": threshold}
+        if not int(histograms[1].sum()):
+            return {}
+        return self._mask_figures(histograms, clean)
+
+    def _mask_figures(self, histograms: Tensor, clean: Tensor) -> dict[str, float]:
+        alarms, hits = histograms.double().flip(1).cumsum(1).flip(1)
+        objects = histograms[1].sum()
+        iou = hits / (objects + alarms)
+        best = int(iou.argmax())
+        above = clean.double().flip(0).cumsum(0).flip(0)
+        half = int((self._edges <= 0.5).sum()) - 1
+        pxap = average_precision(
+            *precision_recall(histograms[0].double().numpy(), histograms[1].double().numpy())
+        )
+        figures = {
+            "localization": pxap if self._select_pxap else float(iou[best]),
+            "iou": float(iou[best]),
+            "pxap": pxap,
+            "threshold": float(self._edges[best]),
+            "precision": float(hits[best] / (hits[best] + alarms[best]).clamp_min(1)),
+            "recall": float(hits[best] / objects),
+            "covered": float((hits[half] + alarms[half]) / histograms.sum()),
+        }
+        if int(clean.sum()):
+            figures["false_positives"] = float(above[best] / clean.sum())
+        return figures
+
+
+def with_regions(samples: Sequence[Any]) -> list[int]:
+    """Positions of the samples that have a mask or boxes, so that others need no map."""
+    return [i for i, sample in enumerate(samples) if _has_mask(sample) or _has_boxes(sample)]
+
+
+def score_regions(scores: MapScores, samples: Sequence[Any], maps: Tensor) -> None:
+    """Score the maps of samples of which each has a mask or boxes."""
+    masked = [i for i, sample in enumerate(samples) if _has_mask(sample)]
+    boxed = [i for i, sample in enumerate(samples) if not _has_mask(sample)]
+    if masked:
+        masks = torch.stack([samples[i].mask for i in masked])
+        scores.update_masks(maps[masked], masks.to(maps.device))
+    if boxed:
+        scores.update_boxes(maps[boxed], [inclusive_corners(samples[i].boxes) for i in boxed])
+
+
+def _has_mask(sample: Any) -> bool:
+    return getattr(sample, "mask", None) is not None
+
+
+def _has_boxes(sample: Any) -> bool:
+    boxes = getattr(sample, "boxes", None)
+    return boxes is not None and len(boxes) > 0
