@@ -47,6 +47,7 @@ class Contender:
         devices: Device types it runs on.
         collect: Turns its result into the form of the oracle's, outside the timed region.
         tolerance: Its own tolerance where the case's does not fit; say why in ``note``.
+        oracle: Its own expected result where it rightly computes something else; ``note`` says so.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Contender:
     devices: tuple[str, ...] = ("cpu", "cuda")
     collect: Callable[[Any], Any] = _as_is
     tolerance: float | None = None
+    oracle: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Case:
         traffic: Bytes that any implementation has to read and write, for the bandwidth column.
         memory: Bound on extra memory, measured in processes of its own.
         budget: Time per contender and size.
+        figures: More about a result, in columns of their own, from the inputs and the result.
         grid: One of many: without ``--grid full`` only its headline sizes run, if it has any.
     """
 
@@ -135,6 +138,7 @@ class Case:
     traffic: Callable[[Any], int] | None = None
     memory: MemoryLimit | None = None
     budget: Budget = field(default_factory=Budget)
+    figures: Callable[[Any, Any], dict[str, float]] | None = None
     grid: bool = False
 
     def contender(self, name: str) -> Contender:
@@ -254,6 +258,7 @@ class _Lane:
     contender: Contender
     run: Run
     error: float | None
+    figures: dict[str, float]
     rounds: int = 0
     iterations: int = 1
     seconds: list[float] = field(default_factory=list)
@@ -288,7 +293,7 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
         reason = why_absent(contender, settings)
         if not reason:
             try:
-                lanes.append(_prepare(contender, inputs, expected, budget, clock))
+                lanes.append(_prepare(case, contender, inputs, expected, budget, clock))
             except Exception as error:  # a peer that breaks must not hide the others
                 reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
         rows[contender.name] = dataclasses.replace(blank, reason=reason)
@@ -312,17 +317,19 @@ def why_absent(contender: Contender, settings: Settings) -> str:
 
 
 def _prepare(
-    contender: Contender, inputs: Any, expected: Any, budget: Budget, clock: Clock
+    case: Case, contender: Contender, inputs: Any, expected: Any, budget: Budget, clock: Clock
 ) -> _Lane:
     """Build and warm up a contender, check its result and plan its rounds."""
     run = contender.build(inputs)
     kept: list[Any] = []
     once = clock(lambda: kept.append(run()), 1)
-    error = None
+    error, figures = None, {}
     if contender.same_work:
-        error = relative_error(contender.collect(kept[0]), expected)
+        result = contender.collect(kept[0])
+        error = relative_error(result, contender.oracle(inputs) if contender.oracle else expected)
+        figures = case.figures(inputs, result) if case.figures else {}
     kept.clear()
-    lane = _Lane(contender, run, error)
+    lane = _Lane(contender, run, error, figures)
     if once > budget.one_round_above:
         lane.rounds = 1
         return lane
@@ -368,5 +375,6 @@ def _finished(row: Row, lane: _Lane, case_tolerance: float) -> Row:
         rounds=lane.round_numbers,
         iterations=lane.iterations,
         error=lane.error,
+        figures=lane.figures,
         tolerance=tolerance,
     )

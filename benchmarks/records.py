@@ -90,6 +90,7 @@ class Row:
     same_work: bool = True
     note: str = ""
     traffic: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON-ready values."""

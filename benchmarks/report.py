@@ -87,26 +87,29 @@ def load_run(path: Path) -> dict[str, RoomResults]:
 def time_table(rows: Sequence[Row]) -> Table:
     """Lay out one operation at one size, all contenders."""
     ours = next((row for row in rows if row.contender == OURS and row.state == "timed"), None)
-    lines = [_time_line(row, ours) for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    lines = [_time_line(row, ours, names) for row in rows]
     title = f"{rows[0].operation}, {rows[0].size.label}"
-    header = ["contender", "median", "IQR", "rounds", "rel. error", "wsfast is", "GB/s", "remarks"]
-    return Table(title, header, lines)
+    header = ["contender", "median", "IQR", "rounds", "rel. error", *names]
+    return Table(title, [*header, "wsfast is", "GB/s", "remarks"], lines)
 
 
-def _time_line(row: Row, ours: Row | None) -> list[str]:
+def _time_line(row: Row, ours: Row | None, names: Sequence[str]) -> list[str]:
+    figures = [f"{row.figures[name]:.4g}" if name in row.figures else "" for name in names]
     if row.state == "absent":
-        return [row.contender, row.reason, "", "", "", "", "", row.note]
+        return [row.contender, row.reason, "", "", "", *figures, "", "", row.note]
     error = "" if row.error is None else f"{row.error:.1e}"
     if row.state == "wrong":
         remark = f"error above {row.tolerance:.0e}"
-        return [row.contender, "WRONG", "", "", error, "", "", _joined(remark, row.note)]
+        return [row.contender, "WRONG", "", "", error, *figures, "", "", _joined(remark, row.note)]
     low, middle, high = quartiles(row.seconds)
     rounds = str(len(row.seconds)) + (f"·{row.iterations}" if row.iterations > 1 else "")
     verdict = "" if ours is None or row is ours else _faster_or_slower(row, ours)
     rate = f"{row.traffic / middle / 1e9:.1f}" if row.traffic and row.same_work else ""
     remark = _joined("" if row.same_work else "not the same work", row.note)
     spread = seconds_text(high - low)
-    return [row.contender, seconds_text(middle), spread, rounds, error, verdict, rate, remark]
+    columns = [row.contender, seconds_text(middle), spread, rounds, error, *figures]
+    return [*columns, verdict, rate, remark]
 
 
 def _faster_or_slower(row: Row, ours: Row) -> str:
