@@ -314,7 +314,6 @@ def torchvision_blur(inputs: Blur) -> Tensor:
     return images[index] * mask + blurred[index] * ~mask
 
 
-# The same front, so that a case differs from the next in its settings only.
 FCAM_VERDICT = verdict(above_otsu, FCAM["foreground"], FCAM["background"], FCAM["background_share"])
 DIPS_VERDICT = verdict(inside, DIPS["foreground"], DIPS["background"], DIPS["background_share"])
 
@@ -398,7 +397,7 @@ CASES = [
                 requires=("torchvision",),
                 sweep=False,
                 note="not separable",
-            ),  # fmt: skip
+            ),
         ),
         oracle=lambda inputs: blur((inputs[0].cpu().double(), inputs[1].cpu(), inputs[2].cpu())),
         tolerance=1e-4,

@@ -90,8 +90,10 @@ torch.manual_seed(0)
 g = torch.randn(2, 3, 90, 91)
 t = wsfast.truncate_gradients(g, 37.5)
 f = wsfast.fuse_cams([torch.rand(2, 9, 9), torch.rand(2, 18, 20)], (40, 41))
+options = {"foreground": 9, "background": 90, "foreground_weights": "activation"}
+s = wsfast.sample_seeds(torch.rand(2, 70, 71), seed=1, **options)
 print(wsfast.info()["cpu_simd"], int((t > 0).sum()), round(float(t.double().sum()), 6))
-print(round(float(f.double().sum()), 2))
+print(round(float(f.double().sum()), 2), int((s * torch.arange(s.numel()).view_as(s)).sum()))
 """
     best, other = python(code), python(code, WSFAST_SIMD=level)
     assert best.returncode == other.returncode == 0, other.stderr

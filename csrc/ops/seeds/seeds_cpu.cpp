@@ -29,7 +29,8 @@ void sample_images(const Args& args, const Options& options, int64_t begin, int6
   const auto* clean = read_ptr_or_null<bool>(args.background_only);
   for (int64_t n = begin; n < end; ++n) {
     const int64_t at = n * args.pixels();
-    const Roi roi{masks == nullptr ? nullptr : masks + at, boxes == nullptr ? nullptr : boxes + n * 4};
+    const Roi roi{masks == nullptr ? nullptr : masks + at,
+                  boxes == nullptr ? nullptr : boxes + n * 4};
     write_ptr<bool>(args.valid)[n] =
         sampler.sample(read_ptr<float>(args.cams) + at, read_ptr<uint64_t>(args.keys)[n], roi,
                        clean != nullptr && clean[n], write_ptr<int64_t>(args.seeds) + at);

@@ -1,6 +1,6 @@
-// The loops over pixels of the seeds room, one copy per instruction set (core/foreach_simd.h): plain
-// integer loops that the compiler vectorises. Buffers of bytes are padded with zeros to whole
-// blocks. No include guard.
+// The loops over pixels of the seeds room, one copy per instruction set (core/foreach_simd.h):
+// plain loops that the compiler vectorises. Buffers of bytes are padded with zeros to whole blocks.
+// No include guard.
 
 #include "seeds_math.h"
 

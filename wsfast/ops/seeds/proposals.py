@@ -81,7 +81,7 @@ def _level(values: Tensor) -> Tensor:
 def propose_boxes(
     maps: Tensor, *, min_area: float = 0.04, max_boxes: int = 16, connectivity: int = 8
 ) -> Proposals:
-    """Box what Otsu's threshold leaves of several maps per image (DiPS sec. 3.2, stage 1).
+    """Box what Otsu's threshold leaves of several maps per image (DiPS sec. 3.3).
 
     Each map is cut at its own Otsu level; every connected component gives its box. Boxes that cover
     more than ``min_area`` of the image are proposals; where none does, the largest box is.
@@ -185,7 +185,7 @@ def blur_outside_boxes(
 
     .. math:: x_b = x \cdot 1_b + blur(x) \cdot (1 - 1_b)
 
-    DiPS sec. 3.2: a classifier's score of x_b tells how much of the object the box holds. Every
+    DiPS sec. 3.3: a classifier's score of x_b tells how much of the object the box holds. Every
     image is blurred once, whatever the number of its boxes.
 
     Args:

@@ -157,7 +157,8 @@ def sample_seeds(
 
     region = _foreground_region(values, inside, keys, top, foreground_share, erode)
     region &= (varies & ~clean)[:, None]
-    allowed = ~inside.flatten(1) if background_outside_roi else torch.ones_like(region)
+    outside_only = background_outside_roi and roi is not None
+    allowed = ~inside.flatten(1) if outside_only else torch.ones_like(region)
     low = _background_region(flat, allowed, keys, background_share)
     low = torch.where(clean[:, None], True, low & varies[:, None])
 
