@@ -14,7 +14,7 @@ from wsfast import ops
 from wsfast.cam import CAM
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
-from wsfast.train.classifier import build_cam
+from wsfast.train.classifier import build_cam, poor_classifier
 from wsfast.train.loading import _Samples
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
@@ -274,7 +274,11 @@ def test_warnings_that_matter(tmp_path, classifier, figures, word):
     assert not recipe.warnings({"covered": 0.1, "foreground_seeds": 12.0})
 
 
-def test_constant_maps_are_told(tmp_path, classifier):
+def test_constant_maps_and_a_poor_classifier_are_told_with_the_first_epoch(tmp_path, classifier):
     recipe = built("fcam", classifier, tmp_path)
-    recipe.constant = 0.5
-    assert "50% of the maps are constant" in recipe.warnings({"epoch": 1})[0]
+    recipe.maps = np.zeros_like(recipe.maps)
+    recipe.notes = recipe._constant_maps()
+    assert "12 of 12 maps looked at are constant" in recipe.warnings({"epoch": 1})[0]
+    assert not recipe.warnings({"epoch": 2})
+    assert "(chance: 0.50)" in poor_classifier(0.55, 2)[0]
+    assert not poor_classifier(0.9, 2)

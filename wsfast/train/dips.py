@@ -18,7 +18,7 @@ from wsfast.models import load_weights
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
-from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.recipe import Step
@@ -138,7 +138,7 @@ class DiPSRecipe(LocalizerRecipe):
         assert self.masked is not None
         self.masked.detach = config.detach
         self.crf = crf_loss(config)
-        self.sources = MapSources(config, classifier, device)
+        self.sources = MapSources(config, classifier, device, data)
         key = {
             **self.sources.key(),
             "images": self.fingerprint(),
@@ -280,13 +280,22 @@ class MapSources:
         config: settings.
         classifier: for CAMs.
         device: where the transformer is.
+        data: what the images are normalised with.
 
     Attributes:
         count: maps per image.
     """
 
-    def __init__(self, config: DiPSConfig, classifier: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, config: DiPSConfig, classifier: nn.Module, device: torch.device, data: ImageData
+    ) -> None:
         self.config = config
+        mean, std, ours_mean, ours_std = (
+            torch.tensor(values, device=device).reshape(1, -1, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD, data.mean, data.std)
+        )
+        # From images normalised for the classifier to images normalised for the transformer.
+        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
         self.classifier = classifier.eval()
         self.cams = [n for n in config.map_sources if n != "attention"]
         self.transformer: Any = None
@@ -317,7 +326,8 @@ class MapSources:
         found = []
         if self.transformer is not None:
             with torch.no_grad():
-                heads = cls_attention(self.transformer, images.expand(-1, 3, -1, -1)).float()
+                seen = images * self._scale + self._shift  # three channels, of grey images too
+                heads = cls_attention(self.transformer, seen).float()
             maps = torch.cat([heads.mean(1, keepdim=True), heads[:, :_HEADS]], dim=1)
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
             found.append(maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12))

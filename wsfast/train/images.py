@@ -17,6 +17,8 @@ from wsfast.train.config import TrainConfig
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.validation import with_regions
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
 _VALIDATION_BATCH = 64
 _LOOKED_AT = 16  # images, to see whether there are masks or boxes

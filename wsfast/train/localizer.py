@@ -24,6 +24,9 @@ class LocalizerRecipe(ImageRecipe):
         device: where.
         data: images, labels, and masks or boxes of validation images.
         classifier: frozen; scores the images as seen through the maps, which needs labels only.
+
+    Attributes:
+        notes: what a user should know before anything is trained; told with the first epoch.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class LocalizerRecipe(ImageRecipe):
         classifier: nn.Module | None,
     ) -> None:
         super().__init__(config, model, device, data)
+        self.notes: list[str] = []
         self.masked = None if classifier is None else MaskedClassifierLoss(classifier.to(device))
         if self.has_regions():
             self.selections = {"localization": "localization"}
@@ -66,7 +70,7 @@ class LocalizerRecipe(ImageRecipe):
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """Missing seeds and collapsed maps."""
-        found = []
+        found = list(self.notes) if figures.get("epoch") == 1 else []
         if figures.get("foreground_seeds", 1.0) == 0:
             found.append(
                 "no image had a foreground seed; look at the maps the seeds are drawn from"
