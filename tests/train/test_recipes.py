@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch.utils.data import default_collate
 
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
@@ -15,7 +14,7 @@ from wsfast.cam import CAM
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
-from wsfast.train.loading import _Samples
+from wsfast.train.loading import read_batch
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
 from wsfast.train.runs import _BUILDERS, configure, load_run, run
@@ -122,8 +121,7 @@ def built(recipe, classifier, tmp_path, **others):
 
 def batch_of(recipe, epoch=0, positions=range(8)):
     order = recipe.epoch_order(epoch)
-    samples = _Samples(recipe)
-    return default_collate([samples[Draw(epoch, at, order[at])] for at in positions])
+    return read_batch(recipe, [Draw(epoch, at, order[at]) for at in positions])
 
 
 def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(

@@ -19,7 +19,7 @@ from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
 from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.recipe import Step
 from wsfast.train.store import Array, ArrayStore, weights_digest
@@ -241,6 +241,12 @@ class DiPSRecipe(LocalizerRecipe):
         if self.crf is not None:
             losses["crf"] = self.crf(batch.image.float(), prob)
         return Step(losses, seed_figures(seeds, prob, clean))
+
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """The proposals' maps and the seeds drawn inside their boxes."""
+        labels = torch.as_tensor(batch.label, device=self.device)
+        seeds = self._seeds(batch, labels == self.data.clean_class, epoch)
+        return Preview(dequantized(batch.map[:, 0]), seeds)
 
     def _seeds(self, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
         config = self.config

@@ -17,7 +17,7 @@ from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import TrainConfig
 from wsfast.train.images import ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import cached_cams, dequantized
 from wsfast.train.recipe import Step
 
@@ -209,11 +209,32 @@ class FCAMRecipe(LocalizerRecipe):
         """The three terms on one batch."""
         images = self.normalize(batch.image)
         labels = torch.as_tensor(batch.label, device=self.device)
+        clean = labels == self.data.clean_class
         with torch.no_grad():
             features = self.model.forward_features(images)
             cams = self._cams(features, batch.map, labels, images)
         logits = self.model.decoder(features, (images.shape[2], images.shape[3])).float()
+        seeds = self._seeds(cams, batch, clean, epoch)
+        prob = logits.softmax(1)
+        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
+        if self.crf is not None:
+            losses["crf"] = self.crf(batch.image.float(), prob)
+        if self.config.size_weight:
+            # Images without the object must not be made to have one.
+            objects = (~clean)[:, None, None, None]
+            present = torch.where(objects, prob, torch.ones_like(prob))
+            losses["size"] = self.size(present)
+        return Step(losses, seed_figures(seeds, prob, clean))
+
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """The CAMs and the seeds drawn from them."""
+        images = self.normalize(batch.image)
+        labels = torch.as_tensor(batch.label, device=self.device)
+        cams = self._cams(self.model.forward_features(images), batch.map, labels, images)
         clean = labels == self.data.clean_class
+        return Preview(cams, self._seeds(cams, batch, clean, epoch))
+
+    def _seeds(self, cams: Tensor, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
         seeds = ops.sample_seeds(
             cams,
             foreground=self.config.foreground,
@@ -229,17 +250,8 @@ class FCAMRecipe(LocalizerRecipe):
             epoch=epoch,
         )
         if self.config.clean_images == "ignore":
-            seeds = seeds.masked_fill(clean[:, None, None], -255)
-        prob = logits.softmax(1)
-        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
-        if self.crf is not None:
-            losses["crf"] = self.crf(batch.image.float(), prob)
-        if self.config.size_weight:
-            # Images without the object must not be made to have one.
-            objects = (~clean)[:, None, None, None]
-            present = torch.where(objects, prob, torch.ones_like(prob))
-            losses["size"] = self.size(present)
-        return Step(losses, seed_figures(seeds, prob, clean))
+            return seeds.masked_fill(clean[:, None, None], -255)
+        return seeds
 
     def _cams(
         self, features: list[Tensor], cached: Tensor, labels: Tensor, images: Tensor

@@ -164,6 +164,10 @@ class ImageRecipe(Recipe):
             box if found.boxes is None else found.boxes[0].to(torch.int32),
         )
 
+    def has_object(self, item: int) -> bool:
+        """Whether a training image is of a class with an object."""
+        return int(self.labels[item]) != self.data.clean_class
+
     def has_regions(self) -> bool:
         """Whether validation images have masks or boxes, as far as the first ones tell."""
         data = self.data.validation

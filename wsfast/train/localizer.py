@@ -2,17 +2,29 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wsfast.nn import MaskedClassifierLoss
 from wsfast.train.config import TrainConfig
-from wsfast.train.images import ImageData, ImageRecipe
+from wsfast.train.images import ImageData, ImageRecipe, TrainingSample
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
 _NOTHING, _EVERYTHING = 0.0005, 0.9  # shares of pixels at which a map counts as collapsed
+
+
+class Preview(NamedTuple):
+    """What the images of a batch are learnt from.
+
+    Attributes:
+        maps: (N, H, W) of 0-1.
+        seeds: (N, H, W) int64: 1 foreground, 0 background, -255 not learnt.
+    """
+
+    maps: Tensor
+    seeds: Tensor
 
 
 class LocalizerRecipe(ImageRecipe):
@@ -48,6 +60,10 @@ class LocalizerRecipe(ImageRecipe):
     @abstractmethod
     def foreground(self, images: Tensor) -> Tensor:
         """Foreground probability (N, H, W), float32, of normalised images."""
+
+    @abstractmethod
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """What a batch is learnt from."""
 
     def validate(self) -> dict[str, float]:
         """How well the maps fit masks or boxes, and what the classifier sees through them."""

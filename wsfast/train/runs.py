@@ -32,11 +32,12 @@ from wsfast.train.data import OpenedData
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
-from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, image_statistics
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, TrainingSample, image_statistics
+from wsfast.train.loading import read_batch, to_device
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.log import Record
 from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
-from wsfast.train.recipe import Recipe
+from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.state import check_out
 
 CONFIGS: dict[str, type[TrainConfig]] = {
@@ -90,6 +91,37 @@ def run(
         check_out(out, resume=resume)  # before maps are made, which may take hours
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
         return fit(recipe, out=out, resume=resume, progress=progress)
+
+
+def preview(
+    config: TrainConfig, out: Path, *, count: int = 8, progress: bool = True
+) -> tuple[TrainingSample, Preview]:
+    """What the first images with an object are learnt from in a run's first epoch.
+
+    Args:
+        config: of a recipe that starts from a classifier.
+        out: the run's folder; maps made for this are kept there for the run.
+        count: images, at most.
+        progress: show bars.
+
+    Returns:
+        The augmented images with their boxes, and their maps and seeds.
+
+    Raises:
+        ValueError: the recipe ``classifier``, which has none; as :func:`run`.
+    """
+    device = parse_device("train", "device", config.device)
+    if config.recipe == ClassifierConfig.recipe:
+        value_error("train", "--preview", "of a recipe that learns from maps", config.recipe)
+    recipe = _BUILDERS[config.recipe](config, device, out, progress)
+    assert isinstance(recipe, LocalizerRecipe)
+    recipe.model.to(device)
+    recipe.begin_epoch(0)
+    order = recipe.epoch_order(0)
+    objects = [at for at, item in enumerate(order) if recipe.has_object(item)][:count]
+    batch = to_device(read_batch(recipe, [Draw(0, at, order[at]) for at in objects]), device)
+    with torch.no_grad():
+        return batch, recipe.preview(batch, 0)
 
 
 def load_run(path: str | Path) -> Checkpoint:
