@@ -143,7 +143,7 @@ def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
     cams, seeds = drawn[0]
     explain = build_cam(recipe.model.classifier, recipe.config)
     for cam, seed, label, item in zip(cams, seeds, batch.label, batch.draw.item, strict=True):
-        whole = recipe.read_whole([int(item)])
+        whole = recipe.normalize(recipe.read_whole([int(item)]))
         wanted = explain(whole, 1).cams[0]
         torch.testing.assert_close(cam, wanted, atol=1.5 / 255, rtol=0)
         if label == 0:
@@ -207,7 +207,7 @@ def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
             continue
         scores = [float(row[5]) for row in kept]
         assert scores == sorted(scores, reverse=True)
-        image = recipe._read([item])
+        image = recipe.normalize(recipe.read_whole([item]))
         for row in kept:
             box = torch.from_numpy(row[:4].astype(np.int32))[None]
             seen = ops.blur_outside_boxes(image, box, torch.tensor([0]), kernel=9, sigma=100.5)

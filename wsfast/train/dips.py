@@ -139,12 +139,7 @@ class DiPSRecipe(LocalizerRecipe):
         self.masked.detach = config.detach
         self.crf = crf_loss(config)
         self.sources = MapSources(config, classifier, device, data)
-        key = {
-            **self.sources.key(),
-            "images": self.fingerprint(),
-            "resized": list(data.map_size),
-            "mean": list(data.mean),
-        }
+        key = {**self.sources.key(), **self.image_key()}
         self.maps = self._make_maps(folder, key, progress)
         self.proposals = self._make_proposals(folder, key, classifier, progress)
 
@@ -154,7 +149,8 @@ class DiPSRecipe(LocalizerRecipe):
         shape = (len(self.labels), self.sources.count, *size)
 
         def compute(rows: list[int]) -> Array:
-            maps = self.sources(self._read(rows), targets[rows].to(self.device), size)
+            images = self.normalize(self.read_whole(rows))
+            maps = self.sources(images, targets[rows].to(self.device), size)
             return quantized(maps).cpu().numpy()
 
         return ArrayStore(folder, "maps", key, shape).fill(compute, progress=progress)
@@ -181,7 +177,7 @@ class DiPSRecipe(LocalizerRecipe):
 
     def _propose(self, classifier: nn.Module, rows: list[int]) -> Tensor:
         """The best boxes of images, (n, P, 6): box, map and score; -1 where there are fewer."""
-        config, images = self.config, self._read(rows)
+        config, images = self.config, self.normalize(self.read_whole(rows))
         maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
         maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
         boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area)
@@ -206,10 +202,6 @@ class DiPSRecipe(LocalizerRecipe):
         weak = best[:, :, 5] < config.min_score
         weak[:, 0] = False
         return best.masked_fill(weak[:, :, None], -1.0)
-
-    def _read(self, rows: list[int]) -> Tensor:
-        images = torch.stack([self.data.whole(row) for row in rows])
-        return self.normalize(images.to(self.device))
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """One of an image's proposals with its map; of images without any, the first map."""

@@ -1,6 +1,7 @@
 """The one training loop: every recipe runs in it."""
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -170,10 +171,10 @@ class _Run:
                 )
             if stopping:
                 self._save()
-                raise Interrupted(self.stop.number or 15)
+                raise Interrupted(self.stop.number or signal.SIGTERM)
         self._finish_epoch(bar)
         if self.agreement.any(self.stop.number != 0):
-            raise Interrupted(self.stop.number or 15)
+            raise Interrupted(self.stop.number or signal.SIGTERM)
 
     def _step(self, batches: Iterator[Any]) -> None:
         epoch, step, parts = self.at.epoch, self.at.step, self.config.accumulate

@@ -169,27 +169,17 @@ class FCAMRecipe(LocalizerRecipe):
 
     def _cache(self, folder: Path, progress: bool) -> "np.ndarray[Any, Any]":
         config = self.config
-        key = {
-            "images": self.fingerprint(),
-            "layers": config.layers,
-            "percentile": config.percentile,
-            "resized": list(self.data.map_size),
-        }
+        settings = {"layers": config.layers, "percentile": config.percentile}
         self.model.eval()
         return cached_cams(
             folder,
             build_cam(self.model.classifier, config),
-            self.read_whole,
+            lambda rows: self.normalize(self.read_whole(rows)),
             self.data.targets(),
             self.data.map_size,
-            key=key,
+            key={**self.image_key(), **settings},
             progress=progress,
         )
-
-    def read_whole(self, rows: list[int]) -> Tensor:
-        """Training images as they are before cropping and flipping, normalised, on the device."""
-        images = torch.stack([self.data.whole(row) for row in rows])
-        return self.normalize(images.to(self.device))
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """The cached CAM of a training image."""

@@ -84,6 +84,8 @@ class Plan:
                 num_workers=config.workers,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_run,
+                # Readers share the recipe, maps on disk included, which pickling would copy.
+                multiprocessing_context="fork" if config.workers else None,
             )
             for batch in loader:
                 yield to_device(batch, device, channels_last=config.channels_last)

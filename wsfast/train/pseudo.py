@@ -130,7 +130,7 @@ class PseudoRecipe(LocalizerRecipe):
         self.key = {
             **{k: v for k, v in config.as_dict().items() if k not in _NOT_IN_MASKS},
             "weights": weights_digest(classifier),
-            "images": self.fingerprint(),
+            **self.image_key(),
         }
         self.round = -1
         self.masks: Array | None = None
@@ -165,7 +165,7 @@ class PseudoRecipe(LocalizerRecipe):
         self.empty = sum(hollow) / len(hollow) if hollow else 0.0
 
     def _make_masks(self, rows: list[int], former: Array | None) -> Array:
-        raw = torch.stack([self.data.whole(row) for row in rows]).to(self.device)
+        raw = self.read_whole(rows)
         images = self.normalize(raw)
         if former is None:
             explain = build_cam(self.classifier, self.config)
