@@ -221,3 +221,18 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
     for box in record["boxes"][record["boxes"][:, 0] >= 0]:
         x0, y0, x1, y1 = box
         assert record["mask"][y0:y1, x0:x1].any()
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_what_is_learnt_from_can_be_looked_at(runs, tmp_path, recipe):
+    picture = tmp_path / "seeds.png"
+    more = {"fcam": ["--preset", "small"], "dips": ["--preset", "small", "--blur-kernel", "9"]}
+    command = ["train", recipe, *TINY, "--classifier", runs / "classifier", *more.get(recipe, [])]
+    assert run(*command, "--out", tmp_path / "run", "--preview", picture) == 0
+    sheet = cv2.imread(str(picture)).astype(int)
+    blue, _, red = np.moveaxis(sheet, 2, 0)
+    seeds = np.arange(sheet.shape[1]) > 2 * sheet.shape[1] // 3  # the last column of three
+    assert ((red == 255) & (blue == 40))[:, seeds].any()
+    assert ((red == 40) & (blue == 255))[:, seeds].any()
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert run("train", "classifier", *TINY, "--out", tmp_path / "c", "--preview", picture) == 2

@@ -179,6 +179,7 @@ def test_ways_to_be_faster_learn_the_same(settings):
 def test_workers_read_the_same_samples():
     first, second = (fit(make_recipe(workers=w, epochs=1), progress=False) for w in (0, 2))
     assert first[0]["loss"] == second[0]["loss"]
+    assert first[0]["iou"] == second[0]["iou"]
 
 
 def test_the_best_epoch_is_kept(tmp_path):

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch.utils.data import default_collate
 
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
 from wsfast.cam import CAM
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
-from wsfast.train.classifier import build_cam
-from wsfast.train.loading import _Samples
+from wsfast.train.classifier import build_cam, poor_classifier
+from wsfast.train.loading import read_batch
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
 from wsfast.train.runs import _BUILDERS, configure, load_run, run
@@ -122,8 +121,7 @@ def built(recipe, classifier, tmp_path, **others):
 
 def batch_of(recipe, epoch=0, positions=range(8)):
     order = recipe.epoch_order(epoch)
-    samples = _Samples(recipe)
-    return default_collate([samples[Draw(epoch, at, order[at])] for at in positions])
+    return read_batch(recipe, [Draw(epoch, at, order[at]) for at in positions])
 
 
 def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
@@ -145,7 +143,7 @@ def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
     cams, seeds = drawn[0]
     explain = build_cam(recipe.model.classifier, recipe.config)
     for cam, seed, label, item in zip(cams, seeds, batch.label, batch.draw.item, strict=True):
-        whole = recipe.read_whole([int(item)])
+        whole = recipe.normalize(recipe.read_whole([int(item)]))
         wanted = explain(whole, 1).cams[0]
         torch.testing.assert_close(cam, wanted, atol=1.5 / 255, rtol=0)
         if label == 0:
@@ -209,7 +207,7 @@ def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
             continue
         scores = [float(row[5]) for row in kept]
         assert scores == sorted(scores, reverse=True)
-        image = recipe._read([item])
+        image = recipe.normalize(recipe.read_whole([item]))
         for row in kept:
             box = torch.from_numpy(row[:4].astype(np.int32))[None]
             seen = ops.blur_outside_boxes(image, box, torch.tensor([0]), kernel=9, sigma=100.5)
@@ -274,7 +272,11 @@ def test_warnings_that_matter(tmp_path, classifier, figures, word):
     assert not recipe.warnings({"covered": 0.1, "foreground_seeds": 12.0})
 
 
-def test_constant_maps_are_told(tmp_path, classifier):
+def test_constant_maps_and_a_poor_classifier_are_told_with_the_first_epoch(tmp_path, classifier):
     recipe = built("fcam", classifier, tmp_path)
-    recipe.constant = 0.5
-    assert "50% of the maps are constant" in recipe.warnings({"epoch": 1})[0]
+    recipe.maps = np.zeros_like(recipe.maps)
+    recipe.notes = recipe._constant_maps()
+    assert "12 of 12 maps looked at are constant" in recipe.warnings({"epoch": 1})[0]
+    assert not recipe.warnings({"epoch": 2})
+    assert "(chance: 0.50)" in poor_classifier(0.55, 2)[0]
+    assert not poor_classifier(0.9, 2)

@@ -20,12 +20,17 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._check import value_error
 from ..train.config import TrainConfig, documented
 from ..train.distributed import started_as_writer
 from ..train.interrupt import Interrupted
-from ..train.runs import CONFIGS, configure
+from ..train.runs import CONFIGS, configure, preview
 from ..train.runs import run as train
+from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png
+
+_PREVIEW_SIDE = 256  # small images are enlarged to about this
 
 NAME = "train"
 SUMMARY = "train a classifier, then F-CAM, DiPS or a segmenter on pseudo-labels"
@@ -36,6 +41,7 @@ EXAMPLES = """examples:
   wsfast train pseudo --classifier runs/classifier --data ksdd2/ --size 640x224 --out runs/pseudo
   wsfast train fcam --config scripts/recipes/cub_fcam.yaml --data CUB/ --out runs/cub --resume
   torchrun --nproc-per-node 4 -m wsfast train classifier --config my.yaml --out runs/four
+`wsfast train RECIPE ... --preview seeds.png` shows what would be learnt from.
 `wsfast train RECIPE --help` explains every setting of a recipe.
 """
 
@@ -65,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument(
             "--resume", action="store_true", default=False,
             help="continue the run in --out; begins it where there is none yet",
+        )  # fmt: skip
+        one.add_argument(
+            "--preview", type=Path, default=None, metavar="FILE",
+            help="instead of training, draw maps, boxes and seeds of some images as a PNG",
         )  # fmt: skip
         one.add_argument("--config", type=Path, default=None, help="YAML file of settings")
         _add_settings(one, config)
@@ -119,6 +129,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.out.exists() and not options.out.is_dir():
         value_error("train", "--out", "a folder", f"the file {options.out}")
+    if options.preview is not None:
+        write_png(options.preview, preview_sheet(config, options.out))
+        print(f"image, map and seeds (foreground red, background blue): {options.preview}")
+        return 0
     speaks = started_as_writer()
     try:
         history = train(config, options.out, resume=options.resume)
@@ -132,6 +146,26 @@ def run(options: argparse.Namespace) -> int:
     if speaks:
         _report(config, history, options.out)
     return 0
+
+
+def preview_sheet(config: TrainConfig, out: Path) -> Image:
+    """Images with their boxes, the maps they are learnt from and the seeds drawn, side by side."""
+    batch, found = preview(config, out)
+    rows = []
+    for image, box, cam, seeds in zip(
+        batch.image.cpu(), batch.box.cpu(), found.maps.cpu(), found.seeds.cpu(), strict=True
+    ):
+        zoom = max(1, _PREVIEW_SIDE // max(image.shape[1:]))
+        plain = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        picture = enlarge(np.ascontiguousarray(plain), zoom)
+        boxed = picture.copy()
+        if box[2] > box[0]:
+            draw_boxes(boxed, box[None].numpy() * zoom, np.ones(1, np.float32))
+        dotted = picture.copy()
+        for label, colour in ((0, (40, 90, 255)), (1, (255, 40, 40))):
+            dotted[enlarge((seeds == label).numpy(), zoom)] = colour
+        rows.append([boxed, heat_overlay(picture, enlarge(cam.float().numpy(), zoom)), dotted])
+    return contact_sheet(rows, ["image", "map", "seeds"])
 
 
 def _report(config: TrainConfig, history: list[dict[str, Any]], out: Path) -> None:

@@ -26,6 +26,8 @@ from wsfast.train.images import (
 from wsfast.train.recipe import Step
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
+_LEARNT = 0.25  # of the way from chance to perfect, below which a classifier counts as poor
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TrainConfig):
@@ -121,14 +123,18 @@ class ClassifierRecipe(ImageRecipe):
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """A classifier that has learnt little."""
-        accuracy = figures.get("balanced_accuracy")
-        chance = 1 / self.classes
-        if accuracy is not None and accuracy < chance + 0.25 * (1 - chance):
-            return [
-                f"balanced accuracy on validation images is {accuracy:.2f} (chance: {chance:.2f}); "
-                "maps of so poor a classifier mean little"
-            ]
+        return poor_classifier(figures.get("balanced_accuracy"), self.classes)
+
+
+def poor_classifier(accuracy: float | None, classes: int) -> list[str]:
+    """A warning where the balanced accuracy of a classifier is hardly better than chance."""
+    chance = 1 / classes
+    if accuracy is None or accuracy >= chance + _LEARNT * (1 - chance):
         return []
+    return [
+        f"the classifier's balanced accuracy on validation images is {accuracy:.2f} (chance: "
+        f"{chance:.2f}); maps of so poor a classifier mean little"
+    ]
 
 
 def build_cam(model: nn.Module, config: Any) -> CAMMethod:

@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -251,14 +251,3 @@ def documented(name: str, cls: type) -> str:
                 plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(told))
                 return plain.replace("``", "")
     return ""
-
-
-__all__ = [
-    "CONFIG",
-    "SELECTIONS",
-    "TrainConfig",
-    "changes_on_resume",
-    "documented",
-    "field",
-    "read_settings",
-]

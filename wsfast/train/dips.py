@@ -18,8 +18,8 @@ from wsfast.models import load_weights
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
-from wsfast.train.images import ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.recipe import Step
 from wsfast.train.store import Array, ArrayStore, weights_digest
@@ -138,13 +138,8 @@ class DiPSRecipe(LocalizerRecipe):
         assert self.masked is not None
         self.masked.detach = config.detach
         self.crf = crf_loss(config)
-        self.sources = MapSources(config, classifier, device)
-        key = {
-            **self.sources.key(),
-            "images": self.fingerprint(),
-            "resized": list(data.map_size),
-            "mean": list(data.mean),
-        }
+        self.sources = MapSources(config, classifier, device, data)
+        key = {**self.sources.key(), **self.image_key()}
         self.maps = self._make_maps(folder, key, progress)
         self.proposals = self._make_proposals(folder, key, classifier, progress)
 
@@ -154,7 +149,8 @@ class DiPSRecipe(LocalizerRecipe):
         shape = (len(self.labels), self.sources.count, *size)
 
         def compute(rows: list[int]) -> Array:
-            maps = self.sources(self._read(rows), targets[rows].to(self.device), size)
+            images = self.normalize(self.read_whole(rows))
+            maps = self.sources(images, targets[rows].to(self.device), size)
             return quantized(maps).cpu().numpy()
 
         return ArrayStore(folder, "maps", key, shape).fill(compute, progress=progress)
@@ -181,7 +177,7 @@ class DiPSRecipe(LocalizerRecipe):
 
     def _propose(self, classifier: nn.Module, rows: list[int]) -> Tensor:
         """The best boxes of images, (n, P, 6): box, map and score; -1 where there are fewer."""
-        config, images = self.config, self._read(rows)
+        config, images = self.config, self.normalize(self.read_whole(rows))
         maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
         maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
         boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area)
@@ -206,10 +202,6 @@ class DiPSRecipe(LocalizerRecipe):
         weak = best[:, :, 5] < config.min_score
         weak[:, 0] = False
         return best.masked_fill(weak[:, :, None], -1.0)
-
-    def _read(self, rows: list[int]) -> Tensor:
-        images = torch.stack([self.data.whole(row) for row in rows])
-        return self.normalize(images.to(self.device))
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """One of an image's proposals with its map; of images without any, the first map."""
@@ -241,6 +233,12 @@ class DiPSRecipe(LocalizerRecipe):
         if self.crf is not None:
             losses["crf"] = self.crf(batch.image.float(), prob)
         return Step(losses, seed_figures(seeds, prob, clean))
+
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """The proposals' maps and the seeds drawn inside their boxes."""
+        labels = torch.as_tensor(batch.label, device=self.device)
+        seeds = self._seeds(batch, labels == self.data.clean_class, epoch)
+        return Preview(dequantized(batch.map[:, 0]), seeds)
 
     def _seeds(self, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
         config = self.config
@@ -280,13 +278,22 @@ class MapSources:
         config: settings.
         classifier: for CAMs.
         device: where the transformer is.
+        data: what the images are normalised with.
 
     Attributes:
         count: maps per image.
     """
 
-    def __init__(self, config: DiPSConfig, classifier: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, config: DiPSConfig, classifier: nn.Module, device: torch.device, data: ImageData
+    ) -> None:
         self.config = config
+        mean, std, ours_mean, ours_std = (
+            torch.tensor(values, device=device).reshape(1, -1, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD, data.mean, data.std)
+        )
+        # From images normalised for the classifier to images normalised for the transformer.
+        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
         self.classifier = classifier.eval()
         self.cams = [n for n in config.map_sources if n != "attention"]
         self.transformer: Any = None
@@ -317,7 +324,8 @@ class MapSources:
         found = []
         if self.transformer is not None:
             with torch.no_grad():
-                heads = cls_attention(self.transformer, images.expand(-1, 3, -1, -1)).float()
+                seen = images * self._scale + self._shift  # three channels, of grey images too
+                heads = cls_attention(self.transformer, seen).float()
             maps = torch.cat([heads.mean(1, keepdim=True), heads[:, :_HEADS]], dim=1)
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
             found.append(maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12))

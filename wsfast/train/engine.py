@@ -1,6 +1,8 @@
 """The one training loop: every recipe runs in it."""
 
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +25,7 @@ from wsfast.train.log import Record, RunLog, read_log
 from wsfast.train.recipe import Recipe, Step
 from wsfast.train.schedule import Schedule
 from wsfast.train.seeding import derive_seed
-from wsfast.train.state import has_state, load_state, save_state
+from wsfast.train.state import check_out, has_state, load_state, save_state
 
 _STEP = 3  # keeps the random numbers of a step apart from those of order and augmentation
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
@@ -121,9 +123,7 @@ class _Run:
         """Take up the state in the run's folder, or begin one."""
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            if has_state(self.out) and not resume:
-                expected = "a new folder, or --resume to continue the run in it"
-                value_error("train", "--out", expected, f"{self.out}")
+            check_out(self.out, resume=resume)
             if has_state(self.out):
                 self._restore(self.out)
             distributed.barrier()  # nobody writes before all have read
@@ -171,10 +171,10 @@ class _Run:
                 )
             if stopping:
                 self._save()
-                raise Interrupted(self.stop.number or 15)
+                raise Interrupted(self.stop.number or signal.SIGTERM)
         self._finish_epoch(bar)
         if self.agreement.any(self.stop.number != 0):
-            raise Interrupted(self.stop.number or 15)
+            raise Interrupted(self.stop.number or signal.SIGTERM)
 
     def _step(self, batches: Iterator[Any]) -> None:
         epoch, step, parts = self.at.epoch, self.at.step, self.config.accumulate
@@ -235,7 +235,7 @@ class _Run:
             record.update(self._validate())
         for line in self.recipe.warnings(record):
             if self.show:
-                bar.write(f"wsfast train: warning: epoch {epoch}: {line}")
+                bar.write(f"wsfast train: warning: epoch {epoch}: {line}", file=sys.stderr)
             record.setdefault("warnings", []).append(line)
         self.history.append(record)
         better = self._is_better(record, epoch, validated)

@@ -1,6 +1,5 @@
 """F-CAM: a decoder learns a full-resolution map from a few pixels of a CAM (Belharbi 2022)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +17,11 @@ from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import TrainConfig
 from wsfast.train.images import ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import cached_cams, dequantized
 from wsfast.train.recipe import Step
 
+_LOOKED_AT = 200  # maps, to see whether they say anything
 _SMALL_SIDE = 100  # below this the published erosion of 11 pixels would eat most regions
 
 
@@ -149,38 +149,37 @@ class FCAMRecipe(LocalizerRecipe):
         self.size = SizeConstraintLoss(config.size_weight, normalize=config.size_normalize)
         erosion = 0 if min(data.input_size) < _SMALL_SIDE else 11
         self.erode = erosion if config.erode < 0 else config.erode
-        self.constant = 0.0
         self.maps: np.ndarray[Any, Any] | None = None
         if config.maps == "cache":
             self.maps = self._cache(folder, progress)
-            sampled = range(0, len(self.maps), max(1, len(self.maps) // 200))
-            objects = [i for i in sampled if int(self.labels[i]) != data.clean_class]
-            flat = [bool((self.maps[i] == self.maps[i].flat[0]).all()) for i in objects]
-            self.constant = float(np.mean(flat)) if flat else 0.0
+            self.notes += self._constant_maps()
+
+    def _constant_maps(self) -> list[str]:
+        """A warning where many maps say nothing, judged by some of them."""
+        assert self.maps is not None
+        objects = torch.nonzero(self.labels != self.data.clean_class)[:, 0].tolist()
+        looked_at = objects[:: max(1, len(objects) // _LOOKED_AT)]
+        constant = sum(bool((self.maps[i] == self.maps[i].flat[0]).all()) for i in looked_at)
+        if constant <= 0.1 * len(looked_at):
+            return []
+        return [
+            f"{constant} of {len(looked_at)} maps looked at are constant and give no seeds; "
+            "classifier or CAM method do not suit these images"
+        ]
 
     def _cache(self, folder: Path, progress: bool) -> "np.ndarray[Any, Any]":
         config = self.config
-        key = {
-            "images": self.fingerprint(),
-            "layers": config.layers,
-            "percentile": config.percentile,
-            "resized": list(self.data.map_size),
-        }
+        settings = {"layers": config.layers, "percentile": config.percentile}
         self.model.eval()
         return cached_cams(
             folder,
             build_cam(self.model.classifier, config),
-            self.read_whole,
+            lambda rows: self.normalize(self.read_whole(rows)),
             self.data.targets(),
             self.data.map_size,
-            key=key,
+            key={**self.image_key(), **settings},
             progress=progress,
         )
-
-    def read_whole(self, rows: list[int]) -> Tensor:
-        """Training images as they are before cropping and flipping, normalised, on the device."""
-        images = torch.stack([self.data.whole(row) for row in rows])
-        return self.normalize(images.to(self.device))
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """The cached CAM of a training image."""
@@ -200,11 +199,32 @@ class FCAMRecipe(LocalizerRecipe):
         """The three terms on one batch."""
         images = self.normalize(batch.image)
         labels = torch.as_tensor(batch.label, device=self.device)
+        clean = labels == self.data.clean_class
         with torch.no_grad():
             features = self.model.forward_features(images)
             cams = self._cams(features, batch.map, labels, images)
         logits = self.model.decoder(features, (images.shape[2], images.shape[3])).float()
+        seeds = self._seeds(cams, batch, clean, epoch)
+        prob = logits.softmax(1)
+        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
+        if self.crf is not None:
+            losses["crf"] = self.crf(batch.image.float(), prob)
+        if self.config.size_weight:
+            # Images without the object must not be made to have one.
+            objects = (~clean)[:, None, None, None]
+            present = torch.where(objects, prob, torch.ones_like(prob))
+            losses["size"] = self.size(present)
+        return Step(losses, seed_figures(seeds, prob, clean))
+
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """The CAMs and the seeds drawn from them."""
+        images = self.normalize(batch.image)
+        labels = torch.as_tensor(batch.label, device=self.device)
+        cams = self._cams(self.model.forward_features(images), batch.map, labels, images)
         clean = labels == self.data.clean_class
+        return Preview(cams, self._seeds(cams, batch, clean, epoch))
+
+    def _seeds(self, cams: Tensor, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
         seeds = ops.sample_seeds(
             cams,
             foreground=self.config.foreground,
@@ -220,17 +240,8 @@ class FCAMRecipe(LocalizerRecipe):
             epoch=epoch,
         )
         if self.config.clean_images == "ignore":
-            seeds = seeds.masked_fill(clean[:, None, None], -255)
-        prob = logits.softmax(1)
-        losses = {"ce": self.config.ce_weight * seed_loss(logits, seeds)}
-        if self.crf is not None:
-            losses["crf"] = self.crf(batch.image.float(), prob)
-        if self.config.size_weight:
-            # Images without the object must not be made to have one.
-            objects = (~clean)[:, None, None, None]
-            present = torch.where(objects, prob, torch.ones_like(prob))
-            losses["size"] = self.size(present)
-        return Step(losses, seed_figures(seeds, prob, clean))
+            return seeds.masked_fill(clean[:, None, None], -255)
+        return seeds
 
     def _cams(
         self, features: list[Tensor], cached: Tensor, labels: Tensor, images: Tensor
@@ -241,16 +252,6 @@ class FCAMRecipe(LocalizerRecipe):
         weights = classifier.cam_weights[labels].to(features[-1].dtype)
         low = torch.einsum("nk,nkhw->nhw", weights, features[-1]).float()
         return ops.fuse_cams([low], (images.shape[2], images.shape[3]))
-
-    def warnings(self, figures: Mapping[str, float]) -> list[str]:
-        """Also of maps that are constant."""
-        found = super().warnings(figures)
-        if self.constant > 0.1 and figures.get("epoch") == 1:
-            found.append(
-                f"{self.constant:.0%} of the maps are constant and give no seeds; classifier or "
-                "CAM method do not suit these images"
-            )
-        return found
 
     def extra(self) -> dict[str, Any]:
         """Also where the seeds came from."""

@@ -1,6 +1,7 @@
 """Image data as recipes need them: training samples, validation batches, normalisation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.validation import with_regions
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
 _VALIDATION_BATCH = 64
@@ -162,6 +165,10 @@ class ImageRecipe(Recipe):
             box if found.boxes is None else found.boxes[0].to(torch.int32),
         )
 
+    def has_object(self, item: int) -> bool:
+        """Whether a training image is of a class with an object."""
+        return int(self.labels[item]) != self.data.clean_class
+
     def has_regions(self) -> bool:
         """Whether validation images have masks or boxes, as far as the first ones tell."""
         data = self.data.validation
@@ -173,13 +180,36 @@ class ImageRecipe(Recipe):
     def validation_batches(self) -> Iterator[list[Any]]:
         """This process' share of the validation images, in lists of samples of one size."""
         data = self.data.validation
-        own = range(distributed.rank(), len(data) if data else 0, distributed.world_size())
+        if data is None:
+            return
+        own = range(distributed.rank(), len(data), distributed.world_size())
         for first in range(0, len(own), _VALIDATION_BATCH):
-            samples = [data[index] for index in own[first : first + _VALIDATION_BATCH]]  # type: ignore[index]
+            chosen = own[first : first + _VALIDATION_BATCH]
+            samples = self.in_parallel(data.__getitem__, chosen)
             by_size: dict[tuple[int, ...], list[Any]] = {}
             for sample in samples:
                 by_size.setdefault(tuple(sample.image.shape), []).append(sample)
             yield from by_size.values()
+
+    def in_parallel(self, read: Callable[[int], Any], items: Sequence[int]) -> list[Any]:
+        """What ``read`` gives for each item, by as many threads as there are readers."""
+        if not self.config.workers:
+            return [read(item) for item in items]
+        with ThreadPoolExecutor(self.config.workers) as pool:  # decoding releases the interpreter
+            return list(pool.map(read, items))
+
+    def read_whole(self, items: Sequence[int]) -> Tensor:
+        """Training images as they are before cropping and flipping, uint8, on the device."""
+        return torch.stack(self.in_parallel(self.data.whole, items)).to(self.device)
+
+    def image_key(self) -> dict[str, Any]:
+        """What maps of whole training images depend on, beside the model."""
+        return {
+            "images": self.fingerprint(),
+            "resized": list(self.data.map_size),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+        }
 
     def stack(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of samples, on the device."""

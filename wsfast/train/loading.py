@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from wsfast._check import value_error
 from wsfast.train import distributed
@@ -25,6 +25,12 @@ class _Samples(Dataset[Any]):
         # A function of the place in the run: the same whatever the process, worker or batch.
         with seeded(self.recipe.config.seed, _AUGMENTATION, draw.epoch, draw.position):
             return self.recipe.read(draw)
+
+
+def read_batch(recipe: Recipe, draws: list[Draw]) -> Any:
+    """The samples of some draws as a training step gets them, on the CPU."""
+    samples = _Samples(recipe)
+    return default_collate([samples[draw] for draw in draws])
 
 
 class Plan:
@@ -78,6 +84,8 @@ class Plan:
                 num_workers=config.workers,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_run,
+                # Readers share the recipe, maps on disk included, which pickling would copy.
+                multiprocessing_context="fork" if config.workers else None,
             )
             for batch in loader:
                 yield to_device(batch, device, channels_last=config.channels_last)

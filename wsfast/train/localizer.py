@@ -2,17 +2,29 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wsfast.nn import MaskedClassifierLoss
 from wsfast.train.config import TrainConfig
-from wsfast.train.images import ImageData, ImageRecipe
+from wsfast.train.images import ImageData, ImageRecipe, TrainingSample
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
 _NOTHING, _EVERYTHING = 0.0005, 0.9  # shares of pixels at which a map counts as collapsed
+
+
+class Preview(NamedTuple):
+    """What the images of a batch are learnt from.
+
+    Attributes:
+        maps: (N, H, W) of 0-1.
+        seeds: (N, H, W) int64: 1 foreground, 0 background, -255 not learnt.
+    """
+
+    maps: Tensor
+    seeds: Tensor
 
 
 class LocalizerRecipe(ImageRecipe):
@@ -24,6 +36,9 @@ class LocalizerRecipe(ImageRecipe):
         device: where.
         data: images, labels, and masks or boxes of validation images.
         classifier: frozen; scores the images as seen through the maps, which needs labels only.
+
+    Attributes:
+        notes: what a user should know before anything is trained; told with the first epoch.
     """
 
     def __init__(
@@ -35,6 +50,7 @@ class LocalizerRecipe(ImageRecipe):
         classifier: nn.Module | None,
     ) -> None:
         super().__init__(config, model, device, data)
+        self.notes: list[str] = []
         self.masked = None if classifier is None else MaskedClassifierLoss(classifier.to(device))
         if self.has_regions():
             self.selections = {"localization": "localization"}
@@ -44,6 +60,10 @@ class LocalizerRecipe(ImageRecipe):
     @abstractmethod
     def foreground(self, images: Tensor) -> Tensor:
         """Foreground probability (N, H, W), float32, of normalised images."""
+
+    @abstractmethod
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """What a batch is learnt from."""
 
     def validate(self) -> dict[str, float]:
         """How well the maps fit masks or boxes, and what the classifier sees through them."""
@@ -66,7 +86,7 @@ class LocalizerRecipe(ImageRecipe):
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """Missing seeds and collapsed maps."""
-        found = []
+        found = list(self.notes) if figures.get("epoch") == 1 else []
         if figures.get("foreground_seeds", 1.0) == 0:
             found.append(
                 "no image had a foreground seed; look at the maps the seeds are drawn from"

@@ -16,7 +16,7 @@ from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import TrainConfig
 from wsfast.train.images import ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.recipe import Step
 from wsfast.train.store import Array, ArrayStore, weights_digest
 
@@ -130,7 +130,7 @@ class PseudoRecipe(LocalizerRecipe):
         self.key = {
             **{k: v for k, v in config.as_dict().items() if k not in _NOT_IN_MASKS},
             "weights": weights_digest(classifier),
-            "images": self.fingerprint(),
+            **self.image_key(),
         }
         self.round = -1
         self.masks: Array | None = None
@@ -159,16 +159,13 @@ class PseudoRecipe(LocalizerRecipe):
             lambda rows: self._make_masks(rows, former), description="masks", progress=self.progress
         )
         self.model.train(was_training)
-        objects = [i for i in range(len(self.labels)) if self._has_object(i)]
+        objects = [i for i in range(len(self.labels)) if self.has_object(i)]
         sampled = objects[:: max(1, len(objects) // 200)]
         hollow = [not self.masks[i].any() for i in sampled]
         self.empty = sum(hollow) / len(hollow) if hollow else 0.0
 
-    def _has_object(self, item: int) -> bool:
-        return int(self.labels[item]) != self.data.clean_class
-
     def _make_masks(self, rows: list[int], former: Array | None) -> Array:
-        raw = torch.stack([self.data.whole(row) for row in rows]).to(self.device)
+        raw = self.read_whole(rows)
         images = self.normalize(raw)
         if former is None:
             explain = build_cam(self.classifier, self.config)
@@ -181,7 +178,7 @@ class PseudoRecipe(LocalizerRecipe):
             earlier = torch.from_numpy(former[rows]).to(self.device).bool()
             nothing = ~masks.flatten(1).any(1)
             masks = torch.where(nothing[:, None, None], earlier, masks)
-        objects = torch.tensor([self._has_object(row) for row in rows], device=self.device)
+        objects = torch.tensor([self.has_object(row) for row in rows], device=self.device)
         found: Array = (masks & objects[:, None, None]).to(torch.uint8).cpu().numpy()
         return found
 
@@ -220,6 +217,11 @@ class PseudoRecipe(LocalizerRecipe):
         with torch.no_grad():
             share = (logits[:, 1] > logits[:, 0]).float().mean()
         return Step({"pixels": loss}, {"predicted": share, "labelled": target.float().mean()})
+
+    def preview(self, batch: TrainingSample, epoch: int) -> Preview:
+        """The masks, which are the labels of all pixels."""
+        masks = batch.map[:, 0]
+        return Preview(masks.float(), masks.long())
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """Also of images with the object whose mask is empty."""

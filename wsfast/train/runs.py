@@ -21,18 +21,24 @@ from wsfast.models import (
     load_checkpoint,
 )
 from wsfast.train import distributed
-from wsfast.train.classifier import ClassifierConfig, ClassifierRecipe, seeded_weights
+from wsfast.train.classifier import (
+    ClassifierConfig,
+    ClassifierRecipe,
+    poor_classifier,
+    seeded_weights,
+)
 from wsfast.train.config import CONFIG, TrainConfig, read_settings
 from wsfast.train.data import OpenedData
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
-from wsfast.train.images import image_statistics
+from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, TrainingSample, image_statistics
+from wsfast.train.loading import read_batch, to_device
+from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.log import Record
 from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
-from wsfast.train.recipe import Recipe
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from wsfast.train.recipe import Draw, Recipe
+from wsfast.train.state import check_out
 
 CONFIGS: dict[str, type[TrainConfig]] = {
     config.recipe: config for config in (ClassifierConfig, FCAMConfig, DiPSConfig, PseudoConfig)
@@ -82,8 +88,40 @@ def run(
     """
     with distributed.process_group(parse_device("train", "device", config.device)) as device:
         out.mkdir(parents=True, exist_ok=True)
+        check_out(out, resume=resume)  # before maps are made, which may take hours
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
         return fit(recipe, out=out, resume=resume, progress=progress)
+
+
+def preview(
+    config: TrainConfig, out: Path, *, count: int = 8, progress: bool = True
+) -> tuple[TrainingSample, Preview]:
+    """What the first images with an object are learnt from in a run's first epoch.
+
+    Args:
+        config: of a recipe that starts from a classifier.
+        out: the run's folder; maps made for this are kept there for the run.
+        count: images, at most.
+        progress: show bars.
+
+    Returns:
+        The augmented images with their boxes, and their maps and seeds.
+
+    Raises:
+        ValueError: the recipe ``classifier``, which has none; as :func:`run`.
+    """
+    device = parse_device("train", "device", config.device)
+    if config.recipe == ClassifierConfig.recipe:
+        value_error("train", "--preview", "of a recipe that learns from maps", config.recipe)
+    recipe = _BUILDERS[config.recipe](config, device, out, progress)
+    assert isinstance(recipe, LocalizerRecipe)
+    recipe.model.to(device)
+    recipe.begin_epoch(0)
+    order = recipe.epoch_order(0)
+    objects = [at for at, item in enumerate(order) if recipe.has_object(item)][:count]
+    batch = to_device(read_batch(recipe, [Draw(0, at, order[at]) for at in objects]), device)
+    with torch.no_grad():
+        return batch, recipe.preview(batch, 0)
 
 
 def load_run(path: str | Path) -> Checkpoint:
@@ -151,12 +189,20 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     return model, saved, data
 
 
+def _noted(recipe: LocalizerRecipe, classifier: Checkpoint) -> Recipe:
+    """With a warning where the classifier that all rests on is poor."""
+    accuracy = classifier.extra.get("balanced_accuracy")
+    recipe.notes += poor_classifier(accuracy, len(classifier.class_names))
+    return recipe
+
+
 def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
     classifier, saved, data = _open_classifier(config)
     with seeded_weights(config.seed):
         model = FCAMModel(classifier, UNetDecoder.of(classifier, input_skip=config.input_skip))
     images = data.images(saved.mean, saved.std)
-    return FCAMRecipe(config, model, device, images, folder=out / "cache", progress=progress)
+    recipe = FCAMRecipe(config, model, device, images, folder=out / "cache", progress=progress)
+    return _noted(recipe, saved)
 
 
 def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
@@ -169,10 +215,11 @@ def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: b
                 config.encoder, in_chans=classifier.in_chans, pretrained=config.pretrained
             )
     images = data.images(saved.mean, saved.std)
-    return DiPSRecipe(
+    recipe = DiPSRecipe(
         config, model, device, images,
         classifier=classifier, folder=out / "cache", progress=progress,
     )  # fmt: skip
+    return _noted(recipe, saved)
 
 
 def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
@@ -186,10 +233,11 @@ def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progres
         else:
             model = UNetLocalizer("small_vgg", {"input_skip": True}, in_chans=classifier.in_chans)
     images = data.images(saved.mean, saved.std)
-    return PseudoRecipe(
+    recipe = PseudoRecipe(
         config, model, device, images,
         classifier=classifier, folder=out / "cache", progress=progress,
     )  # fmt: skip
+    return _noted(recipe, saved)
 
 
 _BUILDERS: dict[str, Callable[[Any, torch.device, Path, bool], Recipe]] = {

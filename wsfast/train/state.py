@@ -28,6 +28,13 @@ def has_state(folder: Path) -> bool:
     return (folder / STATE).is_file()
 
 
+def check_out(folder: Path, *, resume: bool) -> None:
+    """Raise ValueError where a run would be overwritten."""
+    if has_state(folder) and not resume:
+        expected = "a new folder, or --resume to continue the run in it"
+        value_error("train", "--out", expected, f"{folder}")
+
+
 def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str) -> dict[str, Any]:
     """Read the state of a run and see that it is of this run.
 
