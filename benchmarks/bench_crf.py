@@ -193,6 +193,16 @@ def vertex_counts(inputs: Inputs) -> list[Tensor]:
     return [tensors[3].diff()]
 
 
+def at_most_200_bytes(size: Size) -> MemoryLimit:
+    return MemoryLimit(
+        size,
+        "200 bytes per pixel",
+        lambda inputs: 200 * inputs[0][:, 0].numel(),
+        1.0,
+        contenders=("wsfast",),
+    )
+
+
 def contenders(sweep: bool) -> tuple[Contender, ...]:
     return (
         Contender("wsfast", eager(with_gradient(ours))),
@@ -220,13 +230,7 @@ CASES = [
         figures=against_gaussian,
         tolerance=ROUNDING,
         targets=(Target(HEADLINE.label, 6, 12, (PEER,)),),
-        memory=MemoryLimit(
-            HEADLINE,
-            "200 bytes per pixel",
-            lambda inputs: 200 * inputs[0][:, 0].numel(),
-            1.0,
-            contenders=("wsfast",),
-        ),
+        memory=at_most_200_bytes(HEADLINE),
     ),
     Case(
         room="crf",
@@ -238,6 +242,7 @@ CASES = [
         figures=against_gaussian,
         tolerance=NOISE_ROUNDING,
         targets=(Target(NOISY_HEADLINE.label, 2.5, 5, (PEER,)),),
+        memory=at_most_200_bytes(Size(1, 224, NOISE)),
     ),
     Case(
         room="crf",

@@ -1,5 +1,7 @@
 """Options and settings for the whole suite."""
 
+import os
+
 import pytest
 import torch
 
@@ -19,4 +21,4 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed_and_threads() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
