@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -219,6 +220,47 @@ def contenders(sweep: bool) -> tuple[Contender, ...]:
     )
 
 
+# Mean field -------------------------------------------------------------------------------------
+
+ITERATIONS, WEIGHTS = 5, {"bilateral_weight": 5.0, "spatial_weight": 3.0}
+
+
+def logits_of(inputs: Inputs) -> Tensor:
+    return inputs[1].detach().log()
+
+
+def infer(inputs: Inputs) -> Run:
+    image, logits = inputs[0].round(), logits_of(inputs)
+    return lambda: wsfast.mean_field(logits, image, iterations=ITERATIONS, **WEIGHTS)
+
+
+def infer_in_float64(inputs: Inputs) -> Tensor:
+    return infer((inputs[0].cpu(), inputs[1].detach().cpu().double()))()
+
+
+def known_inference(inputs: Inputs) -> Run:
+    """pydensecrf, image by image; its kernels go through the lattice, that of position, too."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    images = inputs[0].round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    unary = (-logits_of(inputs)).flatten(2).contiguous().numpy()
+    classes, height, width = inputs[1].shape[1:]
+
+    def one(image: Any, energy: Any) -> Tensor:
+        crf = DenseCRF2D(width, height, classes)
+        crf.setUnaryEnergy(energy)
+        crf.addPairwiseGaussian(sxy=3, compat=WEIGHTS["spatial_weight"])
+        crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=WEIGHTS["bilateral_weight"])
+        return torch.from_numpy(np.array(crf.inference(ITERATIONS))).view(classes, height, width)
+
+    return lambda: torch.stack([one(*pair) for pair in zip(images, unary, strict=True)])
+
+
+def agreement(inputs: Inputs, result: Tensor) -> dict[str, float]:
+    labels = infer_in_float64(inputs).argmax(dim=1)
+    return {"equal labels": float((result.cpu().argmax(dim=1) == labels).double().mean())}
+
+
 CASES = [
     Case(
         room="crf",
@@ -274,6 +316,26 @@ CASES = [
         sizes=(Size(8, 112), Size(8, 224), HEADLINE),
         contenders=(Contender("wsfast", eager(forward_only)),),
         oracle=lambda inputs: in_float64(inputs)[:1],
+        tolerance=ROUNDING,
+    ),
+    Case(
+        room="crf",
+        operation="mean_field, 5 iterations, 5 classes",
+        inputs=with_classes(5),
+        sizes=(Size(1, 128), Size(1, 256, headline=True), Size(1, 512)),
+        contenders=(
+            Contender("wsfast", infer),
+            Contender(
+                "pydensecrf2",
+                known_inference,
+                requires=("pydensecrf",),
+                devices=("cpu",),
+                tolerance=0.6,
+                note="position through a lattice, too; both one way; one thread",
+            ),
+        ),
+        oracle=infer_in_float64,
+        figures=agreement,
         tolerance=ROUNDING,
     ),
     Case(
