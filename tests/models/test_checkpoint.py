@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -112,19 +113,17 @@ def test_a_description_must_fit_the_model(tmp_path, field):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     file = tmp_path / "m.safetensors"
     save_checkpoint(SmallVGG(), file, **DESCRIPTION)
     before = file.read_bytes()
-
-    def disk_full(path, data):
-        with path.open("wb") as stream:
-            stream.write(data[:100])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(SmallVGG(), file, **DESCRIPTION)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(SmallVGG(), file, **DESCRIPTION)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 
