@@ -24,7 +24,7 @@ step build env WSFAST_CUDA=1 python setup.py build_ext --inplace
 step tests env WSFAST_REQUIRE_NATIVE=1 python -m pytest tests/ops/test_truncation.py \
   tests/ops/test_fusion.py tests/ops/test_boxes.py tests/ops/test_boxes_labels.py \
   tests/ops/test_levels.py tests/ops/test_crf*.py tests/ops/test_seeds.py \
-  tests/ops/test_seeds_proposals.py --device cuda -q
+  tests/ops/test_seeds_proposals.py tests/train/test_recipes.py --device cuda -q
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 python scripts/gpu_kernels.py

@@ -280,3 +280,12 @@ def test_constant_maps_and_a_poor_classifier_are_told_with_the_first_epoch(tmp_p
     assert not recipe.warnings({"epoch": 2})
     assert "(chance: 0.50)" in poor_classifier(0.55, 2)[0]
     assert not poor_classifier(0.9, 2)
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_recipes_run_on_the_device_in_half_precision(tmp_path, classifier, recipe, device):
+    settings = settings_of(recipe, classifier, amp="bf16", channels_last=True, device=str(device))
+    config = configure(recipe, {**settings, "accumulate": 2, "optimizer": "adamw"})
+    history = run(config, tmp_path, progress=False)
+    assert all(np.isfinite(record["loss"]) for record in history)
+    assert len(history) == 2
