@@ -187,10 +187,11 @@ class DiPSRecipe(LocalizerRecipe):
         with torch.inference_mode():
             for some in torch.arange(len(image), device=self.device).split(64):
                 at, slot = image[some], place[some]
+                first, last = int(at[0]), int(at[-1])  # the boxes are in the order of images
                 seen = ops.blur_outside_boxes(
-                    images,
+                    images[first : last + 1],
                     boxes[at, slot],
-                    at,
+                    at - first,
                     kernel=config.blur_kernel,
                     sigma=config.blur_sigma,
                 )
