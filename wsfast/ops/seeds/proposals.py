@@ -166,8 +166,8 @@ def _blur_outside_boxes(
     y = torch.arange(height, device=images.device)[:, None]
     x = torch.arange(width, device=images.device)
     inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    # Negative numbers would count from the end. index_select refuses them, but is 20 times slower on
-    # the CPU.
+    # Negative numbers would count from the end. index_select refuses them, but takes 20 times as
+    # long on the CPU.
     index = torch.where(image_index < 0, images.shape[0], image_index.long())
     return torch.where(inside[:, None], images[index], blurred[index])
 
