@@ -149,19 +149,19 @@ def fcam_loop(cams: Tensor) -> Tensor:
     return torch.stack([fcam_image(cam) for cam in cams])
 
 
-def dips_image(cam: Tensor, roi: Tensor) -> Tensor:
+def dips_image(cam: Tensor, roi: Tensor, settings: dict[str, Any]) -> Tensor:
     values, order = (cam * roi).flatten().sort(descending=True)
-    wanted = int(DIPS["foreground_share"] * int(roi.sum()))
+    wanted = int(settings["foreground_share"] * int(roi.sum()))
     values, order = values[:wanted], order[:wanted]
-    count = min(DIPS["foreground"], int((values > 0).sum()))
+    count = min(settings["foreground"], int((values > 0).sum()))
     front = order[torch.multinomial(values, count)]
-    back = draw_lowest(cam, DIPS["background"], DIPS["background_share"])
+    back = draw_lowest(cam, settings["background"], settings["background_share"])
     return labels(scattered(front, cam)[None], scattered(back, cam)[None])[0]
 
 
-def dips_loop(inputs: Checked) -> Tensor:
-    rois = inside(inputs)
-    return torch.stack([dips_image(cam, roi) for cam, roi in zip(inputs[0], rois, strict=True)])
+def dips_loop(inputs: Checked, settings: dict[str, Any] = DIPS) -> Tensor:
+    rows = zip(inputs[0], inside(inputs), strict=True)
+    return torch.stack([dips_image(cam, roi, settings) for cam, roi in rows])
 
 
 def drawn(weights: Tensor, count: int, like: Tensor) -> Tensor:

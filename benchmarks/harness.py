@@ -172,6 +172,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor and module in nested tuples and lists to ``device``."""
     if isinstance(value, (Tensor, torch.nn.Module)):
         return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(part, device) for part in value))
     if isinstance(value, (tuple, list)):
         return type(value)(to_device(part, device) for part in value)
     return value

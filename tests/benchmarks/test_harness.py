@@ -21,6 +21,7 @@ MODULES = (
     "bench_levels",
     "bench_crf",
     "bench_cam",
+    "bench_train",
 )
 FACTS = {
     "cpu": "Some Processor (R) 1.0GHz",

@@ -17,6 +17,7 @@ from wsfast.cli import main
 from wsfast.data import SyntheticDefects
 from wsfast.train import harvest as harvesting
 from wsfast.train.evaluation import RunMaps
+from wsfast.train.runs import configure, preview
 
 TINY = ["--images", "24", "--size", "32x16", "--batch-size", "8", "--holdout", "0.25"]
 
@@ -236,3 +237,27 @@ def test_what_is_learnt_from_can_be_looked_at(runs, tmp_path, recipe):
     assert ((red == 40) & (blue == 255))[:, seeds].any()
     assert not (tmp_path / "run" / "last.pt").exists()
     assert run("train", "classifier", *TINY, "--out", tmp_path / "c", "--preview", picture) == 2
+
+
+def test_proposals_can_be_looked_at(runs, tmp_path):
+    command = ["train", "dips", *TINY, "--classifier", runs / "classifier", "--preset", "small",
+               "--blur-kernel", "9", "--proposals", "3"]  # fmt: skip
+    assert run(*command, "--out", tmp_path / "run", "--preview", tmp_path / "seen.png") == 0
+    sheet = cv2.imread(str(tmp_path / "seen-proposals.png")).astype(int)
+    blue, green, red = np.moveaxis(sheet, 2, 0)
+    column = np.arange(sheet.shape[1]) * 3 // sheet.shape[1]
+    boxes = (green == 255) & (red == 0) & (blue == 90)
+    assert boxes[:, column == 0].sum() >= boxes[:, column == 1].sum() > 0
+    assert not boxes[:, column == 2].any()
+
+    settings = configure("dips", {"classifier": str(runs / "classifier"), "preset": "small",
+                                  "images": 24, "size": [32, 16], "blur_kernel": 9,
+                                  "holdout": 0.25, "proposals": 3})  # fmt: skip
+    batch, found = preview(settings, tmp_path / "run", count=3, progress=False)
+    assert len(found.proposals) == len(batch.image) == 3
+    for image, boxes, scores, cam, seen in found.proposals:
+        x0, y0, x1, y1 = boxes[0].tolist()
+        assert bool((scores.diff() <= 0).all())
+        assert torch.equal(seen[:, y0:y1, x0:x1], image[:, y0:y1, x0:x1])
+        assert image.shape[1:] == cam.shape
+        assert bool(cam[y0:y1, x0:x1].amax() >= 0.5)

@@ -212,6 +212,12 @@ def blur(
     return wsfast.blur_outside_boxes(images, boxes, index, **options)
 
 
+@pytest.mark.parametrize("wrong", [-1, len(IMAGES)])
+def test_there_is_no_image_of_another_number(wrong: int) -> None:
+    with pytest.raises((IndexError, RuntimeError)):
+        blur(index=torch.full_like(INDEX, wrong))
+
+
 @pytest.mark.parametrize("case", range(len(ERRORS)))
 def test_errors(case: int) -> None:
     call, kind, message = ERRORS[case]

@@ -35,13 +35,17 @@ def draw_outline(image: Image, mask: NDArray[np.bool_]) -> None:
     cv2.drawContours(image, contours, -1, _OUTLINE, thickness)
 
 
-def draw_boxes(image: Image, boxes: NDArray[np.int32], scores: NDArray[np.float32]) -> None:
-    """Draw half-open pixel boxes (x0, y0, x1, y1) with their scores in place."""
+def draw_boxes(
+    image: Image, boxes: NDArray[np.int32], scores: NDArray[np.float32] | None = None
+) -> None:
+    """Draw half-open pixel boxes (x0, y0, x1, y1) in place, with their scores if given."""
     scale = _scale_of(image)
     thickness = round(scale)
-    for (x0, y0, x1, y1), score in zip(boxes.tolist(), scores.tolist(), strict=True):
+    for x0, y0, x1, y1 in boxes.tolist():
         cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), _BOX, thickness)
-        write_text(image, f"{score:.2f}", (x0 + 2, max(int(12 * scale), y0 - 3)), _BOX)
+    if scores is not None:
+        for (x0, y0, _, _), score in zip(boxes.tolist(), scores.tolist(), strict=True):
+            write_text(image, f"{score:.2f}", (x0 + 2, max(int(12 * scale), y0 - 3)), _BOX)
 
 
 def write_text(image: Image, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:

@@ -17,18 +17,22 @@ import dataclasses
 import sys
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .._check import value_error
 from ..train.config import TrainConfig, documented
 from ..train.distributed import started_as_writer
+from ..train.images import TrainingSample
 from ..train.interrupt import Interrupted
+from ..train.localizer import Preview, ProposalPreview
 from ..train.runs import CONFIGS, configure, preview
 from ..train.runs import run as train
-from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png
+from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png, write_text
 
 _PREVIEW_SIDE = 256  # small images are enlarged to about this
 
@@ -130,8 +134,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         value_error("train", "--out", "a folder", f"the file {options.out}")
     if options.preview is not None:
-        write_png(options.preview, preview_sheet(config, options.out))
-        print(f"image, map and seeds (foreground red, background blue): {options.preview}")
+        _preview(config, options.out, options.preview)
         return 0
     speaks = started_as_writer()
     try:
@@ -148,24 +151,52 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def preview_sheet(config: TrainConfig, out: Path) -> Image:
-    """Images with their boxes, the maps they are learnt from and the seeds drawn, side by side."""
+def _preview(config: TrainConfig, out: Path, file: Path) -> None:
     batch, found = preview(config, out)
+    write_png(file, seeds_sheet(batch, found))
+    print(f"image, map and seeds (foreground red, background blue): {file}")
+    if found.proposals:
+        beside = file.with_name(f"{file.stem}-proposals{file.suffix}")
+        write_png(beside, proposals_sheet(found.proposals))
+        print(f"proposals with the classifier's scores, best one's map and what was seen: {beside}")
+
+
+def seeds_sheet(batch: TrainingSample, found: Preview) -> Image:
+    """Images with their boxes, the maps they are learnt from and the seeds drawn, side by side."""
     rows = []
     for image, box, cam, seeds in zip(
         batch.image.cpu(), batch.box.cpu(), found.maps.cpu(), found.seeds.cpu(), strict=True
     ):
-        zoom = max(1, _PREVIEW_SIDE // max(image.shape[1:]))
-        plain = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        picture = enlarge(np.ascontiguousarray(plain), zoom)
-        boxed = picture.copy()
+        picture, zoom = _enlarged(image)
+        boxed, dotted = picture.copy(), picture.copy()
         if box[2] > box[0]:
-            draw_boxes(boxed, box[None].numpy() * zoom, np.ones(1, np.float32))
-        dotted = picture.copy()
+            draw_boxes(boxed, box[None].numpy() * zoom)
         for label, colour in ((0, (40, 90, 255)), (1, (255, 40, 40))):
             dotted[enlarge((seeds == label).numpy(), zoom)] = colour
         rows.append([boxed, heat_overlay(picture, enlarge(cam.float().numpy(), zoom)), dotted])
     return contact_sheet(rows, ["image", "map", "seeds"])
+
+
+def proposals_sheet(proposals: Sequence[ProposalPreview]) -> Image:
+    """Whole images with their proposals, the best one's map, and what the classifier saw of it."""
+    rows = []
+    for image, boxes, scores, cam, seen in proposals:
+        picture, zoom = _enlarged(image)
+        overlay = heat_overlay(picture, enlarge(cam.numpy(), zoom))
+        draw_boxes(picture, boxes.numpy() * zoom)
+        draw_boxes(overlay, boxes[:1].numpy() * zoom)
+        # Boxes overlap, and so would scores written at them.
+        told = " ".join(f"{score:.2f}" for score in scores.tolist())
+        write_text(picture, told, (2, 12), (255, 255, 255))
+        rows.append([picture, overlay, _enlarged(seen)[0]])
+    return contact_sheet(rows, ["proposals\nand scores", "the best\none's map", "as it\nwas seen"])
+
+
+def _enlarged(image: Tensor) -> tuple[Image, int]:
+    """A uint8 (C, H, W) image as an RGB picture of a size to look at, and how often enlarged."""
+    zoom = max(1, _PREVIEW_SIDE // max(image.shape[1:]))
+    plain = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return enlarge(np.ascontiguousarray(plain), zoom), zoom
 
 
 def _report(config: TrainConfig, history: list[dict[str, Any]], out: Path) -> None:

@@ -59,13 +59,18 @@ def partial_cross_entropy(
     check_choice(where, "reduction", reduction, ["mean", "sum"])
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    labelled = seeds != ignore_index
     if logits.device.type == "cpu":
         # The labelled pixels are few: take them out first (elsewhere that waits for the device).
-        logits, seeds = logits.movedim(1, -1)[labelled], seeds[labelled]
-        _check_labels(where, seeds, logits.shape[-1])
+        flat = seeds.flatten()
+        pixels = (flat != ignore_index).nonzero()[:, 0]
+        seeds, count = flat[pixels], torch.tensor(len(pixels))
+        area = expected[1] * expected[2]
+        logits = logits.flatten(2)[pixels // max(area, 1), :, pixels % max(area, 1)]
+        _check_labels(where, seeds, logits.shape[1])
+    else:
+        count = (seeds != ignore_index).sum()
     total = F.cross_entropy(logits, seeds, ignore_index=ignore_index, reduction="sum")
-    return total if reduction == "sum" else total / labelled.sum().clamp_min(1)
+    return total if reduction == "sum" else total / count.clamp_min(1)
 
 
 def _check_labels(where: str, labels: Tensor, classes: int) -> None:

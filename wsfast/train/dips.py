@@ -19,7 +19,7 @@ from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
 from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
-from wsfast.train.localizer import LocalizerRecipe, Preview
+from wsfast.train.localizer import LocalizerRecipe, Preview, ProposalPreview
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.recipe import Step
 from wsfast.train.store import Array, ArrayStore, weights_digest
@@ -187,10 +187,11 @@ class DiPSRecipe(LocalizerRecipe):
         with torch.inference_mode():
             for some in torch.arange(len(image), device=self.device).split(64):
                 at, slot = image[some], place[some]
+                first, last = int(at[0]), int(at[-1])  # the boxes are in the order of images
                 seen = ops.blur_outside_boxes(
-                    images,
+                    images[first : last + 1],
                     boxes[at, slot],
-                    at,
+                    at - first,
                     kernel=config.blur_kernel,
                     sigma=config.blur_sigma,
                 )
@@ -205,8 +206,7 @@ class DiPSRecipe(LocalizerRecipe):
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """One of an image's proposals with its map; of images without any, the first map."""
-        known = self.proposals[item]
-        known = known[known[:, 4] >= 0]
+        known = self._known(item)
         if not len(known):
             return torch.from_numpy(self.maps[item, :1].copy()), super().guide(item)[1]
         chosen = known[int(torch.randint(len(known), ()))]
@@ -238,7 +238,35 @@ class DiPSRecipe(LocalizerRecipe):
         """The proposals' maps and the seeds drawn inside their boxes."""
         labels = torch.as_tensor(batch.label, device=self.device)
         seeds = self._seeds(batch, labels == self.data.clean_class, epoch)
-        return Preview(dequantized(batch.map[:, 0]), seeds)
+        proposals = [self._proposals_of(item) for item in torch.as_tensor(batch.draw.item).tolist()]
+        return Preview(dequantized(batch.map[:, 0]), seeds, proposals)
+
+    def _proposals_of(self, item: int) -> ProposalPreview:
+        image = self.data.whole(item)
+        known = torch.from_numpy(self._known(item))
+        boxes = known[:, :4].to(torch.int32)
+        levels = self.maps[item, int(known[0, 4]) if len(known) else 0]
+        maps = dequantized(torch.from_numpy(levels.copy()))[None, None]
+        seen = ops.blur_outside_boxes(
+            image[None].float(),
+            boxes[:1],
+            torch.zeros(len(boxes[:1]), dtype=torch.int64),
+            kernel=self.config.blur_kernel,
+            sigma=self.config.blur_sigma,
+        )
+        return ProposalPreview(
+            image,
+            boxes,
+            known[:, 5],
+            F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)[0, 0],
+            seen[0].round().to(torch.uint8) if len(seen) else image,
+        )
+
+    def _known(self, item: int) -> Array:
+        """The proposals that an image has, (at most P, 6)."""
+        found = np.array(self.proposals[item])
+        kept: Array = found[found[:, 4] >= 0]
+        return kept
 
     def _seeds(self, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
         config = self.config

@@ -1,7 +1,7 @@
 """What recipes that learn a map share: its validation and what can go wrong with it."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +15,36 @@ from wsfast.train.validation import ClassScores, MapScores, score_regions, with_
 _NOTHING, _EVERYTHING = 0.0005, 0.9  # shares of pixels at which a map counts as collapsed
 
 
+class ProposalPreview(NamedTuple):
+    """The proposals of one whole training image, best first.
+
+    Attributes:
+        image: uint8 (C, H, W).
+        boxes: int32 (P, 4), half-open.
+        scores: (P,), the probability of the image's class when only the box is sharp.
+        map: (H, W) of 0-1 that the best box comes from.
+        seen: uint8 (C, H, W), the image as the classifier saw the best box.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    scores: Tensor
+    map: Tensor
+    seen: Tensor
+
+
 class Preview(NamedTuple):
     """What the images of a batch are learnt from.
 
     Attributes:
         maps: (N, H, W) of 0-1.
         seeds: (N, H, W) int64: 1 foreground, 0 background, -255 not learnt.
+        proposals: one per image, of recipes that have them.
     """
 
     maps: Tensor
     seeds: Tensor
+    proposals: Sequence[ProposalPreview] = ()
 
 
 class LocalizerRecipe(ImageRecipe):
