@@ -107,6 +107,11 @@ def test_a_file_of_settings_and_the_command_line(runs, tmp_path):
         (["classifier", "--config", "/none.yaml"], "--config must be a readable YAML file"),
         (["fcam", "--preset", "large"], "preset must be one of paper, small, got large"),
         (["fcam", "--method", "cam", "--select-on", "luck"], "select_on must be one of"),
+        (["fcam", "--erode", "4"], "erode must be 0 or odd, got 4"),
+        (["fcam", "--percentile", "101"], "percentile must be between 0"),
+        (["dips", "--blur-kernel", "8"], "blur_kernel must be odd, got 8"),
+        (["dips", "--dilate", "-3"], "dilate must be 0 or odd, got -3"),
+        (["dips", "--sigma-xy", "0"], "sigma_xy must be between"),
         (["pseudo", "--threshold", "high"], "threshold must be otsu, otsu2 or a number of 0-1"),
     ],
 )

@@ -17,7 +17,7 @@ from wsfast.cam.attention import cls_attention, load_attention_model
 from wsfast.models import load_weights
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
-from wsfast.train.fcam import SeedConfig, crf_loss, seed_figures, seed_loss
+from wsfast.train.fcam import SeedConfig, check_odd, crf_loss, seed_figures, seed_loss
 from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview, ProposalPreview
 from wsfast.train.maps import dequantized, quantized
@@ -96,6 +96,9 @@ class DiPSConfig(SeedConfig):
                      ["activation", "uniform"])  # fmt: skip
         check_range("train", "proposals", self.proposals, 1, 64)
         check_range("train", "min_area", self.min_area, 0, 1)
+        check_range("train", "min_score", self.min_score, 0, 1)
+        check_range("train", "blur_sigma", self.blur_sigma, 1e-6, 1e30)
+        check_odd("blur_kernel", self.blur_kernel, zero=False)
         check_range("train", "class_weight", self.class_weight, 0, 1e30)
 
     @property

@@ -60,8 +60,11 @@ class SeedConfig(TrainConfig):
         check_choice("train", "clean_images", self.clean_images, ["background", "ignore"])
         for name in ("foreground_share", "background_share"):
             check_range("train", name, getattr(self, name), 0, 1)
-        for name in ("ce_weight", "crf_weight"):
+        for name in ("ce_weight", "crf_weight", "foreground", "background"):
             check_range("train", name, getattr(self, name), 0, 1e30)
+        for name in ("sigma_rgb", "sigma_xy", "crf_scale"):
+            check_range("train", name, getattr(self, name), 1e-6, 1e30)
+        check_odd("dilate", self.dilate, zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +117,18 @@ class FCAMConfig(SeedConfig):
         check_choice("train", "method", self.method, list(METHODS))
         check_choice("train", "maps", self.maps, ["cache", "recompute"])
         check_choice("train", "region", self.region, ["otsu", "top"])
+        check_range("train", "percentile", self.percentile, 0, 100)
+        check_range("train", "size_weight", self.size_weight, 0, 1e30)
+        if self.erode != -1:
+            check_odd("erode", self.erode, zero=True)
         if self.maps == "recompute" and self.method != "cam":
             value_error("train", "method", "cam with maps: recompute", self.method)
+
+
+def check_odd(name: str, side: int, *, zero: bool) -> None:
+    """Raise ValueError where a setting is not the side of a square around a pixel."""
+    if side < 0 or (side % 2 == 0 and not (zero and side == 0)):
+        value_error("train", name, "0 or odd" if zero else "odd", f"{side}")
 
 
 class FCAMRecipe(LocalizerRecipe):
