@@ -24,6 +24,7 @@ class DenseCRFLoss(nn.DenseCRFLoss):
         symmetric: False for the gradient of the known implementation.
 
     Example:
+        >>> import torch
         >>> layer = DenseCRFLoss(2e-9, 15.0, 100.0, 0.5)
         >>> layer(torch.rand(2, 3, 16, 16) * 255, torch.rand(2, 2, 16, 16).softmax(dim=1)).shape
         torch.Size([1])

@@ -30,7 +30,23 @@ def _brightened(turn: OutputTarget, factor: float, images: Tensor) -> Tensor:
     return turn(images) * factor
 
 
-class BaseCAM:
+class Managed:
+    """``with`` around an object that holds nothing."""
+
+    def __enter__(self) -> Self:
+        """The object itself; there is nothing to set up."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing to release, and no exception is swallowed."""
+
+
+class BaseCAM(Managed):
     """What the classes share.
 
     Args:
@@ -162,18 +178,6 @@ class BaseCAM:
             for turn in (_unchanged, _flipped)
             for factor in (0.9, 1.0, 1.1)
         ]
-
-    def __enter__(self) -> Self:
-        """The object itself; there is nothing to set up."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing to release, and no exception is swallowed."""
 
 
 def to_numpy(cams: Tensor) -> Maps:

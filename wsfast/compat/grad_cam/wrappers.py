@@ -1,8 +1,7 @@
 """Classes around others: Finer-CAM, RefineCAM, guided backpropagation."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +12,9 @@ from ... import ops
 from ..._check import type_error
 from ...cam import filtered_backprop
 from .._shared import OutputTarget
-from .base import BaseCAM, Maps, Reshape, to_numpy
+from .base import BaseCAM, Managed, Maps, Reshape, to_numpy
 from .methods import FullGrad, GradCAM, GradCAMPlusPlus
 from .targets import finer_score
-
-
-class _Wrapper:
-    """What both wrappers share: ``with`` has nothing to release."""
-
-    def __enter__(self) -> Self:
-        """The object itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """No exception is swallowed."""
 
 
 def _checked(where: str, base_method: object) -> type[BaseCAM]:
@@ -43,7 +26,7 @@ def _checked(where: str, base_method: object) -> type[BaseCAM]:
     return base_method  # type: ignore[return-value]
 
 
-class FinerCAM(_Wrapper):
+class FinerCAM(Managed):
     """The class of highest score against the ones that come close to it (Finer-CAM 2025).
 
     Args:
@@ -106,7 +89,7 @@ class FinerCAM(_Wrapper):
         return to_numpy(self.base_cam.explain(input_tensor, chosen, eigen_smooth).cams)
 
 
-class RefineCAM(_Wrapper):
+class RefineCAM(Managed):
     """The product of the layers' maps (RefineCAM 2026).
 
     Args:
