@@ -16,7 +16,10 @@ from benchmarks.training_quality.report import BEGIN, END, section
 from benchmarks.training_quality.settings import SYNTHETIC, Source
 from wsfast._files import write_atomically
 
-TITLES = {"synthetic": "Generated surfaces", "folder": "Magnetic tiles"}
+
+def title(name: str) -> str:
+    """Of a data set's section."""
+    return "Generated surfaces" if name == SYNTHETIC else name.replace("_", " ").capitalize()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,14 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
     runs = json.loads(numbers.read_text()) if numbers.exists() else {}
     if not options.tables_only:
         source = Source(options.data, options.images, options.epochs, options.map_epochs)
-        name = "synthetic" if source.generated else "folder"
+        name = SYNTHETIC if source.generated else Path(options.data).resolve().name
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as temporary:
             for found in measured(source, options, options.work or Path(temporary)):
                 runs[name] = found
                 write_atomically(numbers, (json.dumps(rounded(runs)) + "\n").encode())
         print(f"{name}: {time.perf_counter() - start:.0f} s")
-    body = "\n\n".join(section(TITLES[name], runs[name]) for name in TITLES if name in runs)
+    body = "\n\n".join(section(title(name), of_set) for name, of_set in runs.items())
     replace_between(page, BEGIN, END, body)
     print(body)
 
