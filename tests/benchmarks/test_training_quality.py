@@ -8,8 +8,9 @@ import torch
 
 from benchmarks.quality.measure import Explained, Images
 from benchmarks.training_quality import measure
+from benchmarks.training_quality.__main__ import main
 from benchmarks.training_quality.measure import box_scores, measure_seed
-from benchmarks.training_quality.report import section
+from benchmarks.training_quality.report import BEGIN, END, section
 from benchmarks.training_quality.settings import CAMS, TRAININGS, Source
 
 TINY = Source(images=24, epochs=1, map_epochs=1, size=(48, 32))
@@ -25,7 +26,13 @@ def test_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert row["oracle"]["iou"] >= max(row["validation"]["iou"] - 1e-6, 0)
         assert 0 <= row["box_acc"] <= row["max_box_acc"] <= 1
     assert found["images"] == {"train": 24, "val": 8, "test": 8}
-    assert "| F-CAM, small-object preset |" in section("Title", [found, {**found, "seed": 1}])
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    runs = [found, {**found, "seed": 1}]
+    (tmp_path / "training.json").write_text(json.dumps({"synthetic": runs}))
+    main(["--tables-only", "--out", str(tmp_path)])
+    assert section("Generated surfaces", runs) in page.read_text()
+    assert "| F-CAM, small-object preset |" in page.read_text()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
