@@ -124,14 +124,19 @@ def section(title: str, runs: list[Run]) -> str:
 
 
 def write_page(page: Path, runs: Runs, titles: dict[str, str]) -> None:
-    """Replace what stands between the marks of a page, and nothing else."""
-    text = page.read_text()
-    head, found, rest = text.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not (found and ended):
-        raise ValueError(f"{page} has no {BEGIN} ... {END}")
+    """All data sets' tables into a page."""
     body = "\n\n".join(section(titles[name], of_set) for name, of_set in runs.items())
-    write_atomically(page, f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}".encode())
+    replace_between(page, BEGIN, END, body)
+
+
+def replace_between(page: Path, begin: str, end: str, body: str) -> None:
+    """Replace what stands between two marks of a page, and nothing else."""
+    text = page.read_text()
+    head, found, rest = text.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    write_atomically(page, f"{head}{begin}\n\n{body}\n\n{end}{tail}".encode())
 
 
 def write_figure(path: Path, runs: Runs, titles: dict[str, str]) -> None:
