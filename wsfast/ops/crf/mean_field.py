@@ -30,7 +30,7 @@ from .reference import accumulate_dtype
 def _spatial_matrix(size: int, sigma: float, like: Tensor, normalize: str) -> Tensor:
     """(size, size) Gaussian along one axis; that of the plane is the product of two, exactly.
 
-    0 below the rounding of sums with its peak of 1: denormal entries make products many times slower.
+    0 below the rounding of sums with its peak of 1: denormal entries make products far slower.
     """
     position = torch.arange(size, device=like.device, dtype=like.dtype) / sigma
     exponent = -0.5 * (position.unsqueeze(0) - position.unsqueeze(1)).square()
