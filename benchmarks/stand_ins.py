@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,7 +85,7 @@ class WithMaps(DiPSRecipe):
         return self._given
 
     def _make_proposals(self, *arguments: Any) -> Any:
-        return None
+        return np.full((len(self._given), 1, 6), -1, np.float32)  # none: batches have their boxes
 
 
 def dips_recipe(inputs: Iteration) -> WithMaps:
