@@ -48,7 +48,10 @@ def test_boxes_are_scored_where_there_are_no_masks():
     scores = MapScores(torch.device("cpu"))
     assert with_regions([*samples, DefectSample(image, None, 0, "c")]) == [0, 1]
     score_regions(scores, samples, maps)
-    assert scores.compute()["max_box_acc"] == 0.5
+    figures = scores.compute()
+    assert figures["max_box_acc"] == 0.5
+    assert 0 <= figures["box_threshold"] < 1
+    assert "threshold" not in figures  # that one cuts maps as they are, not by their maximum
 
 
 def test_nothing_to_score_gives_no_figures():

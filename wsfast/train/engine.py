@@ -259,7 +259,8 @@ class _Run:
         if self.config.select_on == "last":
             score = float(epoch)
         elif validated:
-            score = record[self.recipe.selections[self.config.select_on]]
+            # without a figure, as where all masks are empty, the first epoch stays the best
+            score = record.get(self.recipe.selections[self.config.select_on], 0.0)
         else:
             return False
         if score > self.at.best:

@@ -38,7 +38,7 @@ class RunMaps:
     Attributes:
         checkpoint: the model and how to feed it.
         config: settings of the run.
-        threshold: the best one on the validation images; 0.5 where there were none.
+        threshold: the best one on masks of validation images; 0.5 where there were none.
 
     Raises:
         ValueError: no run, or a classifier that is not where it was.

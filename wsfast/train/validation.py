@@ -42,7 +42,8 @@ class MapScores:
     Of images with a mask: IoU of all their pixels together at the best common threshold, that
     threshold, and PxAP; the share of pixels above it on images without an object; and the share of
     pixels above 0.5 on those with one, which tells a collapsed map. Of images with boxes: MaxBoxAcc
-    and its threshold. ``localization`` is the one that selects the best model.
+    and ``box_threshold``, in shares of each map's own maximum. ``localization`` is the one that
+    selects the best model.
 
     Args:
         device: of the maps.
@@ -81,8 +82,8 @@ class MapScores:
         if int(counted):
             accuracy = boxed[0].double() / counted
             best = int(accuracy.argmax())
-            value, threshold = float(accuracy[best]), float(self._edges[best])
-            return {"localization": value, "max_box_acc": value, "threshold": threshold}
+            value, share = float(accuracy[best]), float(self._edges[best])
+            return {"localization": value, "max_box_acc": value, "box_threshold": share}
         if not int(histograms[1].sum()):
             return {}
         return self._mask_figures(histograms, clean)
