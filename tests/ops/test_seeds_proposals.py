@@ -1,7 +1,8 @@
-"""Proposals and blurred images of room `seeds`: against OpenCV, scikit-image and torchvision."""
+"""Proposals and blurred images of room `seeds`: against OpenCV and torchvision."""
 
 import math
 import warnings
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.filters import threshold_otsu
 from torchvision.transforms.v2.functional import gaussian_blur
 
 import wsfast
@@ -24,12 +24,28 @@ def attention(seed: int, count: int, height: int, width: int) -> np.ndarray:
     return maps / maps.max(axis=(1, 2), keepdims=True)
 
 
+def exact_otsu(levels: np.ndarray) -> int:
+    """The first level that maximises the variance between classes, in rational numbers."""
+    counts = [int(n) for n in np.bincount(levels.ravel(), minlength=256)]
+    total, mass = sum(counts), sum(level * n for level, n in enumerate(counts))
+    below = below_mass = best = 0
+    largest = Fraction(-1)
+    for level, n in enumerate(counts[:-1]):
+        below, below_mass = below + n, below_mass + level * n
+        if 0 < below < total:
+            excess = below_mass * total - mass * below
+            variance = Fraction(excess * excess, below * (total - below))
+            if variance > largest:
+                largest, best = variance, level
+    return best
+
+
 def opencv_boxes(image: np.ndarray) -> list[list[int]]:
-    """Boxes of external contours above skimage's Otsu threshold on 8 bits."""
+    """Boxes of external contours above Otsu's threshold on 8 bits."""
     levels = (image * np.float32(255)).astype(np.uint8)
     if levels.min() == levels.max():
         return []
-    threshold = min(max(int(threshold_otsu(levels)), 1), 254)
+    threshold = min(max(exact_otsu(levels), 1), 254)
     mask = (levels > threshold).astype(np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     found = [cv2.boundingRect(contour) for contour in contours]
