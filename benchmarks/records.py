@@ -93,8 +93,8 @@ class Row:
     figures: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON-ready values."""
-        return asdict(self)
+        """Return the row as JSON-ready values; times to a millionth of themselves."""
+        return {**asdict(self), "seconds": [float(f"{value:.6g}") for value in self.seconds]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Row":

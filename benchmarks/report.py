@@ -11,6 +11,7 @@ wsfast loses are printed like the others.
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -263,9 +264,14 @@ def write(rooms: dict[str, RoomResults], folder: Path) -> Path:
     merged = dict(sorted(merged.items()))
     content = {"schema": SCHEMA, "rooms": {room: found.to_json() for room, found in merged.items()}}
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(content, indent=1, default=float) + "\n")
+    _replace(path, _in_short_lines(json.dumps(content, indent=1, default=float)) + "\n")
     _replace(path.with_suffix(".md"), markdown(merged))
     return path
+
+
+def _in_short_lines(content: str) -> str:
+    """JSON with every list of numbers on one line."""
+    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: "".join(found[0].split()), content)
 
 
 def _load_written(path: Path) -> dict[str, RoomResults]:

@@ -234,6 +234,17 @@ def test_any_strides_and_empty_batch() -> None:
     assert wsfast.otsu_threshold(torch.rand(0, 4, 5)).shape == (0,)
 
 
+@pytest.mark.parametrize("threshold", [0.3, "otsu", "otsu2", torch.tensor([0.2, 0.7])])
+def test_cam_thresholds_are_those_of_cam_boxes(threshold: float | str | torch.Tensor) -> None:
+    cams = torch.rand(2, 12, 15, dtype=torch.float64)
+    limits = wsfast.cam_thresholds(cams, threshold)
+    assert limits.shape == (2,)
+    assert limits.dtype == torch.float64
+    expected = wsfast.component_boxes(cams >= limits[:, None, None])
+    assert torch.equal(wsfast.cam_boxes(cams, threshold).boxes, expected.boxes)
+    assert wsfast.cam_thresholds(cams.half(), 0.5).tolist() == [0.5, 0.5]
+
+
 def every_op(cams: torch.Tensor) -> list[torch.Tensor]:
     labels, counts = wsfast.connected_components(cams > 0.5, connectivity=4)
     boxes = wsfast.component_boxes(cams > 0.5, max_boxes=5)
@@ -318,6 +329,8 @@ ERRORS = [
     (lambda: wsfast.cam_boxes(CAMS, math.nan), ValueError, "threshold must be between"),
     (lambda: wsfast.cam_boxes(CAMS, torch.ones(3)), ValueError, "threshold must be of shape (2,)"),
     (lambda: wsfast.cam_boxes(CAMS, None), TypeError, "threshold must be a number"),
+    (lambda: wsfast.cam_thresholds(MASK, 0.5), TypeError, "cams must be float32"),
+    (lambda: wsfast.cam_thresholds(CAMS, "mean"), ValueError, "one of otsu, otsu2"),
     (lambda: wsfast.cam_boxes(NAN), ValueError, "cams must be free of NaN, got NaN in image 1"),
     (lambda: wsfast.otsu_threshold(NAN), ValueError, "cams must be free of NaN"),
     (lambda: wsfast.otsu_threshold(CAMS, repeat=0), ValueError, "repeat must be at least 1"),

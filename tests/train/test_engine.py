@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.train.tiny import BrightOrDark, assert_same_result, make_recipe, result, train_tiny
+from wsfast.models import load_checkpoint
 from wsfast.train import Interrupted, fit
 from wsfast.train.log import RunLog, read_log
 
@@ -233,3 +234,16 @@ def test_localization_cannot_select_where_nothing_is_marked(tmp_path):
     recipe = make_recipe(validation=Unmarked(8))
     assert set(recipe.selections) == {"classification"}
     assert "iou" not in fit(recipe, progress=False)[-1]
+
+
+def test_empty_masks_choose_no_best_model_but_stop_no_run(tmp_path):
+    class Hollow(BrightOrDark):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return sample._replace(mask=torch.zeros_like(sample.mask))
+
+    recipe = make_recipe(validation=Hollow(8), select_on="localization", epochs=2)
+    log = fit(recipe, out=tmp_path, progress=False)
+    assert all("localization" not in record for record in log)
+    assert all("no figure for localization" in " ".join(r["warnings"]) for r in log)
+    assert load_checkpoint(tmp_path / "best.safetensors").extra["epoch"] == 1

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -154,8 +153,6 @@ class MSCA:
 
     def _limits(self, scores: Tensor) -> Tensor:
         """(N,) thresholds."""
-        if isinstance(self.threshold, str):
-            return ops.otsu_threshold(scores, repeat=2 if self.threshold == "otsu2" else 1)
-        if self.relative:
+        if self.relative and not isinstance(self.threshold, str):
             return self.threshold * scores.amax(dim=(1, 2))
-        return torch.full((len(scores),), float(self.threshold), device=scores.device)
+        return ops.cam_thresholds(scores, self.threshold)

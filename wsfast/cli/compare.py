@@ -62,16 +62,11 @@ def explain_all(
         cams = method(batch, options.target).cams.cpu()
         seconds += time.perf_counter() - start
         column.cams += list(cams)
-        column.masks += list(cams >= _limits(cams, options.threshold)[:, None, None])
+        limits = ops.cam_thresholds(cams.clamp(0, 1), options.threshold)
+        column.masks += list(cams >= limits[:, None, None])
         bar.update(len(batch))
     column.layers = list(method.layer_names or ())
     column.milliseconds = 1000 * seconds / len(inputs)
-
-
-def _limits(cams: Tensor, threshold: str) -> Tensor:
-    if threshold in ("otsu", "otsu2"):
-        return ops.otsu_threshold(cams.clamp(0, 1), repeat=2 if threshold == "otsu2" else 1)
-    return torch.full((len(cams),), float(threshold))
 
 
 def explain_by_all_methods(

@@ -202,10 +202,7 @@ def localize_batch(
         ].clamp(0, 1)
         if refine == "crf":
             cam = crf_cams(image_to_tensor(image, image.shape[2])[None].to(cam.device), cam)
-        if isinstance(threshold, str):
-            limit = ops.otsu_threshold(cam, repeat=2 if threshold == "otsu2" else 1)
-        else:
-            limit = torch.full((1,), threshold, device=device)
+        limit = ops.cam_thresholds(cam, threshold)
         boxes = ops.cam_boxes(cam, limit, max_boxes=max_boxes, min_area=min_area)
         predicted = int(probabilities[i].argmax())
         found.append(
@@ -318,8 +315,8 @@ def run(options: argparse.Namespace) -> int:
         threshold = method.threshold if options.threshold is None else threshold
     else:
         classifier, names = _open_model(options, size, device)
-        options.threshold = options.threshold or "otsu"
         if options.compare:
+            options.threshold = threshold
             return compare.compare(images, classifier, options)
         method = build_method(names[0], options, classifier)
     options.out.mkdir(parents=True, exist_ok=True)

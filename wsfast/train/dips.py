@@ -5,26 +5,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsfast import ops
-from wsfast._check import check_choice, check_range, value_error
+from wsfast._check import check_choice, check_range
 from wsfast.cam import METHODS
-from wsfast.cam.attention import cls_attention, load_attention_model
-from wsfast.models import load_weights
 from wsfast.train import distributed
-from wsfast.train.classifier import build_cam
-from wsfast.train.fcam import SeedConfig, check_odd, crf_loss, seed_figures, seed_loss
-from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
+from wsfast.train.images import ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview, ProposalPreview
+from wsfast.train.map_sources import MapSources
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.recipe import Step
+from wsfast.train.seeds import (
+    SeedConfig,
+    check_odd,
+    crf_loss,
+    draw_seeds,
+    seed_figures,
+    seed_loss,
+)
 from wsfast.train.store import Array, ArrayStore, weights_digest
 
-_HEADS = 4  # single heads beside the mean of all, as published
 _FIELDS = 6  # of a proposal: box, map, score
 
 
@@ -141,7 +144,14 @@ class DiPSRecipe(LocalizerRecipe):
         assert self.masked is not None
         self.masked.detach = config.detach
         self.crf = crf_loss(config)
-        self.sources = MapSources(config, classifier, device, data)
+        self.sources = MapSources(
+            config.map_sources,
+            classifier,
+            device,
+            data,
+            transformer=config.transformer,
+            checkpoint=config.transformer_checkpoint,
+        )
         key = {**self.sources.key(), **self.image_key()}
         self.maps = self._make_maps(folder, key, progress)
         self.proposals = self._make_proposals(folder, key, classifier, progress)
@@ -272,27 +282,18 @@ class DiPSRecipe(LocalizerRecipe):
         return kept
 
     def _seeds(self, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
-        config = self.config
         maps = dequantized(batch.map[:, 0])
-        seeds = ops.sample_seeds(
+        return draw_seeds(
+            self.config,
             maps / maps.amax(dim=(1, 2), keepdim=True),
-            foreground=config.foreground,
-            background=config.background,
+            batch,
+            clean,
+            epoch,
             region="top",
-            foreground_share=config.foreground_share,
-            background_share=config.background_share,
-            foreground_weights=config.foreground_weights,
-            dilate=config.dilate,
+            foreground_weights=self.config.foreground_weights,
             roi=batch.box,
-            background_outside_roi=config.background_outside,
-            background_only=clean,
-            seed=config.seed,
-            image_ids=torch.as_tensor(batch.draw.position),
-            epoch=epoch,
+            background_outside_roi=self.config.background_outside,
         )
-        if config.clean_images == "ignore":
-            return seeds.masked_fill(clean[:, None, None], -255)
-        return seeds
 
     def _class_loss(self, images: Tensor, prob: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
         """Of images with the object: an empty map of a clean image shows the classifier nothing."""
@@ -300,92 +301,3 @@ class DiPSRecipe(LocalizerRecipe):
         logits = self.masked.logits(images, prob).float()
         each = F.cross_entropy(logits, labels, reduction="none").masked_fill(clean, 0.0)
         return self.config.class_weight * distributed.global_mean(each.sum(), (~clean).sum())
-
-
-class MapSources:
-    """The maps that proposals come from: attention heads, or CAMs of the classifier.
-
-    Args:
-        config: settings.
-        classifier: for CAMs.
-        device: where the transformer is.
-        data: what the images are normalised with.
-
-    Attributes:
-        count: maps per image.
-    """
-
-    def __init__(
-        self, config: DiPSConfig, classifier: nn.Module, device: torch.device, data: ImageData
-    ) -> None:
-        self.config = config
-        mean, std, ours_mean, ours_std = (
-            torch.tensor(values, device=device).reshape(1, -1, 1, 1)
-            for values in (IMAGENET_MEAN, IMAGENET_STD, data.mean, data.std)
-        )
-        # From images normalised for the classifier to images normalised for the transformer.
-        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
-        self.classifier = classifier.eval()
-        self.cams = [n for n in config.map_sources if n != "attention"]
-        self.transformer: Any = None
-        self.count = len(self.cams)
-        if "attention" in config.map_sources:
-            self.transformer = _transformer(config).to(device)
-            heads = int(self.transformer.blocks[-1].attn.num_heads)
-            self.count += 1 + min(_HEADS, heads)
-
-    def key(self) -> dict[str, Any]:
-        """What the maps depend on."""
-        found: dict[str, Any] = {"maps": self.config.maps}
-        if self.cams:
-            found["classifier"] = weights_digest(self.classifier)
-        if self.transformer is not None:
-            found["transformer"] = weights_digest(self.transformer)
-        return found
-
-    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size that is kept: that of the images, of attention alone its patches'."""
-        if self.cams:
-            return size
-        height, width = self.transformer.patch_embed.patch_size
-        return size[0] // height, size[1] // width
-
-    def __call__(self, images: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
-        """Maps (N, M, h, w) of 0-1 of normalised images, each divided by its maximum."""
-        found = []
-        if self.transformer is not None:
-            with torch.no_grad():
-                seen = images * self._scale + self._shift  # three channels, of grey images too
-                heads = cls_attention(self.transformer, seen).float()
-            maps = torch.cat([heads.mean(1, keepdim=True), heads[:, :_HEADS]], dim=1)
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-            found.append(maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12))
-        for name in self.cams:
-            explain = build_cam(self.classifier, _CAM(name))
-            found.append(explain(images, targets).cams[:, None])
-        return torch.cat(found, dim=1)
-
-
-@dataclass(frozen=True)
-class _CAM:
-    """What :func:`build_cam` needs to know."""
-
-    method: str
-    layers: str = ""
-    percentile: float = 50.0
-
-
-def _transformer(config: DiPSConfig) -> nn.Module:
-    if not timm.is_model(config.transformer):
-        value_error("train", "transformer", "a timm model", f"'{config.transformer}'")
-    if not config.transformer_checkpoint:
-        try:
-            return load_attention_model(config.transformer)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            value_error(
-                "train", "transformer", "downloadable, or transformer_checkpoint given", reason
-            )
-    model = load_attention_model(config.transformer, pretrained=False)
-    load_weights(model, config.transformer_checkpoint)
-    return model

@@ -233,7 +233,7 @@ class _Run:
         if validated:
             self._save()  # a validation may outlast the time that a stopped process is given
             record.update(self._validate())
-        for line in self.recipe.warnings(record):
+        for line in [*self.recipe.warnings(record), *self._without_figure(record, validated)]:
             if self.show:
                 bar.write(f"wsfast train: warning: epoch {epoch}: {line}", file=sys.stderr)
             record.setdefault("warnings", []).append(line)
@@ -255,11 +255,17 @@ class _Run:
         finally:
             self.module.train()
 
+    def _without_figure(self, record: Record, validated: bool) -> list[str]:
+        """A warning where nothing chooses the best model, so that the first one stays it."""
+        select_on = self.config.select_on
+        if not validated or select_on == "last" or self.recipe.selections[select_on] in record:
+            return []
+        return [f"validation gave no figure for {select_on} (are all masks empty?)"]
+
     def _is_better(self, record: Record, epoch: int, validated: bool) -> bool:
         if self.config.select_on == "last":
             score = float(epoch)
         elif validated:
-            # without a figure, as where all masks are empty, the first epoch stays the best
             score = record.get(self.recipe.selections[self.config.select_on], 0.0)
         else:
             return False

@@ -12,59 +12,23 @@ from wsfast import ops
 from wsfast._check import check_choice, check_range, value_error
 from wsfast.cam import METHODS
 from wsfast.models import FCAMModel
-from wsfast.nn import DenseCRFLoss, SizeConstraintLoss, partial_cross_entropy
-from wsfast.train import distributed
+from wsfast.nn import SizeConstraintLoss
 from wsfast.train.classifier import build_cam
-from wsfast.train.config import TrainConfig
 from wsfast.train.images import ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import cached_cams, dequantized
 from wsfast.train.recipe import Step
+from wsfast.train.seeds import (
+    SeedConfig,
+    check_odd,
+    crf_loss,
+    draw_seeds,
+    seed_figures,
+    seed_loss,
+)
 
 _LOOKED_AT = 200  # maps, to see whether they say anything
 _SMALL_SIDE = 100  # below this the published erosion of 11 pixels would eat most regions
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedConfig(TrainConfig):
-    """Settings of recipes that learn from seeds.
-
-    Attributes:
-        foreground: pixels drawn per image.
-        background: pixels drawn per image.
-        foreground_share: share of highest pixels they are drawn from, where it is not Otsu's.
-        background_share: share of lowest pixels (n⁻).
-        dilate: side of the square that grows seeds.
-        clean_images: images without the object are ``"background"`` or ``"ignore"``.
-        ce_weight: of the partial cross-entropy.
-        crf_weight: of the dense-CRF loss; 0 leaves it out.
-        sigma_rgb: of the CRF, in grey levels of 0-255.
-        sigma_xy: of the CRF, in pixels.
-        crf_scale: resolution at which the CRF loss is computed.
-    """
-
-    foreground: int = 1
-    background: int = 1
-    foreground_share: float = 0.1
-    background_share: float = 0.3
-    dilate: int = 3
-    clean_images: str = "background"
-    ce_weight: float = 1.0
-    crf_weight: float = 2e-9
-    sigma_rgb: float = 15.0
-    sigma_xy: float = 100.0
-    crf_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("train", "clean_images", self.clean_images, ["background", "ignore"])
-        for name in ("foreground_share", "background_share"):
-            check_range("train", name, getattr(self, name), 0, 1)
-        for name in ("ce_weight", "crf_weight", "foreground", "background"):
-            check_range("train", name, getattr(self, name), 0, 1e30)
-        for name in ("sigma_rgb", "sigma_xy", "crf_scale"):
-            check_range("train", name, getattr(self, name), 1e-6, 1e30)
-        check_odd("dilate", self.dilate, zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +87,6 @@ class FCAMConfig(SeedConfig):
             check_odd("erode", self.erode, zero=True)
         if self.maps == "recompute" and self.method != "cam":
             value_error("train", "method", "cam with maps: recompute", self.method)
-
-
-def check_odd(name: str, side: int, *, zero: bool) -> None:
-    """Raise ValueError where a setting is not the side of a square around a pixel."""
-    if side < 0 or (side % 2 == 0 and not (zero and side == 0)):
-        value_error("train", name, "0 or odd" if zero else "odd", f"{side}")
 
 
 class FCAMRecipe(LocalizerRecipe):
@@ -238,23 +196,8 @@ class FCAMRecipe(LocalizerRecipe):
         return Preview(cams, self._seeds(cams, batch, clean, epoch))
 
     def _seeds(self, cams: Tensor, batch: TrainingSample, clean: Tensor, epoch: int) -> Tensor:
-        seeds = ops.sample_seeds(
-            cams,
-            foreground=self.config.foreground,
-            background=self.config.background,
-            region=self.config.region,
-            foreground_share=self.config.foreground_share,
-            background_share=self.config.background_share,
-            erode=self.erode,
-            dilate=self.config.dilate,
-            background_only=clean,
-            seed=self.config.seed,
-            image_ids=torch.as_tensor(batch.draw.position),
-            epoch=epoch,
-        )
-        if self.config.clean_images == "ignore":
-            return seeds.masked_fill(clean[:, None, None], -255)
-        return seeds
+        options = {"region": self.config.region, "erode": self.erode}
+        return draw_seeds(self.config, cams, batch, clean, epoch, **options)
 
     def _cams(
         self, features: list[Tensor], cached: Tensor, labels: Tensor, images: Tensor
@@ -269,33 +212,3 @@ class FCAMRecipe(LocalizerRecipe):
     def extra(self) -> dict[str, Any]:
         """Also where the seeds came from."""
         return {**super().extra(), "method": self.config.method}
-
-
-def crf_loss(config: SeedConfig) -> DenseCRFLoss | None:
-    """The CRF loss of a configuration; None where it has no weight."""
-    if not config.crf_weight:
-        return None
-    return DenseCRFLoss(
-        config.crf_weight,
-        sigma_rgb=config.sigma_rgb,
-        sigma_xy=config.sigma_xy,
-        scale_factor=config.crf_scale,
-    )
-
-
-def seed_loss(logits: Tensor, seeds: Tensor) -> Tensor:
-    """Partial cross-entropy averaged over the labelled pixels of all processes."""
-    total = partial_cross_entropy(logits, seeds, reduction="sum")
-    return distributed.global_mean(total, (seeds >= 0).sum())
-
-
-def seed_figures(seeds: Tensor, prob: Tensor, clean: Tensor) -> dict[str, Tensor]:
-    """Seeds per image with the object, and the share of pixels that are foreground in them."""
-    objects = (~clean).sum()
-    with torch.no_grad():
-        covered = (prob[:, 1] > 0.5).float().mean(dim=(1, 2))
-        return {
-            "foreground_seeds": distributed.global_mean((seeds == 1).sum(), objects),
-            "background_seeds": (seeds == 0).flatten(1).sum(1).float().mean(),
-            "foreground": distributed.global_mean((covered * ~clean).sum(), objects),
-        }

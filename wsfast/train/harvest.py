@@ -166,10 +166,7 @@ class _Worker:
         result = self.maps(images.to(next(self.maps.model.parameters()).device), self.target)
         levels = quantized(result.cams)
         cams = dequantized(levels)  # what is kept is what is cut
-        if isinstance(self.threshold, str):
-            limits = ops.otsu_threshold(cams, repeat=2 if self.threshold == "otsu2" else 1)
-        else:
-            limits = torch.full_like(cams[:, 0, 0], self.threshold)
+        limits = ops.cam_thresholds(cams, self.threshold)
         masks = without_small((cams >= limits[:, None, None]) & (levels > 0), self.min_area)
         found = ops.cam_boxes(
             cams.masked_fill(~masks, 0.0), limits, max_boxes=self.max_boxes, min_area=self.min_area

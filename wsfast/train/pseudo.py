@@ -190,11 +190,9 @@ class PseudoRecipe(LocalizerRecipe):
         """Masks of maps (N, H, W): refined, cut at the threshold, without specks."""
         if self.config.refine == "crf":
             maps = crf_cams(raw, maps)
-        repeats = {"otsu": 1, "otsu2": 2}
-        if self.config.threshold in repeats:
-            limits = ops.otsu_threshold(maps, repeat=repeats[self.config.threshold])
-        else:
-            limits = torch.full_like(maps[:, 0, 0], float(self.config.threshold))
+        named = self.config.threshold in ("otsu", "otsu2")
+        threshold = self.config.threshold if named else float(self.config.threshold)
+        limits = ops.cam_thresholds(maps, threshold)
         masks = (maps >= limits[:, None, None]) & (maps > 0)
         return without_small(masks, self._min_pixels())
 

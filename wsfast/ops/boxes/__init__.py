@@ -1,7 +1,5 @@
 """From maps to boxes: Otsu's threshold, connected components, and boxes with scores, in batches."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -19,47 +17,20 @@ from ..._check import (
 )
 from ..._scripting import scripted_as
 from . import reference, registration  # noqa: F401
+from .overlaps import suppress_overlaps
+from .results import Boxes, ScoredBoxes
 
 __all__ = [
     "Boxes",
     "ScoredBoxes",
     "cam_boxes",
+    "cam_thresholds",
     "component_boxes",
     "connected_components",
     "label_boxes",
     "otsu_threshold",
     "suppress_overlaps",
 ]
-
-
-class Boxes(NamedTuple):
-    """Boxes of components, largest first; ``-1`` pads up to K = ``max_boxes``.
-
-    Attributes:
-        boxes: (N, K, 4) int32 (x0, y0, x1, y1) in pixels, half-open.
-        areas: (N, K) int32, pixels of the component.
-        counts: (N,) int32, components in all, also where they exceed K.
-    """
-
-    boxes: Tensor
-    areas: Tensor
-    counts: Tensor
-
-
-class ScoredBoxes(NamedTuple):
-    """Boxes of components with scores, largest first; ``-1`` pads up to K = ``max_boxes``.
-
-    Attributes:
-        boxes: (N, K, 4) int32 (x0, y0, x1, y1) in pixels, half-open.
-        scores: (N, K) float32, mean activation inside the component.
-        areas: (N, K) int32, pixels of the component.
-        counts: (N,) int32, components in all, also where they exceed K.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    areas: Tensor
-    counts: Tensor
 
 
 def _check_images(where: str, argument: str, tensor: Tensor) -> None:
@@ -120,24 +91,25 @@ def _component_boxes(
     return Boxes(boxes, areas, counts)
 
 
-def _thresholds(cams: Tensor, threshold: float | str | Tensor) -> Tensor:
-    """One threshold per map, in the dtype that comparisons are made in."""
+def _thresholds(where: str, cams: Tensor, threshold: float | str | Tensor) -> Tensor:
     dtype = _threshold_dtype(cams)
     if isinstance(threshold, str):
-        check_choice("cam_boxes", "threshold", threshold, ["otsu", "otsu2"])
+        check_choice(where, "threshold", threshold, ["otsu", "otsu2"])
         return _otsu_threshold(cams, 2 if threshold == "otsu2" else 1)
     if isinstance(threshold, Tensor):
-        check_same_device("cam_boxes", "cams", cams, "threshold", threshold)
+        check_same_device(where, "cams", cams, "threshold", threshold)
         if threshold.dim() != 1 or threshold.shape[0] != cams.shape[0]:
-            value_error(
-                "cam_boxes",
-                "threshold",
-                f"of shape ({cams.shape[0]},)",
-                f"shape {list(threshold.shape)}",
-            )
+            expected = f"of shape ({cams.shape[0]},)"
+            value_error(where, "threshold", expected, f"shape {list(threshold.shape)}")
         return threshold.detach().to(dtype)
-    check_range("cam_boxes", "threshold", threshold, -torch.inf, torch.inf)
+    check_range(where, "threshold", threshold, -torch.inf, torch.inf)
     return torch.full([cams.shape[0]], float(threshold), dtype=dtype, device=cams.device)
+
+
+def _cam_thresholds(cams: Tensor, threshold: float | str | Tensor) -> Tensor:
+    _check_images("cam_thresholds", "cams", cams)
+    check_floating("cam_thresholds", "cams", cams)
+    return _thresholds("cam_thresholds", cams, threshold)
 
 
 def _cam_boxes(
@@ -151,7 +123,7 @@ def _cam_boxes(
     check_floating("cam_boxes", "cams", cams)
     _check_connectivity("cam_boxes", connectivity)
     _check_box_limits("cam_boxes", max_boxes, min_area)
-    thresholds = _thresholds(cams, threshold)
+    thresholds = _thresholds("cam_boxes", cams, threshold)
     boxes, scores, areas, counts, valid = torch.ops.wsfast.cam_boxes(
         cams.detach(), thresholds, max_boxes, connectivity, min_area
     )
@@ -198,6 +170,32 @@ def _label_boxes(labels: Tensor, max_labels: int = 64) -> Boxes:
         labels = labels.clamp(-1, 2**31 - 1)
     boxes, areas, counts = torch.ops.wsfast.label_boxes(labels.to(torch.int32), max_labels)
     return Boxes(boxes, areas, counts)
+
+
+@scripted_as(_cam_thresholds)
+def cam_thresholds(cams: Tensor, threshold: float | str | Tensor) -> Tensor:
+    """One threshold per map from any of the forms that :func:`cam_boxes` takes.
+
+    Args:
+        cams: maps, (N, H, W), float32, float64, float16 or bfloat16, any strides; in 0-1 for Otsu.
+        threshold: a number for all maps, one per map as an (N,) tensor, or ``"otsu"`` or
+            ``"otsu2"`` (:func:`otsu_threshold` with ``repeat=2``).
+
+    Returns:
+        (N,) t of ``map >= t`` on the maps' device, float64 for float64 maps, else float32.
+
+    Raises:
+        ValueError: wrong rank, empty maps, unknown threshold; on the CPU also NaN in a map.
+        TypeError: not a floating-point tensor.
+
+    Note:
+        Not differentiable. Deterministic.
+
+    Example:
+        >>> cam_thresholds(torch.rand(2, 4, 4), 0.25)
+        tensor([0.2500, 0.2500])
+    """
+    return _cam_thresholds(cams, threshold)
 
 
 @scripted_as(_connected_components)
@@ -332,53 +330,3 @@ def label_boxes(labels: Tensor, *, max_labels: int = 64) -> Boxes:
         [[[2, 1, 3, 2], [0, 0, 2, 2]]]
     """
     return _label_boxes(labels, max_labels)
-
-
-def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredBoxes:
-    """Greedy non-maximum suppression inside every image, by ``torchvision.ops.batched_nms``.
-
-    Args:
-        found: boxes of N images, as :func:`cam_boxes` gives them, or several of them joined along
-            the slots (of classes, of scales).
-        iou_threshold: a box that overlaps a better-scored one by more is dropped, 0-1.
-
-    Returns:
-        :class:`ScoredBoxes` of the same shapes: what is left, best score first, then ``-1``;
-        ``counts`` is the number of boxes left.
-
-    Raises:
-        ValueError: an ``iou_threshold`` outside 0-1.
-        ImportError: torchvision is not installed.
-
-    Note:
-        Not differentiable. Quadratic in the boxes of an image.
-
-    Example:
-        >>> boxes = torch.tensor([[[0, 0, 4, 4], [0, 0, 4, 3], [6, 6, 8, 8]]], dtype=torch.int32)
-        >>> scores, areas = torch.tensor([[0.5, 0.9, 0.7]]), torch.tensor([[16, 12, 4]])
-        >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
-        [[12, 4, -1]]
-    """
-    from torchvision.ops import batched_nms
-
-    check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
-    n, k = found.scores.shape
-    taken = (found.areas > 0).flatten()
-    image = torch.arange(n, device=taken.device).repeat_interleave(k)
-    scores = found.scores.flatten()
-    places = taken.nonzero()[:, 0]
-    kept = places[
-        batched_nms(
-            found.boxes.flatten(0, 1)[places].float(), scores[places], image[places], iou_threshold
-        )
-    ]
-    left = torch.zeros_like(taken).index_fill(0, kept, True).view(n, k)
-    order = torch.where(left, found.scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    left = left.gather(1, order)
-    box_order = order[:, :, None].expand(-1, -1, 4)
-    return ScoredBoxes(
-        torch.where(left[:, :, None], found.boxes.gather(1, box_order), -1),
-        torch.where(left, found.scores.gather(1, order), -1.0),
-        torch.where(left, found.areas.gather(1, order), -1),
-        left.sum(dim=1, dtype=torch.int32),
-    )

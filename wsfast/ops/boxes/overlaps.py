@@ -1,0 +1,56 @@
+"""Non-maximum suppression, by torchvision."""
+
+import torch
+
+from ..._check import check_range
+from .results import ScoredBoxes
+
+
+def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredBoxes:
+    """Greedy non-maximum suppression inside every image, by ``torchvision.ops.batched_nms``.
+
+    Args:
+        found: boxes of N images, as :func:`cam_boxes` gives them, or several of them joined along
+            the slots (of classes, of scales).
+        iou_threshold: a box that overlaps a better-scored one by more is dropped, 0-1.
+
+    Returns:
+        :class:`ScoredBoxes` of the same shapes: what is left, best score first, then ``-1``;
+        ``counts`` is the number of boxes left.
+
+    Raises:
+        ValueError: an ``iou_threshold`` outside 0-1.
+        ImportError: torchvision is not installed.
+
+    Note:
+        Not differentiable. Quadratic in the boxes of an image.
+
+    Example:
+        >>> boxes = torch.tensor([[[0, 0, 4, 4], [0, 0, 4, 3], [6, 6, 8, 8]]], dtype=torch.int32)
+        >>> scores, areas = torch.tensor([[0.5, 0.9, 0.7]]), torch.tensor([[16, 12, 4]])
+        >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
+        [[12, 4, -1]]
+    """
+    from torchvision.ops import batched_nms  # optional: only this function needs it
+
+    check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
+    n, k = found.scores.shape
+    taken = (found.areas > 0).flatten()
+    image = torch.arange(n, device=taken.device).repeat_interleave(k)
+    scores = found.scores.flatten()
+    places = taken.nonzero()[:, 0]
+    kept = places[
+        batched_nms(
+            found.boxes.flatten(0, 1)[places].float(), scores[places], image[places], iou_threshold
+        )
+    ]
+    left = torch.zeros_like(taken).index_fill(0, kept, True).view(n, k)
+    order = torch.where(left, found.scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    left = left.gather(1, order)
+    box_order = order[:, :, None].expand(-1, -1, 4)
+    return ScoredBoxes(
+        torch.where(left[:, :, None], found.boxes.gather(1, box_order), -1),
+        torch.where(left, found.scores.gather(1, order), -1.0),
+        torch.where(left, found.areas.gather(1, order), -1),
+        left.sum(dim=1, dtype=torch.int32),
+    )
