@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the page (default docs)")
     parser.add_argument(
+        "--missing", action="store_true", help="measure only the seeds that results.json lacks"
+    )
+    parser.add_argument(
         "--tables-only", action="store_true", help="draw the tables again from results.json"
     )
     options = parser.parse_args()
@@ -53,8 +56,9 @@ def main() -> None:
             samples = read_pairs(options.data)
             sources["folder"] = lambda seed: folder_splits(samples, seed)
         for name, source in sources.items():
-            runs[name] = []
-            for seed in range(options.seeds):
+            found = runs.get(name, []) if options.missing else []
+            runs[name] = found
+            for seed in sorted(set(range(options.seeds)) - {run["seed"] for run in found}):
                 start = time.perf_counter()
                 runs[name].append(measure(source(seed), seed, options.epochs))
                 print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=600, help="generated training images")
     parser.add_argument("--epochs", type=int, default=10, help="of the classifier (default 10)")
     parser.add_argument("--map-epochs", type=int, default=4, help="of other methods (default 4)")
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at once (default 2)")
+    parser.add_argument("--jobs", type=int, default=3, help="seeds at once (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="of torch per seed (default 1)")
     parser.add_argument(
         "--work", type=Path, help="folder to keep the runs in; the command continues what it finds "

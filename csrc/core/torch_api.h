@@ -10,6 +10,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -92,6 +94,38 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
 }
 
 inline int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+// Task numbers, taken by whichever thread asks next.
+class Tasks {
+ public:
+  Tasks(std::atomic<int64_t>& next, int64_t count, int64_t step)
+      : next_(next), count_(count), step_(step) {}
+
+  // The next task of this thread. False when all are taken.
+  bool take(int64_t& task) {
+    if (at_ == end_) {
+      at_ = next_.fetch_add(step_, std::memory_order_relaxed);
+      end_ = std::max(at_, std::min(at_ + step_, count_));
+    }
+    task = at_;
+    at_ += at_ < end_;
+    return task < end_;
+  }
+
+ private:
+  std::atomic<int64_t>& next_;
+  const int64_t count_, step_;
+  int64_t at_ = 0, end_ = 0;
+};
+
+// worker(tasks) on each thread: `for (int64_t n; tasks.take(n);)`. A thread that wakes late or meets
+// harder tasks leaves the rest to the others. Each task must not depend on who does it.
+template <class Worker>
+void share_tasks(int64_t count, int64_t grain, const Worker& worker) {
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min(thread_count(), (count + grain - 1) / grain);
+  parallel_for(0, workers, 1, [&](int64_t, int64_t) { worker(Tasks(next, count, grain)); });
+}
 
 #ifdef __CUDACC__
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;

@@ -22,9 +22,9 @@ from wsfast.train.config import TrainConfig
 from wsfast.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from wsfast.train.loading import Plan
 from wsfast.train.log import Record, RunLog, read_log
+from wsfast.train.random_state import derive_seed
 from wsfast.train.recipe import Recipe, Step
 from wsfast.train.schedule import Schedule
-from wsfast.train.seeding import derive_seed
 from wsfast.train.state import check_out, has_state, load_state, save_state
 
 _STEP = 3  # keeps the random numbers of a step apart from those of order and augmentation

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from wsfast._check import value_error
 from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
+from wsfast.train.random_state import seeded
 from wsfast.train.recipe import Draw, Recipe
-from wsfast.train.seeding import seeded
 
 _AUGMENTATION = 2  # keeps these random numbers apart from others of the same epoch and position
 

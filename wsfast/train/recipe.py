@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wsfast.train.config import TrainConfig
+from wsfast.train.random_state import seeded
 from wsfast.train.sampling import BalancedSampler
-from wsfast.train.seeding import seeded
 
 _ORDER = 1  # keeps the random numbers of the order apart from others of the same epoch
 

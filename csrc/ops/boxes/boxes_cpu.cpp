@@ -45,9 +45,9 @@ std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t 
   Tensor labels = new_tensor(mask, {shape.images, shape.height, shape.width}, ScalarType::Int);
   Tensor counts = new_tensor(mask, {shape.images}, ScalarType::Int);
   dispatch_simd([&]<class Passes>() {
-    parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
       typename Passes::Labeler labeler(shape.height, shape.width, static_cast<int>(connectivity));
-      for (int64_t n = begin; n < end; ++n) {
+      for (int64_t n; tasks.take(n);) {
         const int64_t at = n * shape.pixels();
         write_ptr<int32_t>(counts)[n] =
             label_mask<Passes>(labeler, read_ptr<uint8_t>(bytes) + at, shape);
@@ -118,9 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64
   const Tensor bytes = mask_bytes("component_boxes", mask);
   const BoxTensors out(mask, shape, max_boxes);
   dispatch_simd([&]<class Passes>() {
-    parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
       BoxWriter<typename Passes::Labeler> writer(out, shape, options);
-      for (int64_t n = begin; n < end; ++n) {
+      for (int64_t n; tasks.take(n);) {
         const uint8_t* image = read_ptr<uint8_t>(bytes) + n * shape.pixels();
         const int32_t count = label_mask<Passes>(writer.labeler(), image, shape);
         writer.write(n, count, [](const auto&) { return 0.0; });
@@ -162,9 +162,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "cam_boxes", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
-      parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
+      share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
         BoxWriter<typename Passes::Labeler> writer(out, shape, options);
-        for (int64_t n = begin; n < end; ++n) {
+        for (int64_t n; tasks.take(n);) {
           const T* map = read_ptr<T>(maps) + n * shape.pixels();
           write_ptr<bool>(valid)[n] =
               box_map<Passes>(writer, n, map, read_ptr<acc_t<T>>(limits)[n], shape);
@@ -209,8 +209,8 @@ std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t
   WS_CHECK(max_labels >= 1, "wsfast::label_boxes: max_labels must be at least 1, got ", max_labels);
   const Tensor images = as_contiguous(labels);
   const BoxTensors out(labels, shape, max_labels);
-  parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
+  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+    for (int64_t n; tasks.take(n);) {
       write_ptr<int32_t>(out.counts)[n] =
           measure_labels(read_ptr<int32_t>(images) + n * shape.pixels(), shape, max_labels,
                          write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
@@ -240,8 +240,8 @@ std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "otsu_level", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
-      parallel_for(0, shape.images, grain(shape), [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
+      share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+        for (int64_t n; tasks.take(n);) {
           const T* map = read_ptr<T>(maps) + n * shape.pixels();
           int64_t histogram[kLevels] = {};
           write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);

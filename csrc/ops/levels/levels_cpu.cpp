@@ -76,9 +76,9 @@ std::tuple<Tensor, Tensor, Tensor> level_boxes_cpu(const Tensor& maps) {
   Tensor area2 = new_tensor(maps, {shape.images, kLevels}, ScalarType::Int);
   Tensor valid = new_tensor(maps, {shape.images}, ScalarType::Bool);
   with_reader("level_boxes", source, shape, [&](const auto& read) {
-    parallel_for(0, shape.images, shape.grain(), [&](int64_t begin, int64_t end) {
+    share_tasks(shape.images, shape.grain(), [&](Tasks tasks) {
       Contours contours;
-      for (int64_t n = begin; n < end; ++n) {
+      for (int64_t n; tasks.take(n);) {
         write_ptr<bool>(valid)[n] = read(contours, n);
         contours.largest(write_ptr<int32_t>(boxes) + n * kLevels * 4,
                          write_ptr<int32_t>(area2) + n * kLevels);
@@ -132,9 +132,9 @@ std::tuple<Tensor, Tensor> level_best_iou_cpu(const Tensor& maps, const Tensor& 
   const int64_t kinds = holes ? 2 : 1;  // components and holes are tasks of their own
   std::vector<double> best(shape.images * kinds * kLevels);
   with_reader("level_best_iou", source, shape, [&](const auto& read) {
-    parallel_for(0, shape.images * kinds, shape.grain(), [&](int64_t begin, int64_t end) {
+    share_tasks(shape.images * kinds, shape.grain(), [&](Tasks tasks) {
       Contours contours;
-      for (int64_t task = begin; task < end; ++task) {
+      for (int64_t task; tasks.take(task);) {
         const int64_t n = task / kinds;
         const auto score = [&](const Box& box) {
           return truth.score(n, protocol_corners(box, shape.height, shape.width));
@@ -184,9 +184,9 @@ std::tuple<Tensor, Tensor, Tensor> score_histograms_cpu(const Tensor& maps, cons
   std::fill(total, total + 2 * bins, 0);
   std::mutex adding;
   dispatch_floating(maps.scalar_type(), "score_histograms", [&]<class T>() {
-    parallel_for(0, shape.images, shape.grain(), [&](int64_t begin, int64_t end) {
+    share_tasks(shape.images, shape.grain(), [&](Tasks tasks) {
       std::vector<int64_t> rows(4 * row_length);
-      for (int64_t n = begin; n < end; ++n) {
+      for (int64_t n; tasks.take(n);) {
         const T* map = read_ptr<T>(scores) + n * shape.pixels();
         const uint8_t* mask = read_ptr<uint8_t>(kinds) + n * shape.pixels();
         bool numbers = true, all_known = true;
