@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.records import Row, Size, Target
+from .records import Row, Size, Target
 
 Run = Callable[[], Any]
 WARM_UP = Size(batch=1, side=16)
