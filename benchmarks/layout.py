@@ -34,7 +34,7 @@ def _time_line(row: Row, ours: Row | None, names: Sequence[str]) -> list[str]:
         return [row.contender, "WRONG", "", "", error, *figures, "", "", _joined(remark, row.note)]
     low, middle, high = quartiles(row.seconds)
     rounds = str(len(row.seconds)) + (f"·{row.iterations}" if row.iterations > 1 else "")
-    verdict = "" if ours is None or row is ours else _faster_or_slower(row, ours)
+    verdict = "" if ours is None or row is ours else faster_or_slower(row, ours)
     rate = f"{row.traffic / middle / 1e9:.1f}" if row.traffic and row.same_work else ""
     remark = _joined("" if row.same_work else "not the same work", row.note)
     spread = seconds_text(high - low)
@@ -42,7 +42,8 @@ def _time_line(row: Row, ours: Row | None, names: Sequence[str]) -> list[str]:
     return [*columns, verdict, rate, remark]
 
 
-def _faster_or_slower(row: Row, ours: Row) -> str:
+def faster_or_slower(row: Row, ours: Row) -> str:
+    """Say how many times faster or slower ours is than the contender of ``row``."""
     ratio = time_ratio(row, ours).value
     if ratio >= 1:
         return f"{ratio_text(ratio)} faster"

@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page of a run: charts, targets and every row; no scripts, no network.
+"""Writes one self-contained HTML page of a run: charts, targets and every row; no network.
 
 Charts show headline sizes; losses are drawn like wins, on the other side of 1×.
 """
@@ -21,7 +21,15 @@ from .charts import (
     speedup_chart,
 )
 from .figures import Axis, amount, median, scaling, series, time_ratio
-from .layout import PREAMBLE, in_order, machine_lines, row_tables, sizes_of, target_table
+from .layout import (
+    PREAMBLE,
+    faster_or_slower,
+    in_order,
+    machine_lines,
+    row_tables,
+    sizes_of,
+    target_table,
+)
 from .records import OURS, RoomResults, Rooms, Row
 from .tables import Section, Table, bytes_text, ratio_text, seconds_text
 
@@ -147,23 +155,18 @@ def speedups(rows: Sequence[Row]) -> str:
     if not lines:
         return ""
     note = (
-        "Their time over the time of wsfast, median of paired rounds; whiskers are quartiles. Right of "
-        "1× wsfast is faster, left of it slower; pale bars do only part of the work or are wrong."
+        "Their time over the time of wsfast, median of paired rounds; whiskers are quartiles. "
+        "Right of 1× wsfast is faster, left of it slower; pale bars do only part of the work or "
+        "are wrong."
     )
     return _chart("Speed-up", note, speedup_chart(lines))
 
 
 def _bar(row: Row, ours: Row) -> Line:
     ratio = time_ratio(row, ours)
-    faster = ratio.value >= 1
-    style = ("win" if faster else "loss") + (
-        "" if row.same_work and row.state == "timed" else " part"
-    )
-    text = (
-        f"{ratio_text(ratio.value)} faster" if faster else f"{ratio_text(1 / ratio.value)} slower"
-    )
-    if row.state == "wrong":
-        text = "WRONG result"
+    whole = row.same_work and row.state == "timed"
+    style = ("win" if ratio.value >= 1 else "loss") + ("" if whole else " part")
+    text = "WRONG result" if row.state == "wrong" else faster_or_slower(row, ours)
     tip = (
         f"{row.contender}: {seconds_text(median(row))}, wsfast: {seconds_text(median(ours))}; "
         f"quartiles {ratio_text(ratio.low)} to {ratio_text(ratio.high)}"
@@ -253,9 +256,7 @@ def errors(rows: Sequence[Row], styles: Styles) -> str:
         lines.append(Line(f"{operation}, {size}", dots, ticks))
     if not lines:
         return ""
-    note = (
-        "Relative error against a float64 oracle; ticks are tolerances, left edge: no difference."
-    )
+    note = "Relative error against a float64 oracle; ticks are tolerances, 0 is no difference."
     names = in_order(row.contender for row in checked)
     return _chart("Error", note, _legend(names, styles) + dot_chart(lines, low, high))
 

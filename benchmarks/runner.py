@@ -114,7 +114,7 @@ def _old_run(wanted: Wanted) -> Path:
 def _run_pytest(files: Sequence[Path], wanted: Wanted, recorder: "Recorder") -> bool:
     """Run the bench files and return whether Ctrl-C ended it.
 
-    The user's own pytest configuration is left out; pytest's output appears only if it fails to run.
+    The user's pytest configuration is left out; pytest's output appears only if it fails to run.
     """
     arguments = ["-c", os.devnull, "--rootdir", str(FOLDER), "-p", "no:cacheprovider", "-q"]
     arguments += ["--device", wanted.device, "--threads", str(wanted.threads), *wanted.flags]
@@ -145,6 +145,7 @@ class Recorder:
         self._bar.close()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the sizes."""
         steps = {step for item in session.items if (step := step_of(item))}
         self._bar.reset(total=len(steps))
 
@@ -152,6 +153,7 @@ class Recorder:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Iterator[None]:
+        """Show what is measured and save after the last size of an operation."""
         step, following = step_of(item), step_of(nextitem)
         if step:
             self._bar.set_description(" ".join(step))
@@ -164,12 +166,15 @@ class Recorder:
         return done
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Take what is left, also after Ctrl-C."""
         self._take(session.config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a benchmark that broke or whose result is wrong."""
         self._note(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a bench file that cannot be imported."""
         self._note(report)
 
     def save(self) -> None:

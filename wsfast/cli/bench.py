@@ -1,11 +1,11 @@
 """Measure wsfast beside its reference and the best peers, and compare with an earlier run.
 
-All contenders of a size run in one process with the same threads, in interleaved rounds; every result
-is checked against a float64 oracle, and losses are shown like wins. Peers that are not installed are
-left out and named. Ctrl-C ends the run and keeps what was measured.
+All contenders of a size run in one process with the same threads, in interleaved rounds; every
+result is checked against a float64 oracle, and losses are shown like wins. Peers that are not
+installed are left out and named. Ctrl-C ends the run and keeps what was measured.
 
 With --compare, a row counts as slower only if our time over the time of what ran beside it in the
-same run grew by 10 % or more, beyond the noise of both runs: a slow day of the machine changes nothing.
+same run grew by 10 % or more, beyond the noise of both runs: a slow day of the machine is none.
 """
 
 import argparse
