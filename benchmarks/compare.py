@@ -86,6 +86,11 @@ class Change:
     kind: ChangeKind
     shift: Shift | None
 
+    @property
+    def text(self) -> str:
+        """The row and what became of it."""
+        return f"{self.new.operation}, {self.new.size.label}: {self.kind}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -298,7 +303,7 @@ ORDER: tuple[ChangeKind, ...] = (
 )
 
 
-def section(found: Comparison, old_name: str | Path) -> Section:
+def section(found: Comparison, old: Path) -> Section:
     """Lay out a comparison: what changed first, what stayed last."""
     counts = {kind: sum(change.kind == kind for change in found.changes) for kind in ORDER}
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
@@ -309,7 +314,7 @@ def section(found: Comparison, old_name: str | Path) -> Section:
     ordered = sorted(found.changes, key=lambda change: ORDER.index(change.kind))
     header = ["operation", "size", "verdict", "against", "change", "99 % interval", "was", "now"]
     table = Table("Row by row", [*header, "error"], [_line(c) for c in ordered], left=4)
-    title = f"compared with {old_name}"
+    title = f"compared with {old.name}"
     return Section(title, [*lines, *(f"NOTE {warning}" for warning in found.warnings)], [table])
 
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from wsfast._check import value_error
+
 from . import compare, machine, page, report, store
 from .harness import Case
 from .laboratory import LABORATORY
 from .records import Rooms
+from .tables import Section
 
 FOLDER = Path(__file__).resolve().parent
 Step = tuple[str, str, str]  # room, operation, and size or what else is measured
@@ -57,36 +60,40 @@ def bench(wanted: Wanted) -> int:
         OSError: A file cannot be written.
     """
     files = _chosen_files(wanted.rooms)
-    old_path = _old_run(wanted) if wanted.compare else None
-    old = store.load(old_path) if old_path else {}
+    old_path = _old_run(wanted.compare, wanted) if wanted.compare else None
+    old = store.load(old_path) if old_path else None
     for path in (wanted.json, wanted.html):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(wanted.json)
     interrupted = _run_pytest(files, wanted, recorder)
-    rooms = recorder.rooms
-    if not rooms:
-        print("wsfast bench: nothing was measured", file=sys.stderr)
-        return 130 if interrupted else 1
-    comparison = compare.compare(old, rooms) if old_path else None
-    section = compare.section(comparison, old_path.name) if comparison and old_path else None
-    print(report.text(rooms))
-    if section:
-        print(f"\n\n{section.text()}")
-    recorder.save()
-    if wanted.html:
-        page.write(rooms, wanted.html, section)
-    written = " and ".join(str(path) for path in (wanted.json, wanted.html) if path)
-    print(f"\nwritten: {written}" if written else "")
-    for line in recorder.failures:
+    failures = recorder.failures
+    if recorder.rooms:
+        comparison = compare.compare(old, recorder.rooms) if old else None
+        section = compare.section(comparison, old_path) if comparison and old_path else None
+        _publish(recorder, wanted.html, section)
+        if comparison and wanted.fail_on_regression:
+            failures += [change.text for change in comparison.regressions]
+    else:
+        failures.append("nothing was measured")
+    for line in failures:
         print(f"wsfast bench: {line}", file=sys.stderr)
-    regressions = comparison.regressions if comparison and wanted.fail_on_regression else []
-    for change in regressions:
-        row = change.new
-        print(f"wsfast bench: {row.operation}, {row.size.label}: {change.kind}", file=sys.stderr)
     if interrupted:
         return 130
-    return 1 if recorder.failures or regressions else 0
+    return 1 if failures else 0
+
+
+def _publish(recorder: "Recorder", html: Path | None, comparison: Section | None) -> None:
+    """Print the tables and write the files."""
+    print(report.text(recorder.rooms))
+    if comparison:
+        print(f"\n\n{comparison.text()}")
+    recorder.save()
+    if html:
+        page.write(recorder.rooms, html, comparison)
+    written = [str(path) for path in (recorder.path, html) if path]
+    if written:
+        print(f"\nwritten: {', '.join(written)}")
 
 
 def _chosen_files(rooms: Sequence[str]) -> list[Path]:
@@ -94,20 +101,18 @@ def _chosen_files(rooms: Sequence[str]) -> list[Path]:
     known = sorted({room for found in files.values() for room in found})
     unknown = [room for room in rooms if room not in known]
     if unknown:
-        raise ValueError(f"bench: ROOM must be one of {', '.join(known)}, got {unknown[0]}")
+        value_error("bench", "ROOM", f"one of {', '.join(known)}", unknown[0])
     return [path for path, found in files.items() if not rooms or {*found} & {*rooms}]
 
 
-def _old_run(wanted: Wanted) -> Path:
+def _old_run(path: Path, wanted: Wanted) -> Path:
     """The file to compare with; in a folder, the one of this machine."""
-    path = wanted.compare
-    assert path is not None
     if not path.is_dir():
         return path
     known = machine.identity(torch.device(wanted.device), wanted.threads)
     own = path / f"{machine.slug(known)}.json"
     if not own.exists():
-        raise ValueError(f"bench: --compare must be a folder with results of this machine, {own}")
+        value_error("bench", "--compare", f"a folder with this machine's {own.name}", str(path))
     return own
 
 
@@ -117,6 +122,7 @@ def _run_pytest(files: Sequence[Path], wanted: Wanted, recorder: "Recorder") -> 
     The user's pytest configuration is left out; pytest's output appears only if it fails to run.
     """
     arguments = ["-c", os.devnull, "--rootdir", str(FOLDER), "-p", "no:cacheprovider", "-q"]
+    arguments += ["--continue-on-collection-errors"]
     arguments += ["--device", wanted.device, "--threads", str(wanted.threads), *wanted.flags]
     arguments += [part for room in wanted.rooms for part in ("--room", room)]
     os.environ.pop("PYTEST_ADDOPTS", None)

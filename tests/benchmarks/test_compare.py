@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_rows_that_came_went_or_went_wrong() -> None:
     assert [change.new.operation for change in found.regressions] == ["broken"]
     assert f"room: only in the new run: born ({SIZE.label})" in found.warnings
     assert "room: only in the old run: gone (7x7x7)" in found.warnings
-    text = compare.section(found, "old.json").text()
+    text = compare.section(found, Path("old.json")).text()
     assert "0.0e+00 → 1.0e-03" in text
     assert text.index("WRONG") < text.index("same")
 

@@ -12,8 +12,8 @@ from benchmarks import report
 from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
 from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
 from benchmarks.records import Row, Size, Target
+from tests.benchmark_rows import FACTS, SIZE, row
 
-SIZE = Size(2, 4, headline=True)
 MODULES = (
     "bench_truncation",
     "bench_fusion",
@@ -23,37 +23,6 @@ MODULES = (
     "bench_cam",
     "bench_train",
 )
-FACTS = {
-    "cpu": "Some Processor (R) 1.0GHz",
-    "simd": ["avx2"],
-    "cores": 2,
-    "threads": 2,
-    "allocator": "keep",
-    "system": "Linux x86_64",
-    "python": "3.11",
-    "packages": {"torch": "2.11"},
-    "wsfast": {"wsfast": "0", "libraries": {"_C": "loaded"}, "cpu_simd": "avx2"},
-    "commit": "abc",
-    "date": "today",
-    "load_before": 0.0,
-    "device": "cpu",
-    "copy_bandwidth": 1e9,
-}
-
-
-def row(contender: str, seconds: list[float], **changes) -> Row:
-    values = {
-        "room": "room",
-        "operation": "double",
-        "size": SIZE,
-        "contender": contender,
-        "state": "timed",
-        "seconds": seconds,
-        "rounds": list(range(len(seconds))),
-        "error": 0.0,
-        "tolerance": 1e-6,
-    }
-    return Row(**{**values, **changes})
 
 
 def case_of(*contenders: Contender) -> Case:

@@ -1,6 +1,7 @@
 """The HTML page: one well-formed file that needs nothing else and holds every row."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -77,7 +78,7 @@ def test_charts_show_losses_exponents_memory_and_errors(measured: RoomResults) -
 
 def test_the_comparison_is_on_the_page(measured: RoomResults) -> None:
     found = compare.compare({"room": measured}, {"room": measured})
-    text = page.html({"room": measured}, compare.section(found, "old.json"))
+    text = page.html({"room": measured}, compare.section(found, Path("old.json")))
     assert "compared with old.json" in words_of(tree_of(text))
 
 
