@@ -1,20 +1,21 @@
 """Compares two runs: what became slower or faster beyond noise, and what else changed.
 
 A machine has slow days, so times of two runs are never compared with each other. What is compared
-is our time over the time of a contender that ran beside it, round by round (rounds with the same
-number ran next to each other): a machine that is slower as a whole leaves these ratios alone.
+is our time over the time of a contender that ran beside it in the same rounds: a machine that is
+slower as a whole leaves these ratios alone.
 
 For a row of ours and one such contender:
 
-1. ``log(ours / theirs)`` of every common round, old and new. Neighbouring rounds resemble each
-   other, so more than ``BLOCKS`` rounds are first cut into that many blocks of one median each.
+1. The rounds are cut into blocks, as neighbours resemble each other: ``BLOCKS`` of them, or as many
+   as the contender with fewer rounds has. Each block gives one ``log(ours / theirs)`` of medians.
 2. The *shift* is the median of all differences new - old (Hodges and Lehmann's estimate), and its
-   interval is the one of the Mann-Whitney test at 99 %: no distribution is assumed. With fewer than
-   five values on a side the interval has no end.
+   interval is the one of the Mann-Whitney test at 95 %: no distribution is assumed. With too
+   few blocks (two against two, say) the interval has no end.
 
 A contender can have a slow day of its own, so the shift of a row is the median over all contenders
 that were timed in both runs with ours (of two in the middle, the one nearer to no change), and its
-interval is that contender's.
+interval is that contender's. Contenders with few rounds, whose interval reaches 10 % or more, count
+only where there is no better one; other versions of ours never count.
 
 What repeats within a run is not all the noise there is: memory lies elsewhere in the next run, a
 library starts other threads. The contenders tell how much that is, as their code did not change:
@@ -31,25 +32,25 @@ The verdict of a row:
 
 Rooms that one run did not measure are left out. Of the others every row that only one run has is
 named, as is a change of machine, of software, of extra memory (beyond 10 %) and of errors (beyond
-2 times).
+2 times), and a machine that was busy when a run began: other programs take a core from contenders
+that use all of them and none from the others, which no ratio makes good.
 """
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from .figures import median, paired_ratios
+from .figures import median
 from .records import OURS, RoomResults, Rooms, Row
 from .tables import Section, Table, bytes_text, ratio_text, seconds_text
 
 ChangeKind = Literal["slower", "faster", "same", "too noisy to say", "WRONG", "right again"]
 SMALLEST_EFFECT = math.log(1.10)
 BLOCKS = 20
-Z = 2.576  # two-sided 99 %
+Z = 1.96  # two-sided 95 %
 ENOUGH_SHIFTS = 12
 UNREST_DEVIATIONS = 3.0
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
@@ -58,6 +59,7 @@ NO_ERROR = 1e-9
 OTHER_MEMORY = 1.10
 MEMORY_STEP = 2e6  # bytes; the kernel counts to about one
 REGRESSIONS: tuple[ChangeKind, ...] = ("slower", "WRONG")
+BUSY = 0.5  # load average before a run
 MACHINE_FACTS = ("cpu", "gpu", "cuda", "cores", "threads", "simd", "allocator", "system", "device")
 
 
@@ -126,27 +128,38 @@ def shift_between(old: Sequence[float], new: Sequence[float], against: str = "")
 
 
 def log_ratios(ours: Row, theirs: Row) -> list[float]:
-    """Return the logarithms of the paired ratios of times, in at most ``BLOCKS`` medians."""
-    logs = [math.log(ratio) for ratio in paired_ratios(ours, theirs)]
-    count = min(BLOCKS, len(logs))
-    edges = [len(logs) * i // count for i in range(count + 1)] if count else []
-    return [statistics.median(logs[a:b]) for a, b in pairwise(edges)]
+    """Return the logarithms of the ratios of times, block by block."""
+    count = min(BLOCKS, len(ours.seconds), len(theirs.seconds))
+    rounds = 1 + max((*ours.rounds, *theirs.rounds), default=0)
+    above, below = (_block_medians(row, count, rounds) for row in (ours, theirs))
+    return [math.log(above[block] / below[block]) for block in above if block in below]
+
+
+def _block_medians(row: Row, count: int, rounds: int) -> dict[int, float]:
+    blocks: dict[int, list[float]] = {}
+    for number, seconds in zip(row.rounds, row.seconds, strict=True):
+        blocks.setdefault(number * count // rounds, []).append(seconds)
+    return {block: statistics.median(seconds) for block, seconds in blocks.items()}
 
 
 Contenders = dict[str, Row]
 
 
 def shift_of(name: str, old: Contenders, new: Contenders) -> Shift | None:
-    """Return the shift of one contender of a size: the median of those against all the others."""
+    """Return the shift of one contender of a size: the median of those against the others.
+
+    Others against which it is known to 10 % count before those against which it is known at all.
+    """
     shifts = []
     for peer in old:
-        if peer == name or peer not in new:
+        if peer == name or peer not in new or peer.startswith(OURS):
             continue
         before, after = log_ratios(old[name], old[peer]), log_ratios(new[name], new[peer])
         if before and after:
             shifts.append(shift_between(before, after, peer))
+    precise = [shift for shift in shifts if shift.half_width < SMALLEST_EFFECT]
     finite = [shift for shift in shifts if math.isfinite(shift.half_width)]
-    return _middle(finite or shifts)
+    return _middle(precise or finite or shifts)
 
 
 def _middle(shifts: Sequence[Shift]) -> Shift | None:
@@ -264,7 +277,13 @@ def _machine_warnings(room: str, old: dict[str, Any], new: dict[str, Any]) -> li
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     ]
-    return [f"{room}: another machine or other software: {'; '.join(found)}"] if found else []
+    said = [f"{room}: another machine or other software: {'; '.join(found)}"] if found else []
+    said += [
+        f"{room}: the machine was busy before the {which} run (load {facts['load_before']})"
+        for which, facts in (("old", old), ("new", new))
+        if facts["load_before"] > BUSY
+    ]
+    return said
 
 
 def _plain(value: Any) -> str:
@@ -312,7 +331,7 @@ def section(found: Comparison, old: Path) -> Section:
         moved = 100 * math.expm1(found.unrest)
         lines.append(f"unrest: unchanged contenders moved by up to {moved:.0f} % between the runs")
     ordered = sorted(found.changes, key=lambda change: ORDER.index(change.kind))
-    header = ["operation", "size", "verdict", "against", "change", "99 % interval", "was", "now"]
+    header = ["operation", "size", "verdict", "against", "change", "95 % interval", "was", "now"]
     table = Table("Row by row", [*header, "error"], [_line(c) for c in ordered], left=4)
     title = f"compared with {old.name}"
     return Section(title, [*lines, *(f"NOTE {warning}" for warning in found.warnings)], [table])

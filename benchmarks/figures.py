@@ -47,23 +47,18 @@ def median(row: Row) -> float:
     return quartiles(row.seconds)[1]
 
 
-def paired_ratios(numerator: Row, denominator: Row) -> list[float]:
-    """Return the ratios of the times of the rounds that both ran, in order."""
-    below = dict(zip(denominator.rounds, denominator.seconds, strict=True))
-    return [
-        seconds / below[number]
-        for number, seconds in zip(numerator.rounds, numerator.seconds, strict=True)
-        if number in below
-    ]
-
-
 def time_ratio(numerator: Row, denominator: Row) -> Ratio:
     """Return how many times longer ``numerator`` takes than ``denominator``.
 
     Rounds that both ran are compared one by one, so that drift of the machine cancels; with fewer
     than three common rounds the ratio of the medians is taken.
     """
-    pairs = paired_ratios(numerator, denominator)
+    below = dict(zip(denominator.rounds, denominator.seconds, strict=True))
+    pairs = [
+        seconds / below[number]
+        for number, seconds in zip(numerator.rounds, numerator.seconds, strict=True)
+        if number in below
+    ]
     if len(pairs) >= MIN_PAIRS:
         low, middle, high = quartiles(pairs)
         return Ratio(middle, low, high, paired=True)

@@ -15,6 +15,7 @@ from benchmarks.records import MemoryRow, Row, Size
 from tests.benchmark_rows import SIZE, results, row
 
 PEERS = {"peer": 3e-3, "slow peer": 2e-2, "copy": 4e-4}
+ERROR_RATE = 0.05
 ALL = {"wsfast": 1e-3, **PEERS}
 
 
@@ -54,21 +55,22 @@ def test_interval_is_the_one_of_mann_whitney() -> None:
         old, new = rng.normal(0, 1, n), rng.normal(rng.uniform(-2, 2), 1, m)
         shift = shift_between(list(old), list(new))
         test = mannwhitneyu(new, old, method="asymptotic", use_continuity=False)
-        assert (shift.low <= 0 <= shift.high) == (test.pvalue >= 2 * 0.004998)
+        assert (shift.low <= 0 <= shift.high) == (test.pvalue >= ERROR_RATE)
         assert shift.value == pytest.approx(np.median(new[:, None] - old[None]))
-        decisions[bool(test.pvalue >= 0.01)] += 1
+        decisions[bool(test.pvalue >= ERROR_RATE)] += 1
     assert min(decisions.values()) > 20
 
 
-def test_interval_covers_the_shift() -> None:
+@pytest.mark.parametrize(("n", "m"), [(12, 9), (20, 5), (20, 20)])
+def test_interval_covers_the_shift(n: int, m: int) -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(500):
-        found = shift_between(list(rng.standard_t(2, 12)), list(0.5 + rng.standard_t(2, 9)))
+        found = shift_between(list(rng.standard_t(2, n)), list(0.5 + rng.standard_t(2, m)))
         hits += found.low <= 0.5 <= found.high
-    assert hits >= 485
-    four = shift_between([0.0] * 4, [1.0] * 4)
-    assert (four.low, four.high) == (-math.inf, math.inf)
+    assert hits >= 460
+    two = shift_between([0.0] * 2, [1.0] * 2)
+    assert (two.low, two.high) == (-math.inf, math.inf)
 
 
 def test_a_machine_slower_as_a_whole_is_no_regression() -> None:
@@ -98,7 +100,7 @@ def test_one_contender_with_a_bad_day_decides_nothing() -> None:
 
 def test_noise_is_admitted() -> None:
     rng = np.random.default_rng(9)
-    few = contenders(rng, rounds=3), contenders(rng, rounds=3, slower={"wsfast": 2.0})
+    few = contenders(rng, rounds=2), contenders(rng, rounds=2, slower={"wsfast": 2.0})
     assert verdict(shift_of("wsfast", *few), None) == "too noisy to say"
     wild = (contenders(rng, noise=0.6, rounds=8) for _ in range(2))
     assert verdict(shift_of("wsfast", *wild), None) == "too noisy to say"
@@ -183,7 +185,12 @@ def test_other_machines_and_more_memory_are_named() -> None:
         packages={"torch": "2.12", "numpy": "2"},
     )
     said = "\n".join(compare.compare({"room": old}, {"room": new}).warnings)
-    for part in ("threads was 2, is 4", "torch was 2.11, is 2.12", "numpy was unknown, is 2"):
+    for part in (
+        "threads was 2, is 4",
+        "torch was 2.11, is 2.12",
+        "numpy was unknown, is 2",
+        "busy before the new run (load 1.9)",
+    ):
         assert part in said
     assert "extra memory of kept, 2x4x4 was 10.0 MB, is 15.0 MB" in said
     assert compare.compare({"room": old}, {"room": old}).warnings == []
