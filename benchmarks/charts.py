@@ -1,6 +1,6 @@
 """Draws charts as inline SVG that takes its colours from the page's style sheet.
 
-Every mark carries its figures as a tooltip; colours are classes (``s0`` is ours, ``s1`` to ``s7``
+Every mark carries its figures as a tooltip; colours are classes (``s0`` is ours, ``s1`` to ``s9``
 the others; ``win`` and ``loss``), so that one drawing serves light and dark pages.
 """
 
@@ -13,8 +13,9 @@ WIDTH = 860
 ROW = 22
 BAR = 12
 TOP = 26
-TEXT = 6.3  # width of an average character in pixels
-SERIES_CLASSES = 8
+DOTS_APART = 3  # vertically, so that equal ones can be told apart
+TEXT = 6.8  # width of an average character in pixels
+OTHERS = 9  # colours of contenders that are not ours
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,16 @@ class Axis:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Return round values in between: powers of ten, with 2 and 5 where there are few.
+    """Return round values in between: powers of ten, and others where there are few of them.
 
     Example:
-        >>> decades(0.5, 300), decades(0.6, 8)
-        ([1.0, 10.0, 100.0], [1.0, 2.0, 5.0])
+        >>> decades(0.5, 300), decades(0.6, 8), decades(0.6, 1.7)
+        ([1.0, 10.0, 100.0], [1.0, 2.0, 5.0], [0.7, 1.0, 1.5])
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1,) if math.log10(high / low) > 2.2 else (1, 2, 5)
-    found = [step * 10.0**power for power in powers for step in steps]
+    across = math.log10(high / low)
+    steps = (1,) if across > 2.2 else (1, 2, 5) if across > 0.7 else (1, 1.5, 2, 3, 5, 7)
+    found = [round(step * 10.0**power, 15) for power in powers for step in steps]
     found = [value for value in found if low <= value <= high]
     every = max(1, math.ceil(len(found) / 9))
     return found[::every]
@@ -124,7 +126,7 @@ def dot_chart(lines: Sequence[Line], low: float, high: float) -> str:
 
 def _label_width(lines: Sequence[Line], at_most: float = 320) -> float:
     longest = max((len(line.label) for line in lines if line.marks), default=0)
-    return min(at_most, 28 + TEXT * longest)
+    return min(at_most, max(220, 32 + TEXT * longest))
 
 
 def _rows(
@@ -151,8 +153,9 @@ def _row(line: Line, axis: Axis, y: float, origin: float | None) -> str:
     if not line.marks:
         return _text(0, y + 4, line.label, "heading")
     parts = [_text(14, y + 4, _shortened(line.label, axis.left - 20), "label")]
-    for mark in line.marks:
-        draw = _dot(mark, axis, y) if origin is None else _bar(mark, axis, y, origin)
+    for number, mark in enumerate(line.marks):
+        beside = DOTS_APART * (number - (len(line.marks) - 1) / 2)
+        draw = _dot(mark, axis, y + beside) if origin is None else _bar(mark, axis, y, origin)
         parts.append(f"<g><title>{escape(mark.tip)}</title>{draw}</g>")
     for tick in line.ticks:
         x = axis.at(tick.value)
@@ -176,7 +179,7 @@ def _bar(mark: Mark, axis: Axis, y: float, origin: float) -> str:
 
 
 def _dot(mark: Mark, axis: Axis, y: float) -> str:
-    return f'<circle class="{mark.style}" cx="{axis.at(mark.value):.1f}" cy="{y:.1f}" r="5"/>'
+    return f'<circle class="{mark.style}" cx="{axis.at(mark.value):.1f}" cy="{y:.1f}" r="3.5"/>'
 
 
 # Log-log lines ----------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def scaling_chart(
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
     across = Axis(min(xs) / 1.15, max(xs) * 1.15, LEFT, PLOT_WIDTH - RIGHT, logarithmic=True)
-    up = Axis(min(ys) / 1.5, max(ys) * 1.5, PLOT_HEIGHT - LOWER, UPPER, logarithmic=True)
+    up = Axis(min(ys) / 1.6, max(ys) * 1.6, PLOT_HEIGHT - LOWER, UPPER, logarithmic=True)
     parts = []
     for x, label in ticks:
         at = across.at(x)

@@ -59,7 +59,6 @@ NO_ERROR = 1e-9
 OTHER_MEMORY = 1.10
 MEMORY_STEP = 2e6  # bytes; the kernel counts to about one
 REGRESSIONS: tuple[ChangeKind, ...] = ("slower", "WRONG")
-BUSY = 0.5  # load average before a run
 MACHINE_FACTS = ("cpu", "gpu", "cuda", "cores", "threads", "simd", "allocator", "system", "device")
 
 
@@ -201,22 +200,28 @@ def compare(old: Rooms, new: Rooms) -> Comparison:
     common = [room for room in new if room in old]
     shifts: list[tuple[str, Row, Row, Shift | None]] = []
     of_peers: list[Shift] = []
-    warnings = [] if common else ["no room was measured in both runs"]
+    said: dict[str, list[str]] = {}
     for room in common:
         before, after = _by_size(old[room].rows), _by_size(new[room].rows)
         for key in (key for key in after if key in before):
             sides = before[key], after[key]
             shifts.append((room, *(side[OURS] for side in sides), _shift_of_ours(*sides)))
             of_peers += _shifts_of_peers(*sides)
-        warnings += _machine_warnings(room, old[room].machine, new[room].machine)
-        warnings += _only_in("old", room, before, after) + _only_in("new", room, after, before)
-        warnings += _memory_warnings(room, old[room], new[room])
+        for warning in (
+            *_machine_warnings(old[room].machine, new[room].machine),
+            *_only_in("old", before, after),
+            *_only_in("new", after, before),
+            *_memory_warnings(old[room], new[room]),
+        ):
+            said.setdefault(warning, []).append(room)
     unrest = unrest_of(of_peers)
     changes = [
         Change(room, before, after, _kind(before, after, shift, unrest), shift)
         for room, before, after, shift in shifts
     ]
-    return Comparison(changes, list(dict.fromkeys(warnings)), unrest)
+    warnings = [f"{', '.join(rooms)}: {warning}" for warning, rooms in said.items()]
+    nothing = [] if common else ["no room was measured in both runs"]
+    return Comparison(changes, [*nothing, *warnings], unrest)
 
 
 def _by_size(rows: Iterable[Row]) -> dict[Key, Contenders]:
@@ -264,8 +269,8 @@ def _kind(old: Row, new: Row, shift: Shift | None, unrest: float | None) -> Chan
 # Warnings ---------------------------------------------------------------------------------------
 
 
-def _machine_warnings(room: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Say what is not the same machine or software; ratios hold within one only."""
+def _machine_warnings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Name what differs, as ratios hold within one machine and its software, and busy machines."""
     found = [
         f"{name} was {_plain(old.get(name))}, is {_plain(new.get(name))}"
         for name in MACHINE_FACTS
@@ -277,32 +282,29 @@ def _machine_warnings(room: str, old: dict[str, Any], new: dict[str, Any]) -> li
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     ]
-    said = [f"{room}: another machine or other software: {'; '.join(found)}"] if found else []
-    said += [
-        f"{room}: the machine was busy before the {which} run (load {facts['load_before']})"
+    said = [f"another machine or other software: {'; '.join(found)}"] if found else []
+    return said + [
+        f"the machine was busy before the {which} run (load {facts['load_before']})"
         for which, facts in (("old", old), ("new", new))
-        if facts["load_before"] > BUSY
+        if facts["load_before"] >= facts["cores"]
     ]
-    return said
 
 
 def _plain(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-def _only_in(which: str, room: str, here: Iterable[Key], there: Iterable[Key]) -> list[str]:
+def _only_in(which: str, here: Iterable[Key], there: Iterable[Key]) -> list[str]:
     """Name the rows that only one of the runs has, by operation."""
     alone: dict[str, list[str]] = {}
     for operation, size in here:
         if (operation, size) not in there:
             alone.setdefault(operation, []).append(size)
-    return [
-        f"{room}: only in the {which} run: {operation} ({', '.join(sizes)})"
-        for operation, sizes in alone.items()
-    ]
+    where = f"only in the {which} run"
+    return [f"{where}: {operation} ({', '.join(sizes)})" for operation, sizes in alone.items()]
 
 
-def _memory_warnings(room: str, old: RoomResults, new: RoomResults) -> list[str]:
+def _memory_warnings(old: RoomResults, new: RoomResults) -> list[str]:
     before = {(r.operation, r.size): r.extra_bytes for r in old.memory if r.contender == OURS}
     found = []
     for row in new.memory:
@@ -311,7 +313,7 @@ def _memory_warnings(room: str, old: RoomResults, new: RoomResults) -> list[str]
             continue
         if max(was, now) > OTHER_MEMORY * min(was, now):
             amounts = f"{bytes_text(was)}, is {bytes_text(now)}"
-            found.append(f"{room}: extra memory of {row.operation}, {row.size} was {amounts}")
+            found.append(f"extra memory of {row.operation}, {row.size} was {amounts}")
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from wsfast._files import write_atomically
 
 from .charts import (
-    SERIES_CLASSES,
+    OTHERS,
     Line,
     Mark,
     Series,
@@ -84,7 +84,8 @@ def _pairs(rows: Sequence[Row]) -> Iterable[tuple[Row, Row]]:
     for together in sizes_of(rows).values():
         ours = _ours(together)
         for row in together:
-            if ours and row is not ours and row.state == "timed" and row.same_work:
+            foreign = not row.contender.startswith(OURS)
+            if ours and foreign and row.state == "timed" and row.same_work:
                 yield ours, row
 
 
@@ -104,7 +105,7 @@ def _comparison(section: Section) -> str:
 
 def _room(room: str, results: RoomResults, *, own_facts: bool) -> str:
     others = in_order(row.contender for row in results.rows if row.contender != OURS)
-    styles = {name: f"s{min(i, SERIES_CLASSES - 1)}" for i, name in enumerate([OURS, *others])}
+    styles = {OURS: "s0", **{name: f"s{1 + i % OTHERS}" for i, name in enumerate(others)}}
     targets = target_table(results)
     tables = "\n".join(table.html() for table in row_tables(results))
     rows = len(results.rows) + len(results.memory)
@@ -231,7 +232,7 @@ def memory(results: RoomResults, styles: Styles) -> str:
             lines.append(Line(heading))
         share = f"{100 * row.extra_bytes / row.unit_bytes:.1f} % of {row.unit}"
         text = f"{bytes_text(row.extra_bytes)}"
-        mark = Mark(row.extra_bytes, styles.get(row.contender, "s7"), text, f"{text}, {share}")
+        mark = Mark(row.extra_bytes, styles.get(row.contender, "s1"), text, f"{text}, {share}")
         ticks: tuple[Mark, ...] = ()
         if row.at_most is not None and row.contender == OURS:
             bound = row.at_most * row.unit_bytes

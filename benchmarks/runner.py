@@ -204,9 +204,9 @@ class Recorder:
 def step_of(item: pytest.Item | None) -> Step | None:
     """Return what a benchmark item measures; None for items that measure nothing."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    if "case" not in parameters:
+    case = parameters.get("case")
+    if not isinstance(case, Case):
         return None
-    case: Case = parameters["case"]
     if "size" in parameters:
         return case.room, case.operation, parameters["size"].label
     return case.room, case.operation, f"memory of {parameters['contender']}"

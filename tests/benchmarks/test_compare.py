@@ -182,6 +182,7 @@ def test_other_machines_and_more_memory_are_named() -> None:
         *both("kept"),
         memory=memory(15_000_000),
         threads=4,
+        load_before=2.5,
         packages={"torch": "2.12", "numpy": "2"},
     )
     said = "\n".join(compare.compare({"room": old}, {"room": new}).warnings)
@@ -189,7 +190,7 @@ def test_other_machines_and_more_memory_are_named() -> None:
         "threads was 2, is 4",
         "torch was 2.11, is 2.12",
         "numpy was unknown, is 2",
-        "busy before the new run (load 1.9)",
+        "busy before the new run (load 2.5)",
     ):
         assert part in said
     assert "extra memory of kept, 2x4x4 was 10.0 MB, is 15.0 MB" in said
