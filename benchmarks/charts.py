@@ -79,7 +79,7 @@ def decades(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     across = math.log10(high / low)
     steps = (1,) if across > 2.2 else (1, 2, 5) if across > 0.7 else (1, 1.5, 2, 3, 5, 7)
-    found = [round(step * 10.0**power, 15) for power in powers for step in steps]
+    found = [float(f"{step}e{power}") for power in powers for step in steps]
     found = [value for value in found if low <= value <= high]
     every = max(1, math.ceil(len(found) / 9))
     return found[::every]
