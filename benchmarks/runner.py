@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,8 +128,13 @@ def _run_pytest(files: Sequence[Path], wanted: Wanted, recorder: "Recorder") -> 
     arguments += [part for room in wanted.rooms for part in ("--room", room)]
     os.environ.pop("PYTEST_ADDOPTS", None)
     log = io.StringIO()
-    with recorder, contextlib.redirect_stdout(log):
-        code = pytest.main([*arguments, *(str(path) for path in files)], plugins=[recorder])
+    with (
+        tempfile.TemporaryDirectory() as storage,  # pytest-benchmark's, else made where one stands
+        recorder,
+        contextlib.redirect_stdout(log),
+    ):
+        arguments += [f"--benchmark-storage=file://{storage}", *(str(path) for path in files)]
+        code = pytest.main(arguments, plugins=[recorder])
     if code in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR):
         print(log.getvalue(), file=sys.stderr)
         recorder.failures.append("pytest could not run the benchmarks")

@@ -103,7 +103,7 @@ def test_files_and_exit_codes(
 
 INTERRUPTED = """
 import sys
-from wsfast.benchmarks import harness, laboratory
+from wsfast.benchmarks import harness, laboratory, machine
 from wsfast.cli import main
 from wsfast.cli.bench import suite
 
@@ -118,6 +118,7 @@ def measure(case, size, settings):
 
 measure.calls = 0
 laboratory.measure = measure
+machine.copy_bandwidth = lambda device: 1e9
 assert suite() == "wsfast.benchmarks"
 sys.exit(main(["bench", "fusion", "--quick", "--json", "new.json", "--html", "new.html"]))
 """
