@@ -116,7 +116,7 @@ def shift_between(old: Sequence[float], new: Sequence[float], against: str = "")
     Example:
         >>> found = shift_between([0.0, 0.1, 0.2, 0.3, 0.4], [1.0, 1.1, 1.2, 1.3, 1.4])
         >>> round(found.value, 6), round(found.low, 6), round(found.high, 6)
-        (1.0, 0.6, 1.4)
+        (1.0, 0.8, 1.2)
     """
     differences = sorted(b - a for a in old for b in new)
     pairs = len(differences)

@@ -1,5 +1,6 @@
 """The benchmark harness: interleaving, errors, ratios, verdicts and the written report."""
 
+import doctest
 import importlib
 import itertools
 import json
@@ -203,6 +204,12 @@ def test_report_refuses_other_files(tmp_path, capsys, content: str | None) -> No
     message = capsys.readouterr().err
     assert message.startswith("benchmarks.report: ")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["charts", "compare", "figures", "tables"])
+def test_examples(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert (found.attempted > 0, found.failed) == (True, 0)
 
 
 @pytest.mark.parametrize("module", MODULES)

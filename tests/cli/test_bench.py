@@ -70,7 +70,13 @@ def test_a_bad_file_to_compare_with(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--threads", "0"], ["--device", "abacus"], ["--fail-on-regression"], ["--compare", "."]],
+    [
+        ["--threads", "0"],
+        ["--device", "abacus"],
+        ["--device", "meta"],
+        ["--fail-on-regression"],
+        ["--compare", "."],
+    ],
 )
 def test_bad_options(
     tmp_path: Path,

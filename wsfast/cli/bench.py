@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .._check import check_range, value_error
+from .._check import check_choice, check_range, value_error
 from .._device import parse_device
 
 NAME = "bench"
@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     check_range("bench", "--threads", options.threads, 1, 1024)
     device = parse_device("bench", "--device", options.device).type
+    check_choice("bench", "--device", device, ["cpu", "cuda"])
     if options.fail_on_regression and options.compare is None:
         value_error("bench", "--fail-on-regression", "used with --compare", "no --compare")
     _check_extra()
