@@ -90,7 +90,7 @@ def even_steps(high: float) -> list[float]:
 
     Example:
         >>> even_steps(47)
-        [0, 10, 20, 30, 40]
+        [0.0, 10.0, 20.0, 30.0, 40.0]
     """
     rough = high / 5
     unit = 10.0 ** math.floor(math.log10(rough))
