@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
 try:
@@ -175,7 +175,11 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+# The benchmarks stay beside the package in a checkout and go inside it in a wheel.
 setup(
+    packages=[*find_packages(include=["wsfast*"]), "wsfast.benchmarks"],
+    package_dir={"wsfast.benchmarks": "benchmarks"},
+    package_data={"wsfast": ["py.typed"], "wsfast.benchmarks": ["page.css", "recreations/*.cpp"]},
     ext_modules=extensions(),
     cmdclass={
         "build_ext": BuildExtension.with_options(no_python_abi_suffix=True),

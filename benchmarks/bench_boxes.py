@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import wsfast
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
-from benchmarks.inputs import blobs
-from benchmarks.records import Size, Target
 from wsfast.ops.boxes import reference
+
+from .harness import Case, Contender, MemoryLimit, Run, eager
+from .inputs import blobs
+from .records import Size, Target
 
 CELLS = {"": 7, "mid": 28, "noisy": 14}
 NOISE = 0.15

@@ -13,11 +13,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Budget, Case, Contender, Run, eager
-from benchmarks.records import Size, Target
 from wsfast.cam import METHODS, CAMMethod, FullGrad, GradCAM, LTGradCAM
 from wsfast.ops.fusion import reference as fusion
 from wsfast.ops.truncation import reference as truncation
+
+from .harness import Budget, Case, Contender, Run, eager
+from .records import Size, Target
 
 HEADLINE = Size(8, 224, headline=True)
 SIZES = (Size(2, 224), Size(4, 224), HEADLINE)

@@ -15,13 +15,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_cam import FORMULAS, MINUTES
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
-from benchmarks.records import OURS, Size
 from wsfast import ops
 from wsfast.cam import METHODS
 from wsfast.ops.fusion import reference as fusion
 from wsfast.ops.truncation import reference as truncation
+
+from .bench_cam import FORMULAS, MINUTES
+from .harness import Case, Contender, MemoryLimit, Run, eager
+from .records import OURS, Size
 
 BATCHES = (1, 8, 32)
 SHAPES = ((224, 224), (224, 640), (512, 1408))

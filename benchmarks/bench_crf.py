@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import wsfast
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
-from benchmarks.inputs import blobs, scenes
-from benchmarks.records import Size, Target
 from wsfast.ops.crf import reference
+
+from .harness import Case, Contender, MemoryLimit, Run, eager
+from .inputs import blobs, scenes
+from .records import Size, Target
 
 NOISE = "noise"
 HEADLINE = Size(32, 224, headline=True)

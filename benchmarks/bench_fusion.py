@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import wsfast
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, compiled, eager
-from benchmarks.inputs import blobs, stage_sides
-from benchmarks.records import Size, Target
 from wsfast.ops.fusion import reference
+
+from .harness import Case, Contender, MemoryLimit, Run, compiled, eager
+from .inputs import blobs, stage_sides
+from .records import Size, Target
 
 HEADLINE = Size(8, 224, headline=True)
 SIZES = (Size(8, 56), Size(8, 112), HEADLINE, Size(2, 224), Size(4, 224))

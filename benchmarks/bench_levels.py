@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import opencv_protocol as protocol
-from benchmarks.harness import Budget, Case, Contender, Run
-from benchmarks.inputs import blobs
-from benchmarks.records import Size, Target
 from wsfast.compat import wsolevaluation
 from wsfast.metrics import MaxBoxAcc, MaxBoxAccV2
+
+from . import opencv_protocol as protocol
+from .harness import Budget, Case, Contender, Run
+from .inputs import blobs
+from .records import Size, Target
 
 THRESHOLDS = np.arange(0, 1, 0.001)
 CELLS = {"smooth": 7, "mid": 14, "noisy": 28}

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, Contender, eager
-from benchmarks.records import Size
-from benchmarks.training import CLASSES
 from wsfast.models import FCAMModel, UNetDecoder, UNetLocalizer, WSOLClassifier
+
+from .harness import Case, Contender, eager
+from .records import Size
+from .training import CLASSES
 
 
 class Networks(NamedTuple):

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import wsfast
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, eager
-from benchmarks.inputs import blobs, scenes
-from benchmarks.records import Size, Target
 from wsfast.ops.seeds import reference
+
+from .harness import Case, Contender, MemoryLimit, Run, eager
+from .inputs import blobs, scenes
+from .records import Size, Target
 
 HEADLINE = Size(32, 224, headline=True)
 RELU = Size(32, 224, "relu", headline=True)

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import bench_crf, bench_seeds
-from benchmarks.harness import Case, Contender, Run, eager
-from benchmarks.inputs import blobs
-from benchmarks.records import Size, Target
-from benchmarks.stand_ins import (
+from wsfast.nn import SizeConstraintLoss, partial_cross_entropy
+from wsfast.train import DiPSConfig
+from wsfast.train.images import TrainingSample
+
+from . import bench_crf, bench_seeds
+from .harness import Case, Contender, Run, eager
+from .inputs import blobs
+from .records import Size, Target
+from .stand_ins import (
     DIPS,
     Pooled,
     WithMaps,
@@ -26,7 +30,7 @@ from benchmarks.stand_ins import (
     dips_recipe,
     fcam_recipe,
 )
-from benchmarks.training import (
+from .training import (
     SIZE_WEIGHT,
     Iteration,
     Outcome,
@@ -42,9 +46,6 @@ from benchmarks.training import (
     right,
     training_batch,
 )
-from wsfast.nn import SizeConstraintLoss, partial_cross_entropy
-from wsfast.train import DiPSConfig
-from wsfast.train.images import TrainingSample
 
 HEADLINE = Size(32, 224, headline=True)
 SIZES = (Size(8, 112), Size(8, 224), Size(16, 224), HEADLINE)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import wsfast
-from benchmarks.harness import Case, Contender, MemoryLimit, Run, compiled, eager
-from benchmarks.inputs import MAX_POOLED, gradients, stages
-from benchmarks.records import Size, Target
 from wsfast.ops.truncation import reference
+
+from .harness import Case, Contender, MemoryLimit, Run, compiled, eager
+from .inputs import MAX_POOLED, gradients, stages
+from .records import Size, Target
 
 PERCENTILE = 50.0
 HEADLINE = Size(8, 224, headline=True)

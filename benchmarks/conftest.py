@@ -1,92 +1,24 @@
 """Options, fixtures and pytest-benchmark hooks of the benchmark run."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import machine, memory
-from benchmarks.harness import Case, Contender, Settings, Size, measure
-from benchmarks.records import Declared, Row
+from . import machine
+from .harness import Case, Settings
+from .laboratory import LABORATORY, PLAYBACK, Laboratory
 
-
-class Playback:
-    """A clock that plays recorded times to pytest-benchmark.
-
-    pytest-benchmark times one test after the other, but contenders have to run in interleaved
-    rounds. So all contenders of a size are timed together, and each test then plays the times of
-    its contender.
-    """
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._recorded: Iterator[float] = iter(())
-
-    def __call__(self) -> float:
-        """Return the present time."""
-        return self.now
-
-    def load(self, seconds: list[float]) -> None:
-        """Set the times to play."""
-        self._recorded = iter(seconds)
-
-    def advance(self) -> None:
-        """Let the next recorded time pass."""
-        self.now += next(self._recorded)
-
-
-PLAYBACK = Playback()
 SETTINGS = pytest.StashKey[Settings]()
-LABORATORY = pytest.StashKey["Laboratory"]()
-
-
-class Laboratory:
-    """Measures each case and size once and keeps what the report needs."""
-
-    def __init__(self, settings: Settings, threads: int, allocator: machine.Allocator) -> None:
-        self.settings = settings
-        self.threads = threads
-        self.facts = machine.facts(settings.device, threads, allocator)
-        self.absent: list[Row] = []
-        self.memory: list[dict[str, Any]] = []
-        self.declared: dict[tuple[str, str], Declared] = {}
-        self._rows: dict[tuple[str, str, str], dict[str, Row]] = {}
-
-    def row(self, case: Case, size: Size, contender: Contender) -> Row:
-        """Return the row of one contender, timing all of its size on the first call."""
-        key = (case.room, case.operation, size.label)
-        if key not in self._rows:
-            self.declared[key[:2]] = Declared(case.room, case.operation, case.targets)
-            rows = measure(case, size, self.settings)
-            self._rows[key] = {row.contender: row for row in rows}
-        return self._rows[key][contender.name]
-
-    def record_time(self, benchmark: Any, case: Case, size: Size, contender: Contender) -> None:
-        """Hand the times of one contender to pytest-benchmark; fail if ours are wrong."""
-        row = self.row(case, size, contender)
-        if row.state == "absent":
-            self.absent.append(row)
-            pytest.skip(row.reason)
-        PLAYBACK.load(row.seconds)
-        benchmark.group = f"{case.operation}, {size.label}"
-        benchmark.extra_info = row.to_json()
-        benchmark.pedantic(PLAYBACK.advance, rounds=len(row.seconds))
-        if row.state == "wrong" and contender.name in ("wsfast", "reference"):
-            pytest.fail(f"relative error {row.error:.2e} exceeds {row.tolerance:.0e}")
-
-    def record_memory(self, module: str, case: Case, contender: str) -> None:
-        """Measure the extra memory of one contender in a fresh process."""
-        device = self.settings.device.type
-        row = memory.measure_in_subprocess(module, case, contender, self.threads, device)
-        self.memory.append(asdict(row))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("wsfast benchmarks")
     group.addoption("--threads", type=int, default=2, help="threads of every contender (default 2)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
+    group.addoption("--room", action="append", help="measure this room (repeatable; default: all)")
     group.addoption("--quick", action="store_true", help="headline sizes only, few rounds")
     group.addoption(
         "--grid",
@@ -127,9 +59,12 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("--quick")
     full = metafunc.config.getoption("--grid") == "full"
+    rooms: Sequence[str] | None = metafunc.config.getoption("--room")
+    cases: Sequence[Case] = getattr(metafunc.module, "CASES", ())
     sizes = {
         case.operation: (case, case.chosen_sizes(headlines=quick or (case.grid and not full)))
-        for case in getattr(metafunc.module, "CASES", ())
+        for case in cases
+        if rooms is None or case.room in rooms
     }
     if "size" in metafunc.fixturenames:
         runs = [
@@ -163,7 +98,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     laboratory = config.stash[LABORATORY]
     output_json["wsfast"] = {
         "machine": laboratory.facts,
-        "absent": [row.to_json() for row in laboratory.absent],
-        "memory": laboratory.memory,
+        "absent": [row.to_json() for row in laboratory.rows() if row.state == "absent"],
+        "memory": [asdict(row) for row in laboratory.memory],
         "declared": [asdict(declared) for declared in laboratory.declared.values()],
     }

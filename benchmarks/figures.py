@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.records import OURS, Row, Target
+from .records import OURS, Row, Size, Target
 
+Axis = Literal["pixels", "batch"]
 Outcome = Literal["aim met", "met", "MISSED", "not measured"]
 MIN_PAIRS = 3
 MIN_SIZES_TO_FIT = 3
@@ -83,31 +84,39 @@ def fitted_exponent(amounts: Sequence[float], seconds: Sequence[float]) -> float
     return statistics.linear_regression(x, y).slope
 
 
-def scaling(
-    rows: Sequence[Row], axis: Literal["pixels", "batch"]
-) -> tuple[float, list[int]] | None:
-    """Fit the exponent of one contender's time along one axis, the other one held.
+def series(rows: Sequence[Row], axis: Axis) -> list[tuple[Size, float]]:
+    """Return sizes and median times of one contender along one axis, the other one held.
 
     Args:
         rows: Rows of one contender of one operation.
         axis: Which amount varies.
 
     Returns:
-        The exponent and the amounts it was fitted on, from the longest series that holds the
-        other axis and the variant fixed; None when no series has three sizes.
+        The longest series that holds the other axis and the variant fixed, from small to large;
+        nothing when no series has three sizes.
     """
-    series: dict[tuple[int, str], dict[int, float]] = {}
+    found: dict[tuple[int, str], dict[int, tuple[Size, float]]] = {}
     for row in rows:
-        if row.state != "timed":
-            continue
-        size = row.size
-        amount, held = (size.pixels, size.batch) if axis == "pixels" else (size.batch, size.pixels)
-        series.setdefault((held, size.variant), {})[amount] = median(row)
-    longest = max(series.values(), key=len, default={})
-    if len(longest) < MIN_SIZES_TO_FIT:
+        if row.state == "timed":
+            held = row.size.batch if axis == "pixels" else row.size.pixels
+            along = found.setdefault((held, row.size.variant), {})
+            along[amount(row.size, axis)] = (row.size, median(row))
+    longest = max(found.values(), key=len, default={})
+    return [longest[n] for n in sorted(longest)] if len(longest) >= MIN_SIZES_TO_FIT else []
+
+
+def amount(size: Size, axis: Axis) -> int:
+    """Return how much of an axis a size has."""
+    return size.pixels if axis == "pixels" else size.batch
+
+
+def scaling(rows: Sequence[Row], axis: Axis) -> tuple[float, list[int]] | None:
+    """Return the exponent fitted on :func:`series` and its amounts, None without a series."""
+    found = series(rows, axis)
+    if not found:
         return None
-    amounts = sorted(longest)
-    return fitted_exponent(amounts, [longest[amount] for amount in amounts]), amounts
+    amounts = [amount(size, axis) for size, _ in found]
+    return fitted_exponent(amounts, [seconds for _, seconds in found]), amounts
 
 
 def judge(target: Target, rows: Sequence[Row], copy_bandwidth: float | None) -> Verdict:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.records import Row, Size, Target
+from .records import Row, Size, Target
 
 Run = Callable[[], Any]
 WARM_UP = Size(batch=1, side=16)
@@ -73,16 +73,14 @@ class Budget:
     """
 
     seconds: float = 1.0
-    min_rounds: int = 3
+    min_rounds: int = 5
     max_rounds: int = 200
     one_round_above: float = 5.0
     round_seconds: float = 2e-3
 
     def quick(self) -> "Budget":
         """Return the budget of a ``--quick`` run."""
-        return dataclasses.replace(
-            self, seconds=min(self.seconds, 0.3), min_rounds=3, one_round_above=1.0
-        )
+        return dataclasses.replace(self, seconds=min(self.seconds, 0.3), one_round_above=1.0)
 
 
 @dataclass(frozen=True)

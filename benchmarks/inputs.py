@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.records import Size
+from .records import Size
 
 VGG16_CHANNELS = (64, 128, 256, 512, 512)
 MAX_POOLED = "max-pooled"

@@ -19,6 +19,11 @@ Allocator = Literal["keep", "system"]
 ALLOCATORS: tuple[Allocator, ...] = ("keep", "system")
 PACKAGES = ("torch", "torchvision", "numpy", "grad-cam", "torchcam")
 SIMD_FLAGS = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512vbmi2", "asimd", "sve")
+FACTS = (
+    *("cpu", "simd", "cores", "threads", "allocator", "system", "python", "packages", "wsfast"),
+    *("commit", "date", "load_before", "device", "copy_bandwidth"),
+)
+WSFAST_FACTS = ("wsfast", "libraries", "cpu_simd")
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -67,29 +72,38 @@ def _synchronize(device: torch.device) -> None:
 
 def facts(device: torch.device, threads: int, allocator: Allocator) -> dict[str, Any]:
     """Return what a reader needs to judge the figures, and no name of host or user."""
-    model, flags = _cpu()
-    known = {
-        "cpu": model,
-        "simd": flags,
+    return {
+        **identity(device, threads),
+        "simd": _cpu()[1],
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "threads": threads,
         "allocator": allocator,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES} | {"opencv": _opencv_version()},
-        "wsfast": _wsfast_facts(),
+        "wsfast": _wsfast_facts(device),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load_before": round(os.getloadavg()[0], 2),
-        "device": device.type,
         "copy_bandwidth": copy_bandwidth(device),
     }
+
+
+def identity(device: torch.device, threads: int) -> dict[str, Any]:
+    """Return the facts that tell one machine's results from another's."""
+    known: dict[str, Any] = {"cpu": _cpu()[0], "threads": threads, "device": device.type}
     if device.type == "cuda":
         known["gpu"] = torch.cuda.get_device_name(device)
         known["cuda"] = torch.version.cuda
     return known
+
+
+def check_facts(known: dict[str, Any]) -> None:
+    """Raise a KeyError or TypeError if ``known`` is not what :func:`facts` returns."""
+    missing = {*FACTS} - {*known} or {*WSFAST_FACTS} - {*known["wsfast"]}
+    if missing:
+        raise KeyError(f"no {', '.join(sorted(missing))}")
 
 
 def slug(known: dict[str, Any]) -> str:
@@ -130,15 +144,18 @@ def _opencv_version() -> str:
     return str(cv2.__version__)
 
 
-def _wsfast_facts() -> dict[str, Any]:
+def _wsfast_facts(device: torch.device) -> dict[str, Any]:
     import wsfast
 
     found = wsfast.info()
-    return {key: found[key] for key in ("wsfast", "libraries", "cpu_simd")}
+    slow = [op for op, backends in found["ops"].items() if backends[device.type] == "reference"]
+    return {**{key: found[key] for key in WSFAST_FACTS}, "fallbacks": slow}
 
 
 def _commit() -> str:
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # a folder above, such as a user's project, tells nothing
+        return "an installed package"
     found = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"],
         capture_output=True,

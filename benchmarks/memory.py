@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Run
-from benchmarks.machine import use_threads
-from benchmarks.records import MemoryRow
+from .harness import Case, Run
+from .machine import use_threads
+from .records import MemoryRow
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER_MARK = "5"
@@ -37,9 +37,9 @@ def measure_in_subprocess(
     module: str, case: Case, contender: str, threads: int, device: str
 ) -> MemoryRow:
     """Run :func:`extra_bytes` for one contender in a fresh interpreter."""
-    command = [sys.executable, "-m", "benchmarks.memory", module, case.operation, contender]
+    command = [sys.executable, "-m", __name__, module, case.operation, contender]
     command += ["--threads", str(threads), "--device", device]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[__name__.count(".")]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     if found.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{found.stderr}")

@@ -1,5 +1,6 @@
 """What a benchmark run writes and the report reads: sizes, targets, rows and their JSON form."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -135,3 +136,53 @@ class Declared:
         """Rebuild a declaration from ``dataclasses.asdict``."""
         targets = [Target(**{**t, "against": tuple(t["against"])}) for t in values["targets"]]
         return cls(values["room"], values["operation"], tuple(targets))
+
+
+@dataclass(frozen=True)
+class RoomResults:
+    """All that one run measured in one room, with the facts of that run."""
+
+    machine: dict[str, Any]
+    declared: tuple[Declared, ...]
+    rows: tuple[Row, ...]
+    memory: tuple[MemoryRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "machine": self.machine,
+            "declared": [asdict(declared) for declared in self.declared],
+            "rows": [row.to_json() for row in self.rows],
+            "memory": [asdict(row) for row in self.memory],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RoomResults":
+        """Rebuild from :meth:`to_json`."""
+        return cls(
+            values["machine"],
+            tuple(Declared.from_json(declared) for declared in values["declared"]),
+            tuple(Row.from_json(row) for row in values["rows"]),
+            tuple(MemoryRow(**row) for row in values["memory"]),
+        )
+
+
+Rooms = dict[str, RoomResults]
+
+
+def by_room(
+    machine: dict[str, Any],
+    declared: Sequence[Declared],
+    rows: Sequence[Row],
+    memory: Sequence[MemoryRow],
+) -> Rooms:
+    """Sort what one run measured into rooms."""
+    return {
+        room: RoomResults(
+            machine,
+            tuple(found for found in declared if found.room == room),
+            tuple(row for row in rows if row.room == room),
+            tuple(row for row in memory if row.room == room),
+        )
+        for room in sorted({found.room for found in (*declared, *memory)})
+    }

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import bench_seeds
-from benchmarks.training import CLASS_WEIGHT, CLASSES, Iteration, Terms, image_data, normalized
 from wsfast.train import DiPSConfig, DiPSRecipe, FCAMConfig, FCAMRecipe
 from wsfast.train.images import TrainingSample
+
+from . import bench_seeds
+from .training import CLASS_WEIGHT, CLASSES, Iteration, Terms, image_data, normalized
 
 # What the authors recommend beside their ILSVRC settings, which draw 30 times as many.
 DIPS = {"foreground": 200, "background": 200, "foreground_share": 0.2, "background_share": 0.2}

@@ -1,7 +1,10 @@
-"""Lays out report sections as aligned text and as Markdown."""
+"""Lays out report sections as aligned text, as Markdown and as HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
+
+BAD_CELLS = ("WRONG", "MISSED", "slower")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,25 @@ class Table:
         lines = [f"**{self.title}**", ""]
         lines += ["| " + " | ".join(row) + " |" for row in (self.header, rules, *self.rows)]
         return "\n".join(lines)
+
+    def html(self) -> str:
+        """Return the table as HTML; losses and misses carry the class ``loss``."""
+        lines = [self._html_line("th", self.header), *(self._html_line("td", r) for r in self.rows)]
+        head, body = lines[0], "\n".join(lines[1:])
+        caption = f"<caption>{escape(self.title)}</caption>"
+        table = f"<table>{caption}<thead>{head}</thead><tbody>\n{body}\n</tbody></table>"
+        return f'<div class="scroll">{table}</div>'
+
+    def _html_line(self, tag: str, row: Sequence[str]) -> str:
+        cells = "".join(
+            f'<{tag} class="{" ".join(self._classes(i, cell))}">{escape(cell)}</{tag}>'
+            for i, cell in zip(self._columns(), row, strict=True)
+        )
+        return f"<tr>{cells}</tr>"
+
+    def _classes(self, column: int, cell: str) -> list[str]:
+        loss = cell in BAD_CELLS or cell.endswith("× slower")
+        return ["word" if column < self.left else "number", *(["loss"] if loss else [])]
 
     def _columns(self) -> range:
         return range(len(self.header))

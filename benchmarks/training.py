@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import bench_crf, bench_seeds
-from benchmarks.harness import Run
-from benchmarks.inputs import blobs, scenes
-from benchmarks.records import Size
 from wsfast.ops.crf import reference
 from wsfast.train import DiPSRecipe, Draw, FCAMRecipe
 from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, TrainingSample
+
+from . import bench_crf, bench_seeds
+from .harness import Run
+from .inputs import blobs, scenes
+from .records import Size
 
 CLASSES, CHANNELS = 200, 1024  # CUB's classes; channels and stride of F-CAM's VGG16
 STRIDE = 8

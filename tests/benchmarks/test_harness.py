@@ -1,5 +1,6 @@
 """The benchmark harness: interleaving, errors, ratios, verdicts and the written report."""
 
+import doctest
 import importlib
 import itertools
 import json
@@ -12,8 +13,8 @@ from benchmarks import report
 from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
 from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
 from benchmarks.records import Row, Size, Target
+from tests.benchmark_rows import FACTS, SIZE, row
 
-SIZE = Size(2, 4, headline=True)
 MODULES = (
     "bench_truncation",
     "bench_fusion",
@@ -23,37 +24,6 @@ MODULES = (
     "bench_cam",
     "bench_train",
 )
-FACTS = {
-    "cpu": "Some Processor (R) 1.0GHz",
-    "simd": ["avx2"],
-    "cores": 2,
-    "threads": 2,
-    "allocator": "keep",
-    "system": "Linux x86_64",
-    "python": "3.11",
-    "packages": {"torch": "2.11"},
-    "wsfast": {"wsfast": "0", "libraries": {"_C": "loaded"}, "cpu_simd": "avx2"},
-    "commit": "abc",
-    "date": "today",
-    "load_before": 0.0,
-    "device": "cpu",
-    "copy_bandwidth": 1e9,
-}
-
-
-def row(contender: str, seconds: list[float], **changes) -> Row:
-    values = {
-        "room": "room",
-        "operation": "double",
-        "size": SIZE,
-        "contender": contender,
-        "state": "timed",
-        "seconds": seconds,
-        "rounds": list(range(len(seconds))),
-        "error": 0.0,
-        "tolerance": 1e-6,
-    }
-    return Row(**{**values, **changes})
 
 
 def case_of(*contenders: Contender) -> Case:
@@ -234,6 +204,12 @@ def test_report_refuses_other_files(tmp_path, capsys, content: str | None) -> No
     message = capsys.readouterr().err
     assert message.startswith("benchmarks.report: ")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["charts", "compare", "figures", "tables"])
+def test_examples(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert (found.attempted > 0, found.failed) == (True, 0)
 
 
 @pytest.mark.parametrize("module", MODULES)
