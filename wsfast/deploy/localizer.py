@@ -129,6 +129,25 @@ class Localizer(Frame):
         )
         return logits, cams
 
+    def with_network(self, network: nn.Module) -> "Localizer":
+        """The same localizer around another network, on the same device."""
+        same = Localizer(
+            network,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+            input_size=self.input_size,
+            class_names=self.class_names,
+            layer_norm=self.layer_norm,
+            reduce=self.reduce,
+            norm=self.norm,
+            threshold=self.threshold,
+            max_boxes=self.max_boxes,
+            connectivity=self.connectivity,
+            min_area=self.min_area,
+            output_size=self.output_size,
+        )
+        return same.to(self.mean)
+
     @classmethod
     def from_checkpoint(
         cls,
