@@ -75,6 +75,8 @@ def export_torchscript(
     """
     where = "deploy.export_torchscript"
     size = _checked(where, localizer, image_size)
+    if Path(path).suffix in (".pt2", ".onnx"):
+        value_error(where, "path", "a file that ends in neither .pt2 nor .onnx", f"{path}")
     with _replacing(where, Path(path)) as file, without_torchscript_warnings(), torch.no_grad():
         with _explained(where), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the result is verified

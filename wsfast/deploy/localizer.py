@@ -119,15 +119,17 @@ class Localizer(Frame):
         """Class scores (N, K) and fused maps (N, *input_size) of normalised images."""
         logits, maps = self.network(prepared)
         layers = [maps] if isinstance(maps, Tensor) else maps
-        layers = finite_layers(logits, layers)
-        cams = ops.fuse_cams(
-            layers,
+        return logits, self.fuse(logits, layers)
+
+    def fuse(self, logits: Tensor, layers: list[Tensor]) -> Tensor:
+        """One map (N, *input_size) of 0-1 from a network's maps."""
+        return ops.fuse_cams(
+            finite_layers(logits, layers),
             self.input_size,
             layer_norm=self.layer_norm,
             reduce=self.reduce,
             norm=self.norm,
         )
-        return logits, cams
 
     def with_network(self, network: nn.Module) -> "Localizer":
         """The same localizer around another network, on the same device."""
