@@ -43,7 +43,7 @@ def test_a_checkpoint_becomes_a_program(checkpoint: Path, tmp_path: Path, capsys
 def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:
     out = tmp_path / "net.ts"
     code = run(
-        "--model", "resnet10t", "--num-classes", 2, "--size", 64, "--format", "torchscript",
+        "--model", "test_resnet", "--num-classes", 2, "--size", 64, "--format", "torchscript",
         "--out", out,
     )  # fmt: skip
     assert code == 0

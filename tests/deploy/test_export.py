@@ -61,19 +61,24 @@ def package(localizer: Localizer, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def test_eager_torchscript_and_pt2_give_the_same_boxes(localizer, package, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def script(localizer: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "small.ts"
+    export_torchscript(localizer, path, image_size=PICTURES)
+    return path
+
+
+def test_eager_torchscript_and_pt2_give_the_same_boxes(localizer, script, package) -> None:
     images = defects(50, PICTURES)
     expected = localizer(images)
     assert int((expected.counts > 0).sum()) > 40
-    script = export_torchscript(localizer, tmp_path / "small.ts", image_size=PICTURES)
-    for program in (script, load(tmp_path / "small.ts"), load(package)):
+    for program in (load(script), load(package)):
         assert_same_boxes(program(images), expected)
         assert_same_boxes(program(images[:1]), LocalizerOutput(*(p[:1] for p in expected)))
 
 
-def test_both_programs_say_what_they_are(localizer, package, tmp_path) -> None:
-    export_torchscript(localizer, tmp_path / "small.ts", image_size=PICTURES)
-    for program in (load(tmp_path / "small.ts"), load(package)):
+def test_both_programs_say_what_they_are(script, package) -> None:
+    for program in (load(script), load(package)):
         assert program.metadata.keys() >= KEYS
         assert all(isinstance(value, str) for value in program.metadata.values())
         assert (program.input_size, program.image_size) == (INPUT, PICTURES)
@@ -82,11 +87,10 @@ def test_both_programs_say_what_they_are(localizer, package, tmp_path) -> None:
         assert program.metadata["threshold"] == "otsu"
 
 
-def test_the_file_alone_is_a_program_of_six_tensors(localizer, tmp_path) -> None:
+def test_the_file_alone_is_a_program_of_six_tensors(script) -> None:
     """What C++ meets: no class of this package in the way."""
-    export_torchscript(localizer, tmp_path / "small.ts", image_size=PICTURES)
     extra = {"wsfast.json": ""}
-    program = torch.jit.load(str(tmp_path / "small.ts"), _extra_files=extra)
+    program = torch.jit.load(str(script), _extra_files=extra)
     assert json.loads(extra["wsfast.json"])["image_height"] == "64"
     found = program(defects(2, PICTURES))
     assert len(found) == 6
@@ -110,9 +114,8 @@ def test_layers_output_size_and_fixed_threshold_survive(tmp_path) -> None:
     assert program.metadata["threshold"] == "0.4"
 
 
-def test_programs_refuse_other_pictures(localizer, package, tmp_path) -> None:
-    export_torchscript(localizer, tmp_path / "small.ts", image_size=PICTURES)
-    for program in (load(tmp_path / "small.ts"), load(package)):
+def test_programs_refuse_other_pictures(script, package) -> None:
+    for program in (load(script), load(package)):
         for images in (
             torch.zeros(1, 1, 32, 32, dtype=torch.uint8),
             torch.zeros(1, 3, *PICTURES, dtype=torch.uint8),
@@ -201,8 +204,7 @@ def test_torchscript_of_others_is_refused(tmp_path) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize("recipe", ["classifier", "fcam"])
-@pytest.mark.parametrize("size", [INPUT, PICTURES])
+@pytest.mark.parametrize(("recipe", "size"), [("classifier", PICTURES), ("fcam", INPUT)])
 def test_onnx_gives_the_heat_map(runs, tmp_path, recipe, size) -> None:
     import onnxruntime
 

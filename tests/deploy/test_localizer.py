@@ -164,7 +164,7 @@ def test_it_stays_in_eval_mode_and_moves_as_a_module() -> None:
     assert "threshold=otsu" in repr(localizer)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 def test_timm_classifiers_with_gap_and_a_linear_layer(name) -> None:
     model = timm.create_model(name, pretrained=False, num_classes=4).eval()
     localizer = Localizer.from_model(model, input_size=(64, 64), class_names="abcd")
@@ -370,8 +370,8 @@ def test_bad_networks_and_paths(tmp_path) -> None:
 
 
 def test_timm_models_in_checkpoints(tmp_path) -> None:
-    model = timm.create_model("resnet10t", pretrained=False, num_classes=2, in_chans=1).eval()
-    config = {"architecture": "timm", "name": "resnet10t", "num_classes": 2, "in_chans": 1}
+    model = timm.create_model("test_resnet", pretrained=False, num_classes=2, in_chans=1).eval()
+    config = {"architecture": "timm", "name": "test_resnet", "num_classes": 2, "in_chans": 1}
     save_checkpoint(
         model, tmp_path / "net.safetensors", class_names=("a", "b"), config=config, **FEED
     )

@@ -6,6 +6,7 @@ takes its name: where they differ, :class:`ExportError` is raised and nothing is
 
 import importlib.util
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -123,11 +124,13 @@ def export_pt2(
     with _replacing(where, Path(path)) as file, torch.no_grad():
         with _explained(where):
             program = _exported(_Plain(localizer), pictures(localizer, size, _TRACED_BATCH))
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(file),
-                inductor_configs={"aot_inductor.metadata": describe(localizer, size)},
-            )
+            options: dict[str, Any] = {"aot_inductor.metadata": describe(localizer, size)}
+            # Batch norms are folded and weights packed for the processor's convolutions.
+            options["freezing"] = localizer.mean.device.type == "cpu"
+            with _quiet_compiler():
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(file), inductor_configs=options
+                )
         _verify(where, localizer, load(file), size)
     return load(path)
 
@@ -256,6 +259,20 @@ def _explained(where: str) -> Iterator[None]:
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(f"wsfast.{where}: torch cannot export it: {line}") from error
+
+
+@contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """Without the compiler's warnings, which are about its own ways."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _verify(
