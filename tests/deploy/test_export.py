@@ -30,6 +30,8 @@ KEYS = {
     "class_names", "max_boxes", "threshold",
 }  # fmt: skip
 
+pytestmark = pytest.mark.timeout(900)  # a compiler runs, on machines of any speed
+
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnxscript", "onnxruntime")),
     reason="onnxscript and onnxruntime are not installed",
