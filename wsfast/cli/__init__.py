@@ -1,4 +1,4 @@
-"""The ``wsfast`` command: localize, train, evaluate, harvest, bench, demo, info.
+"""The ``wsfast`` command: localize, train, evaluate, harvest, export, bench, demo, info.
 
 Bad input ends with exit code 2 and one plain line, never a traceback.
 """
@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import bench, demo, evaluate, harvest, info, localize, train
+from . import bench, demo, evaluate, export, harvest, info, localize, train
 
-_COMMANDS = (localize, train, evaluate, harvest, bench, demo, info)
+_COMMANDS = (localize, train, evaluate, harvest, export, bench, demo, info)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,10 +7,10 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from .._check import value_error
 from ..data.sample import image_to_tensor
+from ..deploy import prepare_images
 from ..models import load_checkpoint, load_weights
 
 
@@ -39,15 +39,9 @@ class Classifier:
 
         The whole picture is resized: a crop would hide part of what is to be localised.
         """
-        steps = v2.Compose(
-            [
-                v2.Resize(list(self.size), antialias=True),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-            ]
-        )
-        result: Tensor = steps(image_to_tensor(image, self.channels))
-        return result
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        picture = image_to_tensor(image, self.channels)
+        return prepare_images(picture[None], self.size, mean, std)[0]
 
     def name_of(self, index: int) -> str:
         """A readable class name, the number where there is none."""
@@ -62,15 +56,18 @@ def open_classifier(
     num_classes: int | None,
     size: tuple[int, int] | None,
     device: torch.device,
+    where: str = "localize",
 ) -> Classifier:
     """Build a timm model by name, or the model that a wsfast checkpoint describes.
+
+    ``where`` is the command that messages name.
 
     Raises:
         ValueError: unknown model, unreadable or unfitting weights, nothing to load from.
     """
     if name is None:
         if checkpoint is None:
-            value_error("localize", "--model", "given (or a wsfast --checkpoint)", "neither")
+            value_error(where, "--model", "given (or a wsfast --checkpoint)", "neither")
         assert checkpoint is not None
         saved = load_checkpoint(checkpoint)
         found = Classifier(
@@ -78,7 +75,7 @@ def open_classifier(
             saved.class_names,
         )  # fmt: skip
     else:
-        found = _timm_classifier(name, pretrained, checkpoint, num_classes)
+        found = _timm_classifier(where, name, pretrained, checkpoint, num_classes)
     return Classifier(
         found.model.eval().to(device), size or found.size, found.channels, found.mean, found.std,
         found.class_names,
@@ -86,17 +83,17 @@ def open_classifier(
 
 
 def _timm_classifier(
-    name: str, pretrained: bool, checkpoint: Path | None, num_classes: int | None
+    where: str, name: str, pretrained: bool, checkpoint: Path | None, num_classes: int | None
 ) -> Classifier:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:3]
         hint = f" (try: {', '.join(close)})" if close else ""
-        value_error("localize", "--model", "a timm model name", f"'{name}'{hint}")
+        value_error(where, "--model", "a timm model name", f"'{name}'{hint}")
     extra = {} if num_classes is None else {"num_classes": num_classes}
     try:
         model = timm.create_model(name, pretrained=pretrained and checkpoint is None, **extra)
     except RuntimeError as error:  # timm's word for weights that cannot be had
-        value_error("localize", "--pretrained", "available", str(error).splitlines()[0])
+        value_error(where, "--pretrained", "available", str(error).splitlines()[0])
     if checkpoint is not None:
         load_weights(model, checkpoint)
     data = timm.data.resolve_model_data_config(model)

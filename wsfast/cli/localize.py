@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import ops
@@ -29,6 +28,7 @@ from .._files import write_atomically
 from ..cam import METHODS, CAMMethod, crf_cams
 from ..data import ImageFiles
 from ..data.sample import image_to_tensor
+from ..deploy import resize_cams
 from ..train.evaluation import RunMaps
 from . import compare
 from .classifier import Classifier, open_classifier
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--npy", action="store_true", help="also write heat maps as float32 .npy")
 
 
-def parse_threshold(text: str) -> float | str:
+def parse_threshold(text: str, where: str = "localize") -> float | str:
     """``otsu``, ``otsu2`` or a number of 0-1.
 
     >>> parse_threshold("0.3")
@@ -113,11 +113,13 @@ def parse_threshold(text: str) -> float | str:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 1:
-        value_error("localize", "--threshold", "otsu, otsu2 or a number of 0 to 1", text)
+        value_error(where, "--threshold", "otsu, otsu2 or a number of 0 to 1", text)
     return value
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(
+    text: str | None, where: str = "localize", argument: str = "--size"
+) -> tuple[int, int] | None:
     """``N`` or ``HxW`` in pixels.
 
     >>> parse_size("512x1408")
@@ -128,7 +130,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     parts = text.lower().split("x")
     sides = [int(part) for part in parts if part.isdigit()]
     if len(sides) != len(parts) or len(sides) > 2 or min(sides, default=0) < 1:
-        value_error("localize", "--size", "N or HxW in pixels", text)
+        value_error(where, argument, "N or HxW in pixels", text)
     return (sides[0], sides[-1])
 
 
@@ -197,9 +199,7 @@ def localize_batch(
     found = []
     for i, (name, image) in enumerate(batch):
         size = (image.shape[0], image.shape[1])
-        cam = F.interpolate(result.cams[i, None, None], size, mode="bilinear", align_corners=False)[
-            0
-        ].clamp(0, 1)
+        cam = resize_cams(result.cams[i : i + 1], size)
         if refine == "crf":
             cam = crf_cams(image_to_tensor(image, image.shape[2])[None].to(cam.device), cam)
         limit = ops.cam_thresholds(cam, threshold)

@@ -22,6 +22,11 @@ class LocalizationOutput(NamedTuple):
     map_logits: Tensor
 
 
+def foreground_maps(map_logits: Tensor) -> Tensor:
+    """Foreground probability (N, H, W), float32, of map logits (N, 2, H, W)."""
+    return map_logits.float().softmax(1)[:, 1]
+
+
 class FCAMModel(nn.Module):
     """A frozen classifier and a trainable decoder on its feature maps (F-CAM, Belharbi 2022).
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsfast import ops
 from wsfast._check import check_choice, check_range
 from wsfast.cam import METHODS
+from wsfast.models.localizers import foreground_maps
 from wsfast.train import distributed
 from wsfast.train.images import ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview, ProposalPreview
@@ -229,8 +230,7 @@ class DiPSRecipe(LocalizerRecipe):
 
     def foreground(self, images: Tensor) -> Tensor:
         """The localizer's map."""
-        found: Tensor = self.model(images).float().softmax(1)[:, 1]
-        return found
+        return foreground_maps(self.model(images))
 
     def step(self, batch: TrainingSample, epoch: int) -> Step:
         """The three terms on one batch."""

@@ -14,6 +14,7 @@ from wsfast.cam import CAMResult
 from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import DefectSegmentation, MaxBoxAcc, MaxBoxAccV2, PxAP
 from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
+from wsfast.models.localizers import foreground_maps
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import CONFIG, TrainConfig, read_recipe
 from wsfast.train.data import open_split
@@ -34,9 +35,13 @@ class RunMaps:
     Args:
         folder: of the run.
         device: where to compute.
+        classifier: run or file of the classifier that DiPS and pseudo-label runs were trained with,
+            where it has been moved since.
 
     Attributes:
         checkpoint: the model and how to feed it.
+        model: that model, on the device.
+        classifier: what gives the class scores where the model gives none; else None.
         config: settings of the run.
         threshold: the best one on masks of validation images; 0.5 where there were none.
 
@@ -46,7 +51,9 @@ class RunMaps:
 
     layer_names: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, *, classifier: Path | None = None
+    ) -> None:
         recipe, settings = read_recipe(folder / CONFIG)
         if recipe not in CONFIGS:
             value_error("train", "--run", "a run of this version", f"{folder}, of '{recipe}'")
@@ -54,22 +61,26 @@ class RunMaps:
         self.checkpoint: Checkpoint = load_run(folder)
         self.model = self.checkpoint.model.to(device)
         self.threshold = float(self.checkpoint.extra.get("threshold", 0.5))
-        self._explain = self._method(device)
+        self.classifier: nn.Module | None = None
+        if not isinstance(self.model, GAPClassifier | FCAMModel):
+            trained_with: str = self.config.classifier  # type: ignore[attr-defined]
+            self.classifier = load_run(classifier or trained_with).model.to(device)
+        self._explain = self._method()
 
-    def _method(self, device: torch.device) -> Callable[[Tensor, Any], CAMResult]:
+    def _method(self) -> Callable[[Tensor, Any], CAMResult]:
         if isinstance(self.model, GAPClassifier):
             return build_cam(self.model, self.config)
         if isinstance(self.model, FCAMModel):
             return self._fcam
-        classifier = load_run(self.config.classifier).model.to(device)  # type: ignore[attr-defined]
-        return lambda images, target: self._localizer(classifier, images, target)
+        return self._localizer
 
     def _fcam(self, images: Tensor, target: Any) -> CAMResult:
         logits, map_logits = self.model(images)
         return _result(map_logits, logits, target)
 
-    def _localizer(self, classifier: nn.Module, images: Tensor, target: Any) -> CAMResult:
-        return _result(self.model(images), classifier(images), target)
+    def _localizer(self, images: Tensor, target: Any) -> CAMResult:
+        assert self.classifier is not None
+        return _result(self.model(images), self.classifier(images), target)
 
     @property
     def method_name(self) -> str:
@@ -87,7 +98,7 @@ class RunMaps:
 
 
 def _result(map_logits: Tensor, logits: Tensor, target: Any) -> CAMResult:
-    maps = map_logits.float().softmax(1)[:, 1]
+    maps = foreground_maps(map_logits)
     if target is None:
         target = logits.argmax(1)
     elif isinstance(target, int):

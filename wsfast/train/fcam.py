@@ -12,6 +12,7 @@ from wsfast import ops
 from wsfast._check import check_choice, check_range, value_error
 from wsfast.cam import METHODS
 from wsfast.models import FCAMModel
+from wsfast.models.localizers import foreground_maps
 from wsfast.nn import SizeConstraintLoss
 from wsfast.train.classifier import build_cam
 from wsfast.train.images import ImageData, TrainingSample
@@ -163,8 +164,7 @@ class FCAMRecipe(LocalizerRecipe):
 
     def foreground(self, images: Tensor) -> Tensor:
         """The decoder's map."""
-        found: Tensor = self.model(images).map_logits.float().softmax(1)[:, 1]
-        return found
+        return foreground_maps(self.model(images).map_logits)
 
     def step(self, batch: TrainingSample, epoch: int) -> Step:
         """The three terms on one batch."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsfast import ops
 from wsfast._check import check_choice, check_range, value_error
 from wsfast.cam import METHODS, crf_cams
+from wsfast.models.localizers import foreground_maps
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import TrainConfig
@@ -203,8 +204,7 @@ class PseudoRecipe(LocalizerRecipe):
 
     def foreground(self, images: Tensor) -> Tensor:
         """The segmenter's map."""
-        found: Tensor = self.model(images).float().softmax(1)[:, 1]
-        return found
+        return foreground_maps(self.model(images))
 
     def step(self, batch: TrainingSample, epoch: int) -> Step:
         """Pixel-wise cross-entropy."""

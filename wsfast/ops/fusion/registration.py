@@ -13,7 +13,7 @@ from ... import native
 from . import reference
 
 
-def _fuse_cams(
+def fuse_cams_in_torch(
     cams: list[Tensor],
     weights: Tensor,
     height: int,
@@ -23,6 +23,7 @@ def _fuse_cams(
     norm: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    """The op made of torch's own operators, for backends and formats without a kernel of it."""
     fused = reference.fuse_weighted(cams, weights, (height, width), layer_norm, reduce, norm, eps)
     return fused, reference.finite_images(cams)
 
@@ -30,7 +31,7 @@ def _fuse_cams(
 native.register_op(
     "fuse_cams(Tensor[] cams, Tensor weights, SymInt height, SymInt width, str layer_norm,"
     " str reduce, str norm, float eps) -> (Tensor, Tensor)",
-    _fuse_cams,
+    fuse_cams_in_torch,
 )
 
 

@@ -1,0 +1,180 @@
+"""A localizer from picture to boxes, eager and exported, beside the model alone.
+
+Classifiers with global average pooling and one linear layer on the networks' last feature map, one
+picture of the network's size at a time, random weights. The second operation of each network is
+what comes after it, from its map to masks and boxes.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wsfast.deploy import Localizer, LocalizerOutput, export_pt2, export_torchscript
+from wsfast.models import WSOLClassifier
+from wsfast.ops.fusion import reference
+
+from .harness import Budget, Case, Contender, Run, eager
+from .inputs import scenes
+from .records import Size, Target
+
+NETWORKS = {
+    "ResNet18": "timm/resnet18",
+    "MobileNetV3": "timm/mobilenetv3_large_100",
+    "VGG16": "timm/vgg16",
+}
+CLASSES = 1000
+HEADLINE = Size(1, 224, headline=True)
+SIZES = (Size(1, 128), Size(1, 160), HEADLINE)
+SHARE = 0.05  # of the model's time, for what comes after it
+TOLERANCE = 1e-3  # of maps that are stretched to 0-1
+SECONDS = Budget(seconds=4.0)
+
+
+class Inputs(NamedTuple):
+    """A localizer, its pictures, and what its network says of them."""
+
+    localizer: Localizer
+    images: Tensor
+    prepared: Tensor
+    logits: Tensor
+    maps: Tensor
+
+
+def localizer_and_images(name: str, size: Size, generator: torch.Generator) -> Inputs:
+    """A classifier with random weights, and coloured regions as pictures."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        model = WSOLClassifier(name, CLASSES).eval()
+    feed: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    localizer = Localizer.from_model(model, input_size=size.shape, **feed)
+    images = scenes(size.batch, size.side, generator).to(torch.uint8)
+    with torch.no_grad():
+        prepared = localizer.prepare(images)
+        logits, maps = localizer.network(prepared)
+    return Inputs(localizer, images, prepared, logits, maps[0])
+
+
+def in_float64(inputs: Inputs) -> Tensor:
+    """The formula of CAM in plain PyTorch and float64."""
+    localizer = copy.deepcopy(inputs.localizer).cpu().double()
+    head = localizer.network.head
+    with torch.no_grad():
+        features = localizer.network.features(inputs.prepared.cpu().double())
+        weights = head.weight[head(features.mean(dim=(2, 3))).argmax(1)]
+        maps = torch.einsum("nc,nchw->nhw", weights, features).relu()
+    return reference.fuse_cams([maps], localizer.input_size)
+
+
+def cams_of(found: LocalizerOutput | tuple[Tensor, ...]) -> Tensor:
+    return found[1]
+
+
+def localize(inputs: Inputs) -> LocalizerOutput:
+    return inputs.localizer(inputs.images)
+
+
+def compiled(inputs: Inputs) -> Run:
+    torch.compiler.reset()
+    fast = torch.compile(inputs.localizer, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        fast(inputs.images)
+    return lambda: fast(inputs.images)
+
+
+def exported(export: Callable[..., Any], suffix: str) -> Callable[[Inputs], Run]:
+    """Build an export in a folder that is gone when its program is open."""
+
+    def build(inputs: Inputs) -> Run:
+        with tempfile.TemporaryDirectory() as folder:
+            program = export(inputs.localizer, Path(folder) / f"it{suffix}")
+        return lambda: program(inputs.images)
+
+    return build
+
+
+def model_alone(inputs: Inputs) -> Run:
+    model = inputs.localizer.network.model
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return model(inputs.prepared)
+
+    return run
+
+
+def pytorch_grad_cam(inputs: Inputs) -> Run:
+    """Grad-CAM of the layer that is pooled: for these classifiers the closed form of CAM."""
+    from pytorch_grad_cam import GradCAM as Peer
+
+    model = copy.deepcopy(inputs.localizer.network.model)
+    last = model.get_submodule(model.feature_info[-1]["module"])
+    cam = Peer(model=model, target_layers=[last])
+    return lambda: cam(inputs.prepared, targets=None)
+
+
+def post_processing(inputs: Inputs) -> Run:
+    """Fusion, threshold, masks and boxes of the map that the network has given."""
+    localizer = inputs.localizer
+
+    def run() -> LocalizerOutput:
+        with torch.no_grad():
+            cams = localizer.fuse(inputs.logits, [inputs.maps])
+            return localizer.finish(inputs.images, inputs.logits, cams)
+
+    return run
+
+
+ALONE = Contender("model alone", model_alone, same_work=False, note="scores of a ready input")
+
+
+def whole(name: str, network: str) -> Case:
+    """From picture to boxes."""
+    return Case(
+        room="deploy",
+        operation=f"{name}, picture to boxes",
+        inputs=lambda size, generator: localizer_and_images(network, size, generator),
+        sizes=SIZES,
+        contenders=(
+            Contender("wsfast", eager(localize), collect=cams_of),
+            Contender("wsfast, torch.compile", compiled, collect=cams_of, compiles=True),
+            Contender("wsfast, TorchScript", exported(export_torchscript, ".ts"), collect=cams_of),
+            Contender("wsfast, .pt2", exported(export_pt2, ".pt2"), collect=cams_of, compiles=True),
+            ALONE,
+            Contender(
+                "pytorch-grad-cam",
+                pytorch_grad_cam,
+                requires=("pytorch_grad_cam",),
+                note="GradCAM of the same layer: the heat map of a ready input, no boxes",
+            ),
+        ),
+        oracle=in_float64,
+        tolerance=TOLERANCE,
+        budget=SECONDS,
+    )
+
+
+def after(name: str, network: str) -> Case:
+    """From the network's map to boxes."""
+    return Case(
+        room="deploy",
+        operation=f"{name}, its map to boxes",
+        inputs=lambda size, generator: localizer_and_images(network, size, generator),
+        sizes=SIZES,
+        contenders=(Contender("wsfast", post_processing, collect=cams_of), ALONE),
+        oracle=in_float64,
+        tolerance=TOLERANCE,
+        targets=(Target(HEADLINE.label, SHARE, SHARE, (ALONE.name,), "slowdown"),),
+        budget=SECONDS,
+    )
+
+
+CASES = [case(*network) for network in NETWORKS.items() for case in (whole, after)]
+
+
+def test_time(laboratory: Any, benchmark: Any, case: Any, size: Any, contender: Any) -> None:
+    laboratory.record_time(benchmark, case, size, contender)

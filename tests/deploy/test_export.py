@@ -1,0 +1,225 @@
+"""Exports give the boxes of the eager module, or nothing at all."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.deploy.small import INPUT, TwoLayers, defects, small_localizer, small_model, train_runs
+from wsfast import ops
+from wsfast.deploy import (
+    ExportError,
+    GradientLocalizer,
+    LoadedLocalizer,
+    Localizer,
+    LocalizerOutput,
+    export_onnx,
+    export_pt2,
+    export_torchscript,
+    load,
+)
+
+FEED = {"mean": (0.4,), "std": (0.2,), "input_size": INPUT}
+PICTURES = (64, 32)
+KEYS = {
+    "wsfast_version", "input_height", "input_width", "image_height", "image_width", "channels",
+    "class_names", "max_boxes", "threshold",
+}  # fmt: skip
+
+pytestmark = pytest.mark.timeout(900)  # a compiler runs, on machines of any speed
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnxscript", "onnxruntime")),
+    reason="onnxscript and onnxruntime are not installed",
+)
+
+
+def assert_same_boxes(found: LocalizerOutput, expected: LocalizerOutput) -> None:
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.cams, expected.cams, atol=1e-4, rtol=0)
+    assert torch.equal(found.masks, expected.masks)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.counts, expected.counts)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return train_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def localizer(runs: dict[str, Path]) -> Localizer:
+    return Localizer.from_checkpoint(runs["classifier"], threshold="otsu", max_boxes=6)
+
+
+@pytest.fixture(scope="module")
+def package(localizer: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("package") / "small.pt2"
+    export_pt2(localizer, path, image_size=PICTURES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def script(localizer: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "small.ts"
+    export_torchscript(localizer, path, image_size=PICTURES)
+    return path
+
+
+def test_eager_torchscript_and_pt2_give_the_same_boxes(localizer, script, package) -> None:
+    images = defects(50, PICTURES)
+    expected = localizer(images)
+    assert int((expected.counts > 0).sum()) > 40
+    for program in (load(script), load(package)):
+        assert_same_boxes(program(images), expected)
+        assert_same_boxes(program(images[:1]), LocalizerOutput(*(p[:1] for p in expected)))
+
+
+def test_both_programs_say_what_they_are(script, package) -> None:
+    for program in (load(script), load(package)):
+        assert program.metadata.keys() >= KEYS
+        assert all(isinstance(value, str) for value in program.metadata.values())
+        assert (program.input_size, program.image_size) == (INPUT, PICTURES)
+        assert (program.channels, program.class_names) == (1, ("good", "defect"))
+        assert program.metadata["max_boxes"] == "6"
+        assert program.metadata["threshold"] == "otsu"
+
+
+def test_the_file_alone_is_a_program_of_six_tensors(script) -> None:
+    """What C++ meets: no class of this package in the way."""
+    extra = {"wsfast.json": ""}
+    program = torch.jit.load(str(script), _extra_files=extra)
+    assert json.loads(extra["wsfast.json"])["image_height"] == "64"
+    found = program(defects(2, PICTURES))
+    assert len(found) == 6
+    assert [part.shape[0] for part in found] == [2] * 6
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_every_recipe_exports_as_torchscript(runs, tmp_path, recipe) -> None:
+    localizer = Localizer.from_checkpoint(runs[recipe])
+    program = export_torchscript(localizer, tmp_path / "it.ts", image_size=PICTURES)
+    images = defects(12, PICTURES)
+    assert_same_boxes(program(images), localizer(images))
+
+
+def test_layers_output_size_and_fixed_threshold_survive(tmp_path) -> None:
+    localizer = Localizer(TwoLayers(), **FEED, threshold=0.4, output_size=(24, 20), reduce="max")
+    program = export_torchscript(localizer, tmp_path / "it.ts")
+    images = defects(7, INPUT)
+    assert_same_boxes(program(images), localizer(images))
+    assert program.metadata["output_height"] == "24"
+    assert program.metadata["threshold"] == "0.4"
+
+
+def test_programs_refuse_other_pictures(script, package) -> None:
+    for program in (load(script), load(package)):
+        for images in (
+            torch.zeros(1, 1, 32, 32, dtype=torch.uint8),
+            torch.zeros(1, 3, *PICTURES, dtype=torch.uint8),
+            torch.zeros(0, 1, *PICTURES, dtype=torch.uint8),
+            torch.zeros(1, 1, *PICTURES),
+        ):
+            with pytest.raises(ValueError, match="images must be"):
+                program(images)
+
+
+class Wavering(nn.Module):
+    """Whose trace differs from itself: what it adds is frozen into the trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return images.mean(dim=(2, 3)) + self.calls, images[:, 0]
+
+
+class Untraceable(nn.Module):
+    def forward(self, images):
+        raise ArithmeticError("no way through\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(Wavering(), "logits differ .* nothing was written"), (Untraceable(), "export it: .*no way")],
+)
+def test_what_differs_or_fails_leaves_nothing_behind(tmp_path, network, message) -> None:
+    kept = tmp_path / "it.ts"
+    kept.write_text("before")
+    with pytest.raises(ExportError, match=message):
+        export_torchscript(Localizer(network, **FEED), kept)
+    assert kept.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["it.ts"]
+
+
+def test_masks_that_are_not_those_of_the_maps_are_found(tmp_path, monkeypatch) -> None:
+    """Verification does not trust boxes because the maps agree."""
+    plain = LoadedLocalizer.__call__
+
+    def shifted(self, images):
+        found = plain(self, images)
+        return found._replace(boxes=found.boxes.roll(1, dims=1))
+
+    monkeypatch.setattr(LoadedLocalizer, "__call__", shifted)
+    with pytest.raises(ExportError, match="boxes are not those of the program's own maps"):
+        export_torchscript(small_localizer(threshold=0.5), tmp_path / "it.ts")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments(tmp_path) -> None:
+    localizer = small_localizer()
+    gradients = GradientLocalizer.from_model(small_model(), "gradcam", **FEED)
+    for export in (export_torchscript, export_pt2, export_onnx):
+        with pytest.raises(TypeError, match=r"localizer must be .*eager"):
+            export(gradients, tmp_path / "it.pt2")
+        with pytest.raises(ValueError, match="image_size must be"):
+            export(localizer, tmp_path / "it.pt2", image_size=(0, 5))
+    with pytest.raises(ValueError, match=r"path must be a file that ends in \.pt2"):
+        export_pt2(localizer, tmp_path / "it.so")
+    with pytest.raises(ValueError, match="path must be"):
+        export_torchscript(localizer, tmp_path / "it.pt2")
+    with pytest.raises(ValueError, match="path must be in an existing folder"):
+        export_torchscript(localizer, tmp_path / "no" / "it.ts")
+    with pytest.raises(ValueError, match="path must be a file, got the folder"):
+        export_torchscript(localizer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["it.ts", "it.pt2", "it.onnx"])
+def test_what_is_no_program_cannot_be_loaded(tmp_path, name) -> None:
+    with pytest.raises(ValueError, match=r"deploy.load: path must be an existing file"):
+        load(tmp_path / name)
+    (tmp_path / name).write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(ValueError, match=r"deploy.load: path must be"):
+        load(tmp_path / name)
+
+
+def test_torchscript_of_others_is_refused(tmp_path) -> None:
+    torch.jit.save(torch.jit.script(TwoLayers()), str(tmp_path / "it.ts"))
+    with pytest.raises(ValueError, match=r"no 'wsfast.json' in it"):
+        load(tmp_path / "it.ts")
+
+
+@needs_onnx
+@pytest.mark.parametrize(("recipe", "size"), [("classifier", PICTURES), ("fcam", INPUT)])
+def test_onnx_gives_the_heat_map(runs, tmp_path, recipe, size) -> None:
+    import onnxruntime
+
+    localizer = Localizer.from_checkpoint(runs[recipe])
+    metadata = export_onnx(localizer, tmp_path / "it.onnx", image_size=size)
+    session = onnxruntime.InferenceSession(str(tmp_path / "it.onnx"))
+    assert session.get_modelmeta().custom_metadata_map == metadata
+    assert "heat map" in metadata["boundary"]
+    assert [entry.name for entry in session.get_outputs()] == ["logits", "cams"]
+    images = defects(10, size)
+    expected = localizer(images)
+    logits, cams = session.run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(cams, expected.cams, atol=1e-3)
+    boxes = ops.cam_boxes(torch.from_numpy(cams), localizer.threshold, max_boxes=16)
+    assert (boxes.boxes == expected.boxes).all(dim=2).float().mean() > 0.95

@@ -1,0 +1,135 @@
+"""Export a localizer as one file: pictures in; class scores, heat maps, masks and boxes out.
+
+  torchscript  runs in Python and in C++ without Python, on any machine that torch runs on
+  pt2          an AOTInductor package: compiled for this machine's processor, the fastest
+  onnx         for other runtimes; ends at the heat map, as boxes have no standard operators
+
+The maps need no gradients: CAM's closed form for classifiers that end in global average pooling
+and one linear layer, the decoder's map for F-CAM, DiPS and pseudo-label runs. Every file is opened
+again and compared with the model on random pictures before it is kept. It takes uint8 pictures
+(N, C, H, W) of one H and W and any N; what it is and takes is written in its metadata.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from .._check import check_choice, value_error
+from .._device import parse_device
+from ..deploy import ExportError, Localizer, export_onnx, export_pt2, export_torchscript
+from ..deploy.frame import Boxing
+from .classifier import open_classifier
+from .localize import parse_size, parse_threshold
+
+NAME = "export"
+SUMMARY = "write a localizer as TorchScript, AOTInductor package or ONNX"
+EXAMPLES = """examples:
+  wsfast export --run runs/fcam --format pt2 --out fcam.pt2
+  wsfast export --run runs/classifier --format torchscript --image-size 480x640 --out parts.ts
+  wsfast export --model resnet18 --pretrained --format torchscript --threshold 0.4 --out cam.ts
+  wsfast export --checkpoint demo/classifier.safetensors --target 1 --format onnx --out maps.onnx
+then, in Python:
+  found = wsfast.deploy.load("fcam.pt2")(pictures)   # uint8 (N, C, H, W)
+  found.boxes, found.scores, found.counts
+"""
+
+_EXPORTERS = {"torchscript": export_torchscript, "pt2": export_pt2, "onnx": export_onnx}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--format", required=True, help="torchscript, pt2 or onnx")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    model = parser.add_argument_group("model (a run, a timm classifier or a checkpoint)")
+    model.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
+    model.add_argument("--model", help="a timm classifier; left out for a wsfast checkpoint")
+    model.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
+    model.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
+    model.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
+    model.add_argument(
+        "--classifier",
+        type=Path,
+        help="what gives the class scores of a DiPS or pseudo-label model "
+        "(default: the run it was trained with)",
+    )
+    model.add_argument(
+        "--method",
+        help="cam: take CAM's closed form for a classifier run of a method that needs gradients",
+    )
+    model.add_argument("--size", help="network's input, N or HxW (default: the model's own)")
+    model.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
+    boxes = parser.add_argument_group("pictures and boxes")
+    boxes.add_argument(
+        "--image-size", help="of the pictures, N or HxW (default: the network's input)"
+    )
+    boxes.add_argument(
+        "--threshold",
+        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
+    )
+    boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
+    boxes.add_argument(
+        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where it will run: auto, cpu, cuda ... (default: auto)"
+    )
+
+
+def open_localizer(options: argparse.Namespace) -> Localizer:
+    """The localizer that the options describe, on the CPU.
+
+    Raises:
+        ValueError: options that contradict each other, models that cannot be had or exported.
+    """
+    boxing: Boxing = {"max_boxes": options.max_boxes, "min_area": options.min_area}
+    if options.threshold is not None:
+        boxing["threshold"] = parse_threshold(options.threshold, NAME)
+    size = parse_size(options.size, NAME)
+    if options.folder is not None:
+        for name in ("model", "checkpoint", "num_classes"):
+            if getattr(options, name) is not None:
+                argument = "--" + name.replace("_", "-")
+                value_error(NAME, argument, "left out with --run", f"{getattr(options, name)}")
+    if options.model is None and (path := options.folder or options.checkpoint) is not None:
+        return Localizer.from_checkpoint(
+            path, method=options.method, classifier=options.classifier, target=options.target,
+            input_size=size, **boxing,
+        )  # fmt: skip
+    classifier = open_classifier(
+        options.model, pretrained=options.pretrained, checkpoint=options.checkpoint,
+        num_classes=options.num_classes, size=size, device=parse_device(NAME, "--device", "cpu"),
+        where=NAME,
+    )  # fmt: skip
+    if not options.pretrained and options.checkpoint is None:
+        print(
+            "wsfast export: warning: random weights; give --pretrained or --checkpoint",
+            file=sys.stderr,
+        )
+    return Localizer.from_model(
+        classifier.model, target=options.target, mean=classifier.mean, std=classifier.std,
+        input_size=classifier.size, class_names=classifier.class_names or (), **boxing,
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; 1 where torch cannot export the model, or what it exports differs."""
+    check_choice(NAME, "--format", options.format, list(_EXPORTERS))
+    image_size = parse_size(options.image_size, NAME, "--image-size")
+    device = parse_device(NAME, "--device", options.device)
+    localizer = open_localizer(options).to(device)
+    if options.format == "pt2":
+        print("compiling for this machine, which may take minutes", file=sys.stderr)
+    start = time.perf_counter()
+    try:
+        _EXPORTERS[options.format](localizer, options.out, image_size=image_size)
+    except ExportError as error:
+        print(f"wsfast export: error: {error}", file=sys.stderr)
+        return 1
+    height, width = image_size or localizer.input_size
+    print(
+        f"{options.out}: {options.format}, {options.out.stat().st_size / 1e6:.1f} MB, for uint8 "
+        f"pictures (N, {localizer.channels}, {height}, {width}) on {device}; verified against the "
+        f"model in {time.perf_counter() - start:.1f} s"
+    )
+    return 0

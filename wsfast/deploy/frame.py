@@ -1,0 +1,125 @@
+"""What stands around a network, whatever its maps come from."""
+
+from collections.abc import Sequence
+from typing import Any, Self, TypedDict
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from wsfast._check import check_choice, check_count, check_range, value_error
+from wsfast.data.sample import check_size
+from wsfast.deploy.steps import (
+    LocalizerOutput,
+    check_images,
+    find_boxes,
+    prepare_images,
+    resize_cams,
+)
+
+
+class Boxing(TypedDict, total=False):
+    """The keyword arguments that every localizer takes, see :class:`Localizer`."""
+
+    threshold: float | str
+    max_boxes: int
+    connectivity: int
+    min_area: int
+    output_size: tuple[int, int] | None
+
+
+class Frame(nn.Module):
+    """Preparation of the images before a network, boxes behind it, and how both are set."""
+
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_size: tuple[int, int],
+        class_names: Sequence[str] = (),
+        threshold: float | str = "otsu",
+        max_boxes: int = 16,
+        connectivity: int = 8,
+        min_area: int = 1,
+        output_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        where = f"deploy.{type(self).__name__}"
+        for name, size in (("input_size", input_size), ("output_size", output_size)):
+            if size is not None:
+                check_size(where, size, 1, name)
+        if len(mean) < 1 or len(std) != len(mean) or min(std) <= 0:
+            expected = "as many positive numbers as mean, one per channel"
+            value_error(where, "std", expected, f"{list(std)} for mean {list(mean)}")
+        if isinstance(threshold, str):
+            check_choice(where, "threshold", threshold, ["otsu", "otsu2"])
+        else:
+            check_range(where, "threshold", threshold, 0.0, 1.0)
+            threshold = float(threshold)
+        check_count(where, "max_boxes", max_boxes, 1)
+        check_count(where, "min_area", min_area, 1)
+        if connectivity not in (4, 8):
+            value_error(where, "connectivity", "4 or 8", f"{connectivity}")
+        self.where = where
+        self.input_size = (int(input_size[0]), int(input_size[1]))
+        self.output_size = None if output_size is None else (output_size[0], output_size[1])
+        self.channels = len(mean)
+        self.class_names = tuple(class_names)
+        self.threshold = threshold
+        self.max_boxes = max_boxes
+        self.connectivity = connectivity
+        self.min_area = min_area
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: a localizer is not trained."""
+        return super().train(False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Turn pictures into the network's input, see :func:`prepare_images`."""
+        check_images(self.where, images, self.channels)
+        return prepare_images(images, self.input_size, self.mean, self.std)
+
+    def finish(self, images: Tensor, logits: Tensor, cams: Tensor) -> LocalizerOutput:
+        """Bring maps to the pictures' size and box what lies above the threshold."""
+        wanted = self.output_size
+        size = (images.shape[2], images.shape[3]) if wanted is None else wanted
+        return find_boxes(
+            logits,
+            resize_cams(cams, size),
+            self.threshold,
+            self.max_boxes,
+            self.connectivity,
+            self.min_area,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return (
+            f"input_size={self.input_size}, channels={self.channels}, "
+            f"threshold={self.threshold}, max_boxes={self.max_boxes}"
+        )
+
+
+def input_settings(
+    where: str,
+    model: nn.Module,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    input_size: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """How a model is fed: what was given, else what timm knows of it."""
+    given = {"mean": mean, "std": std, "input_size": input_size}
+    known: dict[str, Any] = {}
+    if hasattr(model, "pretrained_cfg"):
+        data = timm.data.resolve_model_data_config(model)
+        known = {"mean": data["mean"], "std": data["std"], "input_size": data["input_size"][1:]}
+    for name, value in given.items():
+        if value is None and name not in known:
+            value_error(where, name, f"given for a {type(model).__name__}", "None")
+    return {name: known[name] if value is None else value for name, value in given.items()}

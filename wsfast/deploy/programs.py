@@ -1,0 +1,141 @@
+"""Exported localizers: what is written beside them, and their call."""
+
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsfast._check import value_error
+from wsfast._version import __version__
+from wsfast.deploy.localizer import Localizer
+from wsfast.deploy.steps import LocalizerOutput, check_images
+
+METADATA_FILE = "wsfast.json"  # of TorchScript programs
+
+
+def describe(localizer: Localizer, image_size: tuple[int, int]) -> dict[str, str]:
+    """What a program's metadata say of it, all of it as text.
+
+    Args:
+        localizer: what is exported.
+        image_size: height and width of the pictures it is exported for.
+    """
+    outputs = localizer.output_size or image_size
+    facts = {
+        "wsfast_version": __version__,
+        "torch_version": torch.__version__,
+        "input_height": localizer.input_size[0],
+        "input_width": localizer.input_size[1],
+        "image_height": image_size[0],
+        "image_width": image_size[1],
+        "output_height": outputs[0],
+        "output_width": outputs[1],
+        "channels": localizer.channels,
+        "class_names": json.dumps(list(localizer.class_names)),
+        "max_boxes": localizer.max_boxes,
+        "threshold": localizer.threshold,
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+class LoadedLocalizer:
+    """An exported program behind the call of :class:`wsfast.deploy.Localizer`.
+
+    Args:
+        run: from uint8 images to the six tensors.
+        metadata: see :func:`describe`.
+
+    Attributes:
+        metadata: as they were written, all of it text.
+        input_size: height and width of the network's input.
+        image_size: height and width of the pictures that the program takes.
+        channels: of those pictures.
+        class_names: one per class, or empty.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any], metadata: dict[str, str]) -> None:
+        self.metadata = metadata
+        self.input_size = int(metadata["input_height"]), int(metadata["input_width"])
+        self.image_size = int(metadata["image_height"]), int(metadata["image_width"])
+        self.channels = int(metadata["channels"])
+        self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
+        self._run = run
+
+    def __call__(self, images: Tensor) -> LocalizerOutput:
+        """Localise a batch (N, channels, *image_size) of uint8 pictures on the program's device.
+
+        Raises:
+            ValueError: pictures of another shape.
+            TypeError: other than uint8.
+        """
+        where = "deploy.LoadedLocalizer"
+        check_images(where, images, self.channels)
+        if images.dtype != torch.uint8 or images.shape[2:] != self.image_size or not len(images):
+            expected = f"uint8 of shape (N, {self.channels}, {self.image_size[0]}, "
+            expected += f"{self.image_size[1]}) with N >= 1, as exported"
+            value_error(where, "images", expected, f"{images.dtype} of {list(images.shape)}")
+        return LocalizerOutput(*self._run(images))
+
+
+def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> LoadedLocalizer:
+    """Open what :mod:`wsfast.deploy.export` wrote as TorchScript or ``.pt2``.
+
+    Args:
+        path: the file.
+        device: where a TorchScript program is to run; a ``.pt2`` runs on the device that it was
+            compiled for.
+
+    Raises:
+        ValueError: no such file, or not a program of ``wsfast export``.
+
+    Note:
+        A ``.pt2`` holds machine code: open files that you trust, as with any program.
+    """
+    file = Path(path)
+    if not file.is_file():
+        value_error("deploy.load", "path", "an existing file", f"{file}")
+    if file.suffix == ".onnx":
+        expected = "TorchScript or a .pt2 (ONNX runtimes open the other)"
+        value_error("deploy.load", "path", expected, f"{file}")
+    opened = _open_package if file.suffix == ".pt2" else _open_torchscript
+    try:
+        return opened(file, torch.device(device))
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        value_error("deploy.load", "path", "a program of `wsfast export`", f"{file} ({reason})")
+        raise AssertionError from None  # value_error always raises
+
+
+@contextmanager
+def without_torchscript_warnings() -> Any:
+    """Torch announces TorchScript's end at every call; it is tested with each torch supported."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=category)
+        yield
+
+
+def _open_torchscript(file: Path, device: torch.device) -> LoadedLocalizer:
+    extra = {METADATA_FILE: ""}
+    with without_torchscript_warnings():
+        program = torch.jit.load(str(file), map_location=device, _extra_files=extra)
+    if not extra[METADATA_FILE]:
+        raise KeyError(METADATA_FILE)
+
+    def run(images: Tensor) -> Any:
+        with torch.no_grad():
+            return program(images)
+
+    return LoadedLocalizer(run, json.loads(extra[METADATA_FILE]))
+
+
+def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
+    loader = torch._inductor.aoti_load_package(str(file)).loader
+    # The package's own call reads its call specification anew each time.
+    return LoadedLocalizer(lambda images: loader.run([images]), loader.get_metadata())
