@@ -1,10 +1,12 @@
 """Writing files whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 _PARTIAL = ".partial"
 
@@ -23,6 +25,10 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # which file it was
     finally:
         partial.unlink(missing_ok=True)
 
@@ -37,3 +43,62 @@ def remove_partial_files(folder: Path) -> None:
     """Delete what processes that were killed while writing have left in a folder."""
     for partial in folder.glob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
+
+
+class AppendedFile:
+    """A file that grows by whole pieces: each is handed to the system before ``append`` returns.
+
+    So a process that is killed loses nothing that it has appended, and what a full disk has taken
+    of a piece is cut off again.
+
+    Args:
+        path: replaced where it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = FileIO(path, "w")
+
+    def append(self, data: bytes) -> None:
+        """Write all of the data at the end or, with an OSError that names the file, nothing."""
+        start = self._file.tell()
+        try:
+            self._write(data)
+        except OSError as error:
+            self._file.truncate(start)
+            self._file.seek(start)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def overwrite(self, position: int, data: bytes) -> None:
+        """Replace bytes written before."""
+        self._file.seek(position)
+        self._write(data)
+        self._file.seek(0, os.SEEK_END)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file; nothing is left to write."""
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+
+class JSONLines(AppendedFile):
+    """A file with a JSON document per line."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line."""
+        self.append((json.dumps(record) + "\n").encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -58,6 +58,20 @@ def write_text(image: Image, text: str, at: tuple[int, int], colour: tuple[int, 
         )  # fmt: skip
 
 
+def localization_overlay(
+    image: Image,
+    cam: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    boxes: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> Image:
+    """Image under its heat map, with mask outline and boxes."""
+    overlay = heat_overlay(image, cam)
+    draw_outline(overlay, mask)
+    draw_boxes(overlay, boxes, scores)
+    return overlay
+
+
 def localization_picture(
     image: Image,
     cam: NDArray[np.float32],
@@ -66,9 +80,7 @@ def localization_picture(
     scores: NDArray[np.float32],
 ) -> Image:
     """Image beside its overlay with heat map, mask outline and boxes."""
-    overlay = heat_overlay(image, cam)
-    draw_outline(overlay, mask)
-    draw_boxes(overlay, boxes, scores)
+    overlay = localization_overlay(image, cam, mask, boxes, scores)
     gap = np.full((image.shape[0], max(2, image.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate([image, gap, overlay], axis=1)
 

@@ -1,8 +1,11 @@
 """Localise what a classifier sees: heat maps, masks and boxes for images, folders and videos.
 
-Every image gets an overlay PNG (image, heat map, mask outline, boxes with scores); results.json
-holds boxes, scores, the predicted class and the timings. A file that cannot be read is reported,
-skipped and counted; the rest goes on.
+Every image gets an overlay PNG (image, heat map, mask outline, boxes with scores) and a line in
+results.jsonl with boxes, scores, the predicted class and the timing; results.json has them all at
+the end. A file that cannot be read is reported, skipped and counted; the rest goes on. Ctrl-C and
+SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143.
+
+With --live a video, camera or stream is localized while its frames come in.
 """
 
 import argparse
@@ -24,16 +27,18 @@ from tqdm import tqdm
 from .. import ops
 from .._check import check_choice, value_error
 from .._device import parse_device
-from .._files import write_atomically
+from .._files import JSONLines, write_atomically
 from ..cam import METHODS, CAMMethod, crf_cams
 from ..data import ImageFiles
 from ..data.sample import image_to_tensor
 from ..deploy import resize_cams
 from ..train.evaluation import RunMaps
-from . import compare
-from .classifier import Classifier, open_classifier
+from ..train.interrupt import stop_on_signals
+from . import compare, live
+from .classifier import Classifier
 from .drawing import localization_picture, write_png
-from .methods import build_method, method_names
+from .methods import build_method
+from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run
 
 NAME = "localize"
 SUMMARY = "heat maps, masks and boxes for images, folders and videos"
@@ -44,7 +49,12 @@ EXAMPLES = """examples:
   wsfast localize parts/ --model resnet18 --pretrained --compare --out compared
   wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
   wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
+  wsfast localize 0 --live --run runs/fcam --out camera
+  wsfast localize belt.mp4 --live --model resnet18 --checkpoint mine.safetensors --method cam \\
+      --out belt
 """
+
+_BATCH = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--size", help="input size, N or HxW (default: the model's own)")
     cam = parser.add_argument_group("heat map")
     cam.add_argument(
-        "--method", help=", ".join(METHODS) + " (default: ltgradcam; with --compare: all)"
+        "--method",
+        help=", ".join(METHODS) + f" (default: {DEFAULT_METHOD}; with --compare: all)",
     )
     cam.add_argument(
         "--compare",
@@ -95,9 +106,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
+    run.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"images per batch (default: {_BATCH}; of a live camera 1, the newest)",
+    )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     run.add_argument("--npy", action="store_true", help="also write heat maps as float32 .npy")
+    live.add_arguments(parser)
 
 
 def parse_threshold(text: str, where: str = "localize") -> float | str:
@@ -257,72 +273,53 @@ def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
         write_atomically(out / f"{item.name}.npy", buffer.getvalue())
 
 
-def _open_model(
-    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
-) -> tuple[Classifier, list[str]]:
-    """A classifier and the names of the methods that are to explain it."""
-    classifier = open_classifier(
-        options.model,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
-        num_classes=options.num_classes,
-        size=size,
-        device=device,
-    )
-    if options.model and not options.pretrained and options.checkpoint is None:
-        print(
-            "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
-            file=sys.stderr,
-        )
-    names = method_names(options.method or ("all" if options.compare else "ltgradcam"))
-    if len(names) > 1 and not options.compare:
-        value_error("localize", "--method", "one method without --compare", options.method)
-    return classifier, names
-
-
-def _open_run(
-    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
-) -> tuple[RunMaps, Classifier]:
-    """The maps of a run's best model, and how it is fed."""
-    for name in ("model", "checkpoint", "method"):
-        if getattr(options, name) is not None:
-            value_error("localize", f"--{name}", "left out with --run", getattr(options, name))
-    if options.compare:
-        value_error("localize", "--compare", "left out with --run", "given")
-    maps = RunMaps(options.folder, device)
-    saved = maps.checkpoint
-    classifier = Classifier(
-        maps.model, size or saved.input_size, len(saved.mean), saved.mean, saved.std,
-        saved.class_names,
-    )  # fmt: skip
-    return maps, classifier
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command: everything is checked before the first image is read."""
     threshold = parse_threshold(options.threshold or "otsu")
     size = parse_size(options.size)
     check_choice("localize", "--refine", options.refine, ["none", "crf"])
     for argument in ("batch_size", "max_boxes", "min_area"):
-        if getattr(options, argument) < 1:
-            name = "--" + argument.replace("_", "-")
-            value_error("localize", name, "at least 1", f"{getattr(options, argument)}")
+        value = getattr(options, argument)
+        if value is not None and value < 1:
+            value_error("localize", "--" + argument.replace("_", "-"), "at least 1", f"{value}")
+    if options.live:
+        source = live.open_source(options)
+        device = parse_device("localize", "--device", options.device)
+        return live.run(source, open_localizer(options, threshold, size, device), options)
+    options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
     device = parse_device("localize", "--device", options.device)
     method: CAMMethod | RunMaps
     if options.folder is not None:
-        method, classifier = _open_run(options, size, device)
+        method, classifier = open_run(options, size, device)
         threshold = method.threshold if options.threshold is None else threshold
     else:
-        classifier, names = _open_model(options, size, device)
+        classifier, names = open_model(options, size, device)
         if options.compare:
             options.threshold = threshold
             return compare.compare(images, classifier, options)
         method = build_method(names[0], options, classifier)
+    return localize_files(images, classifier, method, threshold, options)
+
+
+def localize_files(
+    images: ImageFiles,
+    classifier: Classifier,
+    method: CAMMethod | RunMaps,
+    threshold: float | str,
+    options: argparse.Namespace,
+) -> int:
+    """Localize images one batch after the other; what is done is on the disk."""
     options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.json"
+    results.unlink(missing_ok=True)  # of an earlier run, whose overlays are now replaced
     start = time.perf_counter()
     records = []
-    with tqdm(total=images.__length_hint__(), unit="image", desc="localizing") as bar:
+    with (
+        stop_on_signals() as request,
+        JSONLines(options.out / "results.jsonl") as lines,
+        tqdm(total=images.__length_hint__(), unit="image", desc="localizing") as bar,
+    ):
         for batch in batches(images, options.batch_size):
             for item in localize_batch(
                 batch, classifier, method, target=options.target, threshold=threshold,
@@ -330,7 +327,10 @@ def run(options: argparse.Namespace) -> int:
             ):  # fmt: skip
                 write_localization(item, options.out, npy=options.npy)
                 records.append(item.record(classifier, images.sources[item.name]))
+                lines.write(records[-1])
             bar.update(len(batch))
+            if request.number:
+                break
     summary = {
         "settings": {
             "model": options.model or str(options.folder or options.checkpoint),
@@ -341,14 +341,18 @@ def run(options: argparse.Namespace) -> int:
             "input_size": list(classifier.size),
         },
         "seconds": round(time.perf_counter() - start, 3),
+        "complete": not request.number,
         "images": records,
         "skipped": [{"file": str(f.path), "reason": f.reason} for f in images.skipped],
     }
-    write_atomically(options.out / "results.json", json.dumps(summary, indent=1).encode())
+    write_atomically(results, json.dumps(summary, indent=1).encode())
     for file in images.skipped:
         print(f"wsfast localize: skipped {file.path} ({file.reason})", file=sys.stderr)
     print(
         f"{len(records)} images localized, {len(images.skipped)} files skipped; "
         f"overlays and results.json in {options.out}"
     )
+    if request.number:
+        print("wsfast localize: stopped before the end", file=sys.stderr)
+        return 128 + request.number
     return 0 if records else 2

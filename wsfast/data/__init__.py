@@ -12,6 +12,7 @@ from wsfast.data.splits import held_out
 from wsfast.data.synthetic import SyntheticDefects
 from wsfast.data.table import ImageTable
 from wsfast.data.transforms import Augmented, JointTransform
+from wsfast.data.video import VideoFrames
 from wsfast.data.wsol import MetadataError
 from wsfast.data.wsol_images import WSOLImages
 
@@ -33,6 +34,7 @@ __all__ = [
     "SkippedFile",
     "SyntheticDefects",
     "UnreadableImageError",
+    "VideoFrames",
     "WSOLImages",
     "detect_format",
     "expand_inputs",

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsfast._check import value_error
 from wsfast.data.images import SkippedFile, UnreadableImageError, read_image
+from wsfast.data.video import VideoFrames
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"})
+_NO_FRAME = "no video frame could be decoded"
 
 
 def expand_inputs(inputs: Iterable[str | PathLike[str]]) -> list[Path]:
@@ -80,21 +81,22 @@ class ImageFiles:
 
     Images are uint8 RGB arrays of shape (H, W, 3), read one at a time. A name is the file's stem,
     for a video frame the stem and the frame's index (``clip_000012``); a name met before gets a
-    number, so names are unique. A file that cannot be read is noted in ``skipped``, the rest read.
+    number, so names are unique. A file that cannot be read is noted in ``skipped``, the rest read;
+    so is a video of which some frames could not be decoded.
 
     Args:
         inputs: as for :func:`expand_inputs`.
 
     Attributes:
         files: what will be read.
-        skipped: the files left out by the latest iteration, with the reason.
+        skipped: the files left out by the latest iteration, wholly or in part, with the reason.
         sources: for each name of the latest iteration, its file.
 
     Raises:
         ValueError: an input matches no image or video.
 
     Example:
-        >>> import tempfile
+        >>> import cv2, tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = cv2.imwrite(str(folder / "part.png"), np.zeros((4, 6), np.uint8))
         >>> _ = (folder / "torn.png").write_bytes(b"half a file")
@@ -144,22 +146,29 @@ def _single_image(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 
 def _video_frames(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    video = cv2.VideoCapture(str(file))
+    video = _open_video(file)
     try:
-        index = 0
-        while (frame := video.read()[1]) is not None:
-            rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-            yield f"{file.stem}_{index:06d}", rgb
-            index += 1
+        while (frame := video.read()) is not None:
+            yield f"{file.stem}_{video.delivered - 1:06d}", frame
     finally:
-        video.release()
-    if index == 0:
-        raise UnreadableImageError(file, "no video frame could be decoded")
+        video.close()
+    lost = video.unreadable + video.missing
+    if video.delivered == 0 or lost:
+        reason = f"{lost} of its {video.delivered + lost} frames could not be decoded"
+        raise UnreadableImageError(file, reason if video.delivered else _NO_FRAME)
+
+
+def _open_video(file: Path) -> VideoFrames:
+    try:
+        return VideoFrames(file)
+    except ValueError:
+        raise UnreadableImageError(file, _NO_FRAME) from None
 
 
 def _frame_count(file: Path) -> int:
-    video = cv2.VideoCapture(str(file))
     try:
-        return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-    finally:
-        video.release()
+        video = VideoFrames(file)
+    except ValueError:
+        return 0
+    video.close()
+    return video.count

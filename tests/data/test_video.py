@@ -1,0 +1,108 @@
+"""Videos with damage: what can be read is read, and what is lost is counted."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.data.videos import cut_clip, damage_clip, write_clip
+from wsfast.data import ImageFiles, VideoFrames
+
+
+def values(video: VideoFrames) -> list[int]:
+    """The grey levels of all frames."""
+    found = []
+    while (frame := video.read()) is not None:
+        found.append(round(float(frame.mean())))
+    return found
+
+
+def test_every_frame_comes_in_order_with_its_time(tmp_path: Path) -> None:
+    video = VideoFrames(write_clip(tmp_path / "clip.avi", range(0, 240, 10), fps=8))
+    assert (video.count, video.fps, video.live) == (24, 8.0, False)
+    assert video.read().shape == (48, 64, 3)
+    assert video.seconds == 0
+    assert values(video) == pytest.approx(list(range(10, 240, 10)), abs=3)
+    assert video.seconds == pytest.approx(23 / 8)
+    assert (video.delivered, video.unreadable, video.missing) == (24, 0, 0)
+
+
+@pytest.mark.parametrize("damaged", [[5], [5, 6, 7], [3, 12, 13], [0], [23]])
+def test_damaged_frames_are_left_out_and_counted(tmp_path: Path, damaged: list[int]) -> None:
+    clip = write_clip(tmp_path / "clip.avi", range(0, 240, 10), fps=8)
+    video = VideoFrames(damage_clip(clip, damaged))
+    expected = [10 * i for i in range(24) if i not in damaged]
+    assert values(video) == pytest.approx(expected, abs=3)
+    assert (video.delivered, video.unreadable, video.missing) == (len(expected), len(damaged), 0)
+
+
+def test_a_file_that_was_cut_off_says_how_much_is_missing(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.avi", range(0, 240, 10), fps=8)
+    video = VideoFrames(cut_clip(damage_clip(clip, [4]), before=15))
+    expected = [10 * i for i in range(15) if i != 4]
+    assert values(video) == pytest.approx(expected, abs=3)
+    assert (video.unreadable, video.missing) == (1, 24 - 15)
+
+
+class SilentCapture:
+    """Leaves damaged frames out without a word, as OpenCV before version 5."""
+
+    def __init__(self, frames: list[int], count: int, fps: float) -> None:
+        self.frames, self.at, self.count, self.fps = frames, -1, count, fps
+
+    def isOpened(self) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.at += 1
+        if self.at < len(self.frames):
+            return True, np.zeros((4, 4, 3), np.uint8)
+        return False, None
+
+    def get(self, prop: int) -> float:
+        return {
+            cv2.CAP_PROP_FRAME_COUNT: self.count,
+            cv2.CAP_PROP_FPS: self.fps,
+            cv2.CAP_PROP_POS_MSEC: 1000
+            * self.frames[min(self.at, len(self.frames) - 1)]
+            / self.fps,
+        }[prop]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "count", "unreadable", "missing"),
+    [
+        ("a.avi", [0, 1, 2, 5, 6, 9], 10, 4, 0),
+        ("a.avi", [0, 1, 2, 5, 6], 100, 2, 93),
+        ("a.mp4", [0, 1, 2, 4, 5, 7], 6, 0, 0),  # uneven frame times are no damage
+        ("a.mkv", [0, 1, 2], 10, 0, 0),  # the sound may be longer than the picture
+        ("a.mkv", [0, 1, 2], 60, 0, 57),
+        ("a.mkv", [0, 1, 2], 0, 0, 0),
+    ],
+)
+def test_the_clock_shows_what_is_lost(
+    monkeypatch, name: str, frames: list[int], count: int, unreadable: int, missing: int
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: SilentCapture(frames, count, 10.0))
+    video = VideoFrames(name)
+    assert len(values(video)) == len(frames)
+    assert (video.unreadable, video.missing) == (unreadable, missing)
+
+
+@pytest.mark.parametrize("source", ["nowhere.avi", "noise.avi", 97, "rtsp://127.0.0.1:1/none"])
+def test_what_is_no_video_is_one_plain_error(tmp_path: Path, source: str | int, capfd) -> None:
+    (tmp_path / "noise.avi").write_bytes(b"no video" * 100)
+    path = tmp_path / source if str(source).endswith(".avi") else source
+    with pytest.raises(ValueError, match="source must be a readable video, camera or stream"):
+        VideoFrames(path)
+    assert "VIDEOIO" not in capfd.readouterr().err
+
+
+def test_image_files_go_on_after_a_damaged_frame(tmp_path: Path) -> None:
+    clip = damage_clip(write_clip(tmp_path / "clip.avi", range(0, 100, 10), fps=10), [3])
+    images = ImageFiles([clip])
+    assert [name for name, _ in images] == [f"clip_{i:06d}" for i in range(9)]
+    assert [(f.path, f.reason) for f in images.skipped] == [
+        (clip, "1 of its 10 frames could not be decoded")
+    ]

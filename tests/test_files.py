@@ -1,0 +1,68 @@
+"""Files are whole, whatever happens while they are written."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from wsfast._files import AppendedFile, JSONLines, write_atomically
+
+
+class FullFile:
+    """Takes some bytes, in pieces of up to three, and no more."""
+
+    def __init__(self, file: object, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: memoryview) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = min(3, len(data), self.room)
+        self.room -= taken
+        return self.file.write(data[:taken])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+
+def test_lines_are_on_the_disk_at_once_and_torn_ones_are_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with JSONLines(path) as lines:
+        lines.write({"frame": 0})
+        assert path.read_text() == '{"frame": 0}\n'  # not closed yet
+        lines._file = FullFile(lines._file, 30)
+        lines.write({"frame": 1})
+        with pytest.raises(OSError, match=r"No space left on device: .*results\.jsonl"):
+            lines.write({"a frame with": "a long record"})
+        lines._file.room = 100
+        lines.write({"frame": 2})
+    records = [json.loads(line)["frame"] for line in path.read_text().splitlines()]
+    assert records == [0, 1, 2]
+
+
+def test_bytes_can_be_replaced_while_the_file_grows(tmp_path: Path) -> None:
+    file = AppendedFile(tmp_path / "file")
+    file.append(b"length=?;")
+    file.append(b"abc")
+    file.overwrite(7, b"3")
+    file.append(b"d")
+    assert not file.closed
+    file.close()
+    assert file.closed
+    assert (tmp_path / "file").read_bytes() == b"length=3;abcd"
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_is_named(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "summary.json"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*summary\.json"):
+        write_atomically(path, b"new", durable=True)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]

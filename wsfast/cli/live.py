@@ -1,0 +1,184 @@
+"""``wsfast localize --live``: a video file, a camera or a stream, with results while it runs."""
+
+import argparse
+import contextlib
+import sys
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from .._check import value_error
+from ..deploy import (
+    GradientLocalizer,
+    LiveLoop,
+    LiveStatistics,
+    Localizer,
+    VideoSource,
+)
+from ..deploy.replay import ReplayedLocalizer
+from ..train.interrupt import StopRequest, stop_on_signals
+from .live_output import RESULTS, SUMMARY, VIDEO, Output, report, short_report
+
+VANISHED = 3  # exit code: the source gave out before its end
+RETRY_SECONDS = 1.0  # between two attempts to open a camera again
+
+DESCRIPTION = f"""\
+With --live, IMAGES is one video file, the index of a camera, or an address (rtsp://...).
+{RESULTS} (a line per frame), {VIDEO} and {SUMMARY} (counts, latencies) can be read
+while it runs, and after a kill. Of a file every frame is localized, of a camera the newest; a
+frame once taken always gets its result. Ctrl-C and SIGTERM finish what was read and end with
+exit code 130 or 143; a second Ctrl-C ends at once. Where the source gives out before its end,
+what it gave is written and the exit code is {VANISHED}."""
+
+_FILE_BATCH, _CAMERA_BATCH = 8, 1
+_SUMMARY_SECONDS = 5.0
+_FIGURES_SECONDS = 2.0
+_WINDOW = "wsfast"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the live mode."""
+    live = parser.add_argument_group("live", DESCRIPTION)
+    live.add_argument("--live", action="store_true", help="localize while the frames come in")
+    live.add_argument(
+        "--queue", type=int, default=8, help="frames that may wait between stages (default: 8)"
+    )
+    live.add_argument("--no-video", action="store_true", help=f"write no {VIDEO}")
+    live.add_argument("--display", action="store_true", help="show a window; q ends")
+    live.add_argument(
+        "--overwrite", action="store_true", help="replace the results of an earlier live run"
+    )
+
+
+def open_source(options: argparse.Namespace) -> VideoSource:
+    """The source that the options name.
+
+    Raises:
+        ValueError: no such source, options that do not go with one, results that are there already.
+    """
+    if len(options.images) != 1:
+        value_error("localize", "--live", "given with one source", f"{len(options.images)}")
+    for name, idle in (("compare", False), ("npy", False), ("refine", "none")):
+        if getattr(options, name) != idle:
+            value_error("localize", f"--{name}", "left out with --live", "given")
+    if options.queue < 1:
+        value_error("localize", "--queue", "at least 1", f"{options.queue}")
+    found = [name for name in (RESULTS, VIDEO, SUMMARY) if (options.out / name).exists()]
+    if found and not options.overwrite:
+        expected = "a folder without results (--overwrite replaces them)"
+        value_error("localize", "--out", expected, f"{options.out} with {found[0]}")
+    if options.display:
+        _open_window()
+    return VideoSource(options.images[0])
+
+
+class Watcher:
+    """Looks after the loop ten times a second: signals, bar, window and summary.json."""
+
+    def __init__(
+        self, loop: LiveLoop, output: Output, request: StopRequest, bar: Any, display: bool
+    ) -> None:
+        self._loop, self._output, self._request = loop, output, request
+        self._bar, self._display = bar, display
+        self._due = {"figures": 0.0, "summary": 0.0}
+
+    def watch(self, statistics: LiveStatistics) -> None:
+        """Bring everything up to date that is due."""
+        if self._request.number:
+            self._loop.stop()
+        if self._is_due("figures", _FIGURES_SECONDS):
+            self._bar.set_postfix_str(short_report(statistics), refresh=False)
+        self._bar.update(statistics.written - self._bar.n)
+        if self._is_due("summary", _SUMMARY_SECONDS):
+            self._output.write_summary(statistics)
+        if self._display and self._output.latest is not None:
+            cv2.imshow(_WINDOW, cv2.cvtColor(self._output.latest, cv2.COLOR_RGB2BGR))
+            if cv2.waitKey(1) & 0xFF == ord("q"):
+                self._loop.stop()
+
+    def finish(self, statistics: LiveStatistics) -> None:
+        """Show the last figures."""
+        self._bar.update(statistics.written - self._bar.n)
+        self._bar.set_postfix_str(short_report(statistics))
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + seconds
+        return True
+
+
+def run(
+    source: VideoSource, localizer: Localizer | GradientLocalizer, options: argparse.Namespace
+) -> int:
+    """Run the loop to its end and say how it went."""
+    output = Output(source, localizer, options)
+    loop = _build_loop(source, localizer, output, options)
+    with (
+        stop_on_signals() as request,
+        tqdm(total=source.count or None, unit="frame", desc="localizing", mininterval=1.0) as bar,
+    ):
+        watcher = Watcher(loop, output, request, bar, options.display)
+        try:
+            loop.run(watcher.watch)
+            output.close()
+        except BaseException as error:
+            _end_after(error, output, loop.statistics)
+            raise
+        watcher.finish(loop.statistics)
+    output.write_summary(loop.statistics)
+    print(report(loop.statistics, options.out))
+    if not loop.statistics.read:
+        print("wsfast localize: no frame could be read", file=sys.stderr)
+    return exit_code(loop.statistics, request.number)
+
+
+def _build_loop(
+    source: VideoSource,
+    localizer: Localizer | GradientLocalizer,
+    output: Output,
+    options: argparse.Namespace,
+) -> LiveLoop:
+    batch_size = options.batch_size or (_CAMERA_BATCH if source.live else _FILE_BATCH)
+    device = localizer.mean.device
+    replayed = device.type == "cuda" and isinstance(localizer, Localizer)
+    return LiveLoop(
+        source,
+        ReplayedLocalizer(localizer, batch_size) if replayed else localizer,
+        output.write,
+        batch_size=batch_size,
+        queue=options.queue,
+        channels=localizer.channels,
+        device=device,
+        retry_seconds=RETRY_SECONDS,
+    )
+
+
+def _end_after(error: BaseException, output: Output, statistics: LiveStatistics) -> None:
+    """Complete what can be completed; the error is what the user is to see, not what follows."""
+    with contextlib.suppress(OSError):
+        output.close()
+    with contextlib.suppress(OSError):
+        output.write_summary(statistics, error=repr(error))
+
+
+def exit_code(statistics: LiveStatistics, signal: int) -> int:
+    """0 at the source's end, 2 without a frame, 3 for a source that is gone, 128 + the signal."""
+    if statistics.ended == "stopped":
+        return 128 + signal if signal else 0
+    if statistics.ended == "vanished":
+        return VANISHED
+    return 0 if statistics.written else 2
+
+
+def _open_window() -> None:
+    try:
+        cv2.namedWindow(_WINDOW, cv2.WINDOW_NORMAL)
+        cv2.imshow(_WINDOW, np.zeros((8, 8, 3), np.uint8))
+    except cv2.error:
+        expected = "left out where OpenCV has no windows (opencv-python, not -headless, has)"
+        value_error("localize", "--display", expected, "given")

@@ -1,0 +1,105 @@
+"""What a command localizes with: a classifier and a CAM method, or a run of ``wsfast train``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._check import value_error
+from ..deploy import GradientLocalizer, Localizer
+from ..deploy.frame import Boxing
+from ..train.evaluation import RunMaps
+from .classifier import Classifier, open_classifier
+from .methods import build_method, method_names
+
+DEFAULT_METHOD = "ltgradcam"
+
+
+def open_model(
+    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
+) -> tuple[Classifier, list[str]]:
+    """A classifier and the names of the methods that are to explain it."""
+    classifier = open_classifier(
+        options.model,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+        num_classes=options.num_classes,
+        size=size,
+        device=device,
+    )
+    if options.model and not options.pretrained and options.checkpoint is None:
+        print(
+            "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
+            file=sys.stderr,
+        )
+    names = method_names(options.method or ("all" if options.compare else DEFAULT_METHOD))
+    if len(names) > 1 and not options.compare:
+        value_error("localize", "--method", "one method without --compare", options.method)
+    return classifier, names
+
+
+def open_run(
+    options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
+) -> tuple[RunMaps, Classifier]:
+    """The maps of a run's best model, and how it is fed."""
+    check_run_options(options)
+    maps = RunMaps(options.folder, device)
+    saved = maps.checkpoint
+    classifier = Classifier(
+        maps.model, size or saved.input_size, len(saved.mean), saved.mean, saved.std,
+        saved.class_names,
+    )  # fmt: skip
+    return maps, classifier
+
+
+def check_run_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that a run decides."""
+    for name in ("model", "checkpoint", "method"):
+        if getattr(options, name) is not None:
+            value_error("localize", f"--{name}", "left out with --run", getattr(options, name))
+    if options.compare:
+        value_error("localize", "--compare", "left out with --run", "given")
+
+
+def open_localizer(
+    options: argparse.Namespace,
+    threshold: float | str,
+    size: tuple[int, int] | None,
+    device: torch.device,
+) -> Localizer | GradientLocalizer:
+    """The same as one module from images to boxes; without gradients where the maps need none."""
+    boxing: Boxing = {"max_boxes": options.max_boxes, "min_area": options.min_area}
+    if options.folder is not None:
+        check_run_options(options)
+        if options.threshold is not None:
+            boxing["threshold"] = threshold
+        return _localizer_of_run(options, size, boxing).to(device)
+    classifier, names = open_model(options, size, device)
+    boxing["threshold"] = threshold
+    feed: dict[str, Any] = {
+        "mean": classifier.mean,
+        "std": classifier.std,
+        "input_size": classifier.size,
+        "class_names": classifier.class_names or (),
+        "target": options.target,
+    }
+    if names[0] == "cam" and options.layers is None:
+        return Localizer.from_model(classifier.model, **feed, **boxing).to(device)
+    method = build_method(names[0], options, classifier)
+    return GradientLocalizer(method, **feed, **boxing).to(device)
+
+
+def _localizer_of_run(
+    options: argparse.Namespace, size: tuple[int, int] | None, boxing: Boxing
+) -> Localizer | GradientLocalizer:
+    folder: Path = options.folder
+    if not folder.is_dir():
+        value_error("localize", "--run", "the folder of a run", f"{folder}")
+    try:
+        return Localizer.from_checkpoint(folder, target=options.target, input_size=size, **boxing)
+    except ValueError:  # a classifier whose maps need gradients, or an error that comes again
+        return GradientLocalizer.from_checkpoint(
+            folder, target=options.target, input_size=size, **boxing
+        )
