@@ -41,7 +41,8 @@ needs_onnx = pytest.mark.skipif(
 def assert_same_boxes(found: LocalizerOutput, expected: LocalizerOutput) -> None:
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.cams, expected.cams, atol=1e-4, rtol=0)
-    assert torch.equal(found.masks, expected.masks)
+    # Another compiler's convolutions round otherwise: a pixel at the threshold may fall either way.
+    assert (found.masks != expected.masks).float().mean() < 1e-4
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.counts, expected.counts)
 
