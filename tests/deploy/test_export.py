@@ -41,7 +41,8 @@ needs_onnx = pytest.mark.skipif(
 def assert_same_boxes(found: LocalizerOutput, expected: LocalizerOutput) -> None:
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.cams, expected.cams, atol=1e-4, rtol=0)
-    assert torch.equal(found.masks, expected.masks)
+    # Another compiler's convolutions round otherwise: a pixel at the threshold may fall either way.
+    assert (found.masks != expected.masks).float().mean() < 1e-4
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.counts, expected.counts)
 
@@ -140,6 +141,13 @@ class Wavering(nn.Module):
         return images.mean(dim=(2, 3)) + self.calls, images[:, 0]
 
 
+class FrozenBatch(nn.Module):
+    """Whose trace holds for one batch size only."""
+
+    def forward(self, images):
+        return images.reshape(int(images.shape[0]), -1)[:, :2], images[:, 0]
+
+
 class Untraceable(nn.Module):
     def forward(self, images):
         raise ArithmeticError("no way through\nsecond line")
@@ -147,7 +155,11 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize(
     ("network", "message"),
-    [(Wavering(), "logits differ .* nothing was written"), (Untraceable(), "export it: .*no way")],
+    [
+        (Wavering(), r"logits differ .* nothing was written"),
+        (FrozenBatch(), r"logits is \[2, 2\] .* not \[1, 2\]"),
+        (Untraceable(), r"torch cannot export it: no way through$"),
+    ],
 )
 def test_what_differs_or_fails_leaves_nothing_behind(tmp_path, network, message) -> None:
     kept = tmp_path / "it.ts"

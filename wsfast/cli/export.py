@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   wsfast export --model resnet18 --pretrained --format torchscript --threshold 0.4 --out cam.ts
   wsfast export --checkpoint demo/classifier.safetensors --target 1 --format onnx --out maps.onnx
 then, in Python:
+  import wsfast.deploy
   found = wsfast.deploy.load("fcam.pt2")(pictures)   # uint8 (N, C, H, W)
   found.boxes, found.scores, found.counts
 """
