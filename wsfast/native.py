@@ -43,6 +43,12 @@ def library_path(name: str) -> Path | None:
     return exact[0] if exact else None
 
 
+def loaded_libraries() -> list[Path]:
+    """The files of the libraries that are loaded, ``_C`` first: what a C++ program has to open."""
+    files = [library_path(name) for name in LIBRARIES if _status[name] == "loaded"]
+    return [file for file in files if file is not None]
+
+
 def load_libraries() -> None:
     """Load what was built and remember, library by library, why the rest is absent."""
     for name in LIBRARIES:

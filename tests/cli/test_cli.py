@@ -162,6 +162,13 @@ def test_info(capsys) -> None:
     assert run("info") == 0
 
 
+def test_info_prints_the_libraries_that_cpp_opens(capsys) -> None:
+    assert run("info", "--libs") == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert files[0].name == "_C.so"
+    assert all(file.is_absolute() and file.is_file() for file in files)
+
+
 BAD = [
     (["--model", "no_such_net"], "--model must be a timm model name, got 'no_such_net'"),
     ([], "--model must be given"),

@@ -126,6 +126,9 @@ def export_pt2(
     options: dict[str, Any] = {"aot_inductor.metadata": describe(localizer, size)}
     # Batch norms are folded and weights packed for the processor's convolutions.
     options["freezing"] = localizer.mean.device.type == "cpu"
+    # Compiled for the threads of this process, a program never uses more, and on a machine with
+    # more cores its reductions write past the end of their per-thread arrays.
+    options["cpp.dynamic_threads"] = True
     with _replacing(where, Path(path)) as file, torch.no_grad():
         program = _exported(_Plain(localizer), pictures(localizer, size, _TRACED_BATCH))
         with _quiet_compiler():

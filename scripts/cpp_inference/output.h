@@ -1,0 +1,34 @@
+// JSON lines to standard output or to a file that appears only when it is whole.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+namespace wsfast {
+
+class LineWriter {
+ public:
+  // An empty path is standard output; otherwise `.NAME.PID.partial` is written beside the target.
+  explicit LineWriter(const std::filesystem::path& target);
+  // Without finish() the lines so far stay in the partial file, and a message says where.
+  ~LineWriter();
+  LineWriter(const LineWriter&) = delete;
+  LineWriter& operator=(const LineWriter&) = delete;
+
+  // Throws InputError when the disk is full.
+  void write(const std::string& line);
+  // Hands all lines so far to the system, so that a killed process loses none.
+  void flush();
+  // Gives the file its name.
+  void finish();
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const;
+
+  std::filesystem::path target_, partial_;
+  std::FILE* file_ = nullptr;
+  bool wrote_ = false;
+};
+
+}  // namespace wsfast

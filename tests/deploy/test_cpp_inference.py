@@ -1,0 +1,419 @@
+"""wsfast_infer, the C++ program: the boxes of eager Python, and one plain line for bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.deploy.cpp_program import Unavailable, build_program
+from tests.deploy.small import INPUT, small_model
+from wsfast import native
+from wsfast.data import SyntheticDefects
+from wsfast.deploy import Localizer, LocalizerOutput, export_pt2, export_torchscript
+from wsfast.deploy.programs import METADATA_FILE, describe
+
+SIZE = (96, 48)
+IMAGES = 50
+MAX_BOXES = 2
+THRESHOLD = 0.37  # no map has a value within 1e-5 of it, so rounding cannot move a box
+CLASS_NAMES = ("good", "défaut")
+
+pytestmark = [
+    pytest.mark.timeout(600),  # the first build
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    try:
+        return build_program()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    """RGB pictures whose channels differ, so that a swap would show: (50, 96, 48, 3)."""
+    data = SyntheticDefects(IMAGES, size=SIZE)
+    grey = np.stack([data[i].image[0].numpy() for i in range(IMAGES)])
+    return np.stack([grey, 255 - grey, grey[:, ::-1]], axis=-1)
+
+
+def localizer(channels: int = 3) -> Localizer:
+    """Random weights, whose maps have several components; both classes are predicted."""
+    model = small_model(channels=channels)
+    with torch.no_grad():
+        model.fc.bias[1] += 0.4093
+    return Localizer.from_model(
+        model, relu=False, mean=(0.5,) * channels, std=(0.25,) * channels,
+        input_size=INPUT, class_names=CLASS_NAMES, threshold=THRESHOLD, max_boxes=MAX_BOXES,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.uint8]) -> Path:
+    """The pictures as PNG files in pictures/, and the TorchScript program net.ts."""
+    root = tmp_path_factory.mktemp("cpp")
+    (root / "pictures").mkdir()
+    for i, image in enumerate(images):
+        cv2.imwrite(str(root / "pictures" / f"{i:02d}.png"), image[:, :, ::-1])
+    export_torchscript(localizer(), root / "net.ts", image_size=SIZE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def eager(images: NDArray[np.uint8]) -> LocalizerOutput:
+    return eagerly(images)
+
+
+def eagerly(images: NDArray[np.uint8]) -> LocalizerOutput:
+    return localizer()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+
+
+def ops() -> list[str]:
+    """The op library of the CPU; loading the CUDA one takes seconds and is not needed here."""
+    library = native.library_path("_C")
+    assert library is not None
+    return ["--ops", str(library)]
+
+
+def run(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [str(program), *(str(word) for word in words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def check_same(found: list[dict[str, Any]], expected: LocalizerOutput) -> None:
+    """Every line is the image's row of the eager outputs; boxes to the bit."""
+    assert len(found) == len(expected.counts)
+    probabilities, classes = expected.logits.softmax(dim=1).max(dim=1)
+    for i, line in enumerate(found):
+        count = int(expected.counts[i])
+        kept = min(count, MAX_BOXES)
+        assert line["count"] == count
+        assert line["boxes"] == expected.boxes[i, :kept].tolist()
+        assert line["scores"] == pytest.approx(expected.scores[i, :kept].tolist(), abs=1e-5)
+        assert line["class"] == int(classes[i])
+        assert line["class_name"] == CLASS_NAMES[line["class"]]
+        assert line["probability"] == pytest.approx(float(probabilities[i]), abs=1e-5)
+        assert line["milliseconds"] > 0
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_torchscript_gives_the_boxes_of_eager_python(
+    program: Path, folder: Path, eager: LocalizerOutput, batch: int
+) -> None:
+    assert len(set(eager.counts.tolist())) > 2  # the pictures differ in what is found
+    assert set(eager.logits.argmax(dim=1).tolist()) == {0, 1}
+    assert int(eager.counts.max()) > MAX_BOXES
+    done = run(
+        program, "--model", folder / "net.ts", *ops(), "--batch", batch, folder / "pictures"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "wsfast_infer: 50 images localized, 0 files skipped or broken\n"
+    found = lines(done.stdout)
+    check_same(found, eager)
+    assert [Path(line["file"]).name for line in found] == [f"{i:02d}.png" for i in range(IMAGES)]
+    assert all((line["width"], line["height"]) == (SIZE[1], SIZE[0]) for line in found)
+    assert not any("frame" in line for line in found)
+
+
+def test_package_gives_the_boxes_of_eager_python(
+    program: Path, folder: Path, eager: LocalizerOutput, tmp_path: Path
+) -> None:
+    package = tmp_path / "net.pt2"
+    torch.set_num_threads(1)
+    export_pt2(localizer(), package, image_size=SIZE)
+    code = kernels_of(package)
+    assert "#pragma omp parallel" in code  # for as many threads as it is run with
+    assert "num_threads(" not in code
+    for batch, threads in ((1, 1), (8, 4)):
+        done = run(
+            program, "--model", package, *ops(), "--batch", batch, "--threads", threads,
+            folder / "pictures",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        check_same(lines(done.stdout), eager)
+    bare = run(program, "--model", package, folder / "pictures")
+    check_error(bare, "needs wsfast's operators: give --ops LIBRARY")
+
+
+def kernels_of(package: Path) -> str:
+    """The C++ code that the package was compiled from."""
+    with zipfile.ZipFile(package) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".kernel.cpp")]
+        return "".join(archive.read(name).decode() for name in names)
+
+
+def test_boxes_enclose_the_same_pixels_in_images_of_other_sizes(
+    program: Path, folder: Path, images: NDArray[np.uint8], eager: LocalizerOutput, tmp_path: Path
+) -> None:
+    # Pixels repeated 3 x 2 times average back to the very same image.
+    large = images[1].repeat(3, axis=0).repeat(2, axis=1)
+    cv2.imwrite(str(tmp_path / "large.png"), large[:, :, ::-1])
+    small = cv2.resize(images[1], (32, 40), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tmp_path / "small.png"), small[:, :, ::-1])
+    done = run(program, "--model", folder / "net.ts", *ops(), tmp_path)
+    first, second = lines(done.stdout)
+    kept = min(int(eager.counts[1]), MAX_BOXES)
+    scaled = eager.boxes[1, :kept] * torch.tensor([2, 3, 2, 3])
+    assert (first["width"], first["height"]) == (96, 288)
+    assert first["boxes"] == scaled.tolist()
+    grown = cv2.resize(small, SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+    boxes = eagerly(grown[None]).boxes[0].tolist()
+    scales = ((32, 48), (40, 96), (32, 48), (40, 96))
+    rounding = (np.floor, np.floor, np.ceil, np.ceil)
+    expected = [
+        [int(up(at * to / of)) for at, (to, of), up in zip(box, scales, rounding, strict=True)]
+        for box in boxes if box[0] >= 0
+    ]  # fmt: skip
+    assert second["boxes"] == expected
+
+
+def test_grey_program_takes_colour_files(
+    program: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    model = localizer(channels=1)
+    export_torchscript(model, tmp_path / "grey.ts", image_size=SIZE)
+    cv2.imwrite(str(tmp_path / "colour.png"), images[0][:, :, ::-1])
+    done = run(program, "--model", tmp_path / "grey.ts", *ops(), tmp_path / "colour.png")
+    grey = cv2.cvtColor(images[0], cv2.COLOR_RGB2GRAY)
+    check_same(lines(done.stdout), model(torch.from_numpy(grey)[None, None]))
+
+
+def test_boxes_of_a_program_with_an_output_size_of_its_own(
+    program: Path, folder: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    model = localizer()
+    model.output_size = (48, 24)
+    export_torchscript(model, tmp_path / "half.ts", image_size=SIZE)
+    done = run(
+        program, "--model", tmp_path / "half.ts", *ops(), folder / "pictures" / "00.png"
+    )  # fmt: skip
+    expected = model(torch.from_numpy(images[:1].transpose(0, 3, 1, 2).copy()))
+    kept = min(int(expected.counts[0]), MAX_BOXES)
+    assert lines(done.stdout)[0]["boxes"] == (expected.boxes[0, :kept] * 2).tolist()
+
+
+def write_video(file: Path, frames: NDArray[np.uint8]) -> None:
+    size = (frames.shape[2], frames.shape[1])
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"FFV1"), 25, size)
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write FFV1 video")
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
+    writer.release()
+
+
+def test_video_frames_are_numbered(
+    program: Path, folder: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    video = tmp_path / "clip.avi"
+    write_video(video, images[:10])
+    capture = cv2.VideoCapture(str(video))
+    decoded = [capture.read()[1][:, :, ::-1] for _ in range(10)]
+    done = run(program, "--model", folder / "net.ts", *ops(), "--batch", 4, video)
+    assert done.returncode == 0, done.stderr
+    found = lines(done.stdout)
+    assert [line["frame"] for line in found] == list(range(10))
+    assert {line["file"] for line in found} == {str(video)}
+    check_same(found, eagerly(np.stack(decoded)))
+
+
+def test_broken_video_keeps_what_was_read(
+    program: Path, folder: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    video = tmp_path / "clip.avi"
+    write_video(video, images[:20])
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    out = tmp_path / "found.jsonl"
+    done = run(program, "--model", folder / "net.ts", *ops(), "--out", out, video)
+    assert done.returncode == 2
+    assert "clip.avi: broken video, " in done.stderr
+    assert "of 20 frames could be read" in done.stderr
+    assert 1 < len(lines(out.read_text())) < 20
+    (tmp_path / "noise.mp4").write_bytes(b"no video at all")
+    done = run(program, "--model", folder / "net.ts", *ops(), tmp_path / "noise.mp4")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].endswith("noise.mp4: not a video or damaged")
+    assert len(done.stderr.splitlines()) == 2  # the reason and the summary, nothing of FFmpeg's
+
+
+def test_unreadable_images_are_reported_and_skipped(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    whole = (folder / "pictures" / "00.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.png").write_bytes(whole)
+    (tmp_path / "c.jpg").write_bytes(b"not an image")
+    (tmp_path / "d.png").touch()
+    (tmp_path / "notes.txt").write_text("not looked at")
+    out = tmp_path / "found.jsonl"
+    done = run(program, "--model", folder / "net.ts", *ops(), "--out", out, tmp_path)
+    assert done.returncode == 0
+    assert [Path(line["file"]).name for line in lines(out.read_text())] == ["b.png"]
+    said = done.stderr.splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in said[:3]] == [
+        "file is cut short", "not an image or damaged", "empty file",
+    ]  # fmt: skip
+    assert said[3] == "wsfast_infer: 1 images localized, 3 files skipped or broken"
+    assert not list(tmp_path.glob(".*"))  # the temporary file got its name
+    nothing = run(program, "--model", folder / "net.ts", *ops(), tmp_path / "c.jpg")
+    assert nothing.returncode == 2
+
+
+def test_sixteen_bit_images_are_scaled(program: Path, folder: Path, tmp_path: Path) -> None:
+    image = cv2.imread(str(folder / "pictures" / "02.png"))
+    cv2.imwrite(str(tmp_path / "deep.png"), image.astype(np.uint16) * 257)
+    done = run(
+        program, "--model", folder / "net.ts", *ops(), tmp_path, folder / "pictures" / "02.png"
+    )  # fmt: skip
+    deep, plain = lines(done.stdout)
+    assert deep["boxes"] == plain["boxes"]
+    assert deep["scores"] == plain["scores"]
+
+
+def test_bench_prints_percentiles_and_frames_per_second(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench.json"
+    done = run(
+        program, "--model", folder / "net.ts", *ops(), "--bench=7", "--batch", 3, "--threads", 2,
+        "--out", out, folder / "pictures",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    (line,) = lines(out.read_text())
+    assert {key: line[key] for key in ("runs", "warm_up", "batch", "threads", "device")} == {
+        "runs": 7, "warm_up": 10, "batch": 3, "threads": 2, "device": "cpu",
+    }  # fmt: skip
+    times, net = line["milliseconds"], line["model_milliseconds"]
+    assert 0 < times["min"] <= times["p50"] <= times["p95"] <= times["p99"] <= times["max"]
+    assert times["mean"] > net["mean"] > 0
+    assert line["frames_per_second"] == pytest.approx(3e3 / times["mean"], rel=0.02)
+    noise = run(program, "--model", folder / "net.ts", *ops(), "--bench", 1)
+    assert lines(noise.stdout)[0]["runs"] == 1
+
+
+def test_interrupt_writes_what_was_found(
+    program: Path, folder: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    fifo, out = tmp_path / "live.png", tmp_path / "found.jsonl"
+    os.mkfifo(fifo)  # the program waits here, with the first image done
+    command = [program, "--model", folder / "net.ts", *ops(), "--out", out,
+               folder / "pictures" / "00.png", fifo]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with fifo.open("wb") as pipe:  # opens when the program does
+        process.send_signal(signal.SIGINT)
+        pipe.write((folder / "pictures" / "01.png").read_bytes())
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert ", interrupted" in process.stderr.read()
+    assert len(lines(out.read_text())) in (1, 2)
+
+
+def test_full_disk_is_one_line(program: Path, folder: Path) -> None:
+    with open("/dev/full", "w") as full:  # every write fails: no space left
+        done = subprocess.run(
+            [program, "--model", folder / "net.ts", *ops(), folder / "pictures" / "00.png"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "wsfast_infer: error: standard output cannot be written: No space left on device\n"
+    )
+
+
+def test_help_teaches(program: Path) -> None:
+    done = run(program, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for word in ("--model", "--ops", "--bench", "half-open", "examples:", "Exit code"):
+        assert word in done.stdout
+
+
+def check_error(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = done.stderr.splitlines()
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("wsfast_infer: error: ")
+    assert message in said[0]
+
+
+PICTURE = "{folder}/pictures/00.png"
+NET = ["--model", "{folder}/net.ts"]
+OPS = ["--ops", "{ops}"]
+BAD = [
+    ([], "--model must be given"),
+    (NET, "an image, folder or video must be given"),
+    ([*NET, PICTURE, "--fast"], "no such option: --fast"),
+    ([*NET, PICTURE, "--batch"], "--batch must be followed by a value"),
+    ([*NET, PICTURE, "--batch", "0"], "--batch must be a whole number of at least 1, got '0'"),
+    ([*NET, PICTURE, "--threads", "two"], "--threads must be a whole number"),
+    ([*NET, PICTURE, "--bench", "1e3"], "--bench must be a whole number"),
+    ([*NET, PICTURE, "--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
+    ([*NET, *OPS, "{tmp}/nowhere.png"], "nowhere.png: no such file or folder"),
+    ([*NET, *OPS, "{tmp}/empty"], "no image or video in this folder"),
+    ([*NET, PICTURE], "needs wsfast's operators: give --ops LIBRARY"),
+    ([*NET, PICTURE, "--ops", "{tmp}/_C.so"], "--ops {tmp}/_C.so: no such file"),
+    ([*NET, PICTURE, "--ops", "{tmp}/noise"], "--ops cannot be opened: "),
+    (["--model", "{tmp}/none.pt2", PICTURE], "none.pt2: no such model file"),
+    (["--model", "{tmp}/noise", PICTURE], "noise cannot be loaded: "),
+    (["--model", "{tmp}/noise.pt2", PICTURE], "noise.pt2 cannot be loaded: "),
+    (["--model", "{tmp}/bare.ts", *OPS, PICTURE], "has no metadata of `wsfast export`"),
+    (["--model", "{tmp}/odd.ts", *OPS, PICTURE], "has damaged metadata (image_width)"),
+    (["--model", "{tmp}/wrong.ts", *OPS, PICTURE], "the model must return (logits, cams, masks"),
+    (["--model", "{tmp}/failing.ts", *OPS, PICTURE], "the model failed: "),
+    ([*NET, *OPS, PICTURE, "--out", "{tmp}"], "--out must be a file"),
+    ([*NET, *OPS, PICTURE, "--out", "{tmp}/no/such.jsonl"], "cannot be written: No such file"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bad")
+    (root / "empty").mkdir()
+    for name in ("noise", "noise.pt2"):
+        (root / name).write_bytes(b"neither a program nor a library")
+    facts = describe(localizer(), SIZE)
+    write_program(root / "bare.ts", torch.nn.Identity(), {})
+    write_program(root / "odd.ts", torch.nn.Identity(), facts | {"image_width": "wide"})
+    write_program(root / "wrong.ts", torch.nn.Identity(), facts)
+    write_program(root / "failing.ts", torch.nn.Linear(7, 7), facts)
+    return root
+
+
+def write_program(file: Path, module: torch.nn.Module, facts: dict[str, str]) -> None:
+    extra = {METADATA_FILE: json.dumps(facts)} if facts else {}
+    torch.jit.save(torch.jit.script(module), file, _extra_files=extra)
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_is_one_line(program: Path, folder: Path, bad_files: Path, case: int) -> None:
+    words, message = BAD[case]
+    names = {"folder": folder, "tmp": bad_files, "ops": ops()[1]}
+    done = run(program, *(word.format(**names) for word in words))
+    check_error(done, message.format(**names))
+    assert not [file for file in bad_files.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device_is_one_line(program: Path, folder: Path) -> None:
+    done = run(program, "--model", folder / "net.ts", *ops(), "--device", "cuda",
+               folder / "pictures")  # fmt: skip
+    check_error(done, "cuda")
