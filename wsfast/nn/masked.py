@@ -8,7 +8,7 @@ from .._check import check_rank, check_tensor, value_error
 
 
 class MaskedClassifierLoss(nn.Module):
-    r"""Classification loss of the foreground (DiPS eq. 5): ``CE(C(x * M), y)`` with C frozen.
+    r"""Classification loss of the foreground, ``CE(C(x * M), y)`` with C frozen (in DiPS eq. 5).
 
     The gradient goes through the classifier into the map, which is thereby drawn over what the
     classifier needs to see. The paper defines the loss so; its published code multiplies by a map

@@ -225,7 +225,7 @@ def truncated_layercam(
 
     .. math:: M = \mathrm{relu}\Big(\sum_k T(g_k) \odot A_k\Big)
 
-    (LTGrad-CAM section 3.3 on LayerCAM). ``percentile=0`` is LayerCAM itself.
+    (LTGrad-CAM section 4.2 on LayerCAM). ``percentile=0`` is LayerCAM itself.
 
     Args:
         activations: feature maps A, (N, C, H, W), float32, float64, float16 or bfloat16, any

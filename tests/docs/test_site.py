@@ -1,0 +1,65 @@
+"""The site's pages: none is forgotten, every op has its place, and figures are the README's."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+def nav_pages(entry: Any) -> Iterator[str]:
+    """Paths of a nav entry."""
+    if isinstance(entry, str):
+        yield entry
+    for inner in entry.values() if isinstance(entry, dict) else entry:
+        if not isinstance(entry, str):
+            yield from nav_pages(inner)
+
+
+def readme_ops() -> dict[str, list[str]]:
+    """Functions of each room, by the README's table."""
+    rows = (ROOT / "README.md").read_text().split("## Ops\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        room, functions, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        room = room or list(found)[-1]
+        found.setdefault(room, []).extend(re.findall(r"`(\w+)`", functions))
+    return found
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed = list(nav_pages(config["nav"]))
+    written = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
+    assert sorted(listed) == sorted(written)
+
+
+@pytest.mark.parametrize("room", readme_ops())
+def test_every_op_is_on_its_rooms_page(room: str) -> None:
+    page = (DOCS / "rooms" / f"{room}.md").read_text()
+    assert [name for name in readme_ops()[room] if name not in page] == []
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "rooms").glob("*.md")), ids=lambda path: path.stem)
+def test_speeds_are_rows_of_the_readme(path: Path) -> None:
+    readme = (ROOT / "README.md").read_text().splitlines()
+    speed = path.read_text().partition("## Speed")[2]
+    rows = [line for line in speed.splitlines() if re.search(r"\d m?s \|", line)]
+    assert [row for row in rows if row not in readme] == []
+
+
+def test_every_picture_is_shown_and_small() -> None:
+    shown = {
+        Path(picture).name
+        for page in DOCS.rglob("*.md")
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    pictures = list((DOCS / "pictures").glob("*.png"))
+    assert pictures
+    assert {picture.name for picture in pictures} <= shown
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
