@@ -11,7 +11,8 @@ trap 'rm -rf "$work"' EXIT
 includes=$("${PYTHON:-python3}" -c "
 from torch.utils.cpp_extension import include_paths
 print(*(f'-isystem {folder}' for folder in include_paths('cpu')))")
-flags="-std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas
+flags="-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi
+  -Wno-unknown-pragmas -Wno-missing-field-initializers
   -DTORCH_TARGET_VERSION=0x020b000000000000"
 tried=0
 

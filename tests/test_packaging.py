@@ -192,6 +192,7 @@ def test_a_library_tells_how_it_was_built(tmp_path: Path) -> None:
 def test_the_library_here_tells_how_it_was_built() -> None:
     info = native.info()
     for name, facts in info["builds"].items():
+        assert facts, f"{name} is older than its sources: build again"
         assert facts["version"].split("+")[0] == wsfast.__version__
         assert torch.__version__.split(".")[0] == facts["torch"].split(".")[0]
         assert ("architectures" in facts) == (name == "_C_cuda")

@@ -74,7 +74,8 @@ _ARGUMENTS: dict[str, Callable[[torch.device], Arguments]] = {
     "otsu_level": lambda d: (_maps(d), 2),
     "positive_percentile": lambda d: (_signed(d, 0), 50.0, False),
     "sample_seeds": lambda d: (
-        _maps(d), torch.arange(1, 4, device=d), None, None, 9, 90, False, 0.2, 0.4, True, False, 1, 1
+        _maps(d), torch.arange(1, 4, device=d), None, None, 9, 90, False, 0.2, 0.4, True, False,
+        1, 1,
     ),
     "score_histograms": lambda d: (
         _maps(d), (_maps(d) > 0.6).byte(), torch.linspace(0, 1, 51, dtype=torch.float64, device=d)

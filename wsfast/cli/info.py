@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--libs",
         action="store_true",
-        help="print only the paths of the loaded libraries, one a line",
+        help="print only the paths of the loaded libraries",
     )
     parser.add_argument(
         "--check", action="store_true", help="run every op on small inputs against its reference"
