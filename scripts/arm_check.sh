@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles the CPU library for arm64, and with clang and libc++ as on macOS: source builds there
-# stay possible. Nothing is linked or run; torch's headers come from the Python in use.
+# Compiles the CPU library for arm64, and parses it with clang and libc++ as on macOS: source builds
+# there stay possible. Nothing is linked or run; torch's headers come from the Python in use.
 #
 # Usage: scripts/arm_check.sh      needs aarch64-linux-gnu-g++, or clang++ with libc++, or both:
 #   apt-get install g++-aarch64-linux-gnu clang libc++-dev
@@ -23,17 +23,18 @@ check() { # name, compiler and its own flags
   for file in csrc/core/*.cpp csrc/ops/*/*_cpu.cpp; do
     echo "$name: $file"
     # shellcheck disable=SC2086
-    "$@" $flags $includes -c "$file" -o "$work/object.o"
+    "$@" $flags $includes "$file" -o "$work/object.o"
   done
 }
 
 if command -v aarch64-linux-gnu-g++ > /dev/null; then
-  check "arm64 g++" aarch64-linux-gnu-g++
+  check "arm64 g++" aarch64-linux-gnu-g++ -c
 fi
 if command -v clang++ > /dev/null; then
-  check "clang++, libc++" clang++ -stdlib=libc++
+  check "clang++, libc++" clang++ -stdlib=libc++ -fsyntax-only
   if [[ -d /usr/aarch64-linux-gnu ]]; then
-    check "arm64 clang++, libc++" clang++ --target=aarch64-linux-gnu -stdlib=libc++
+    check "arm64 clang++, libc++" clang++ --target=aarch64-linux-gnu -stdlib=libc++ \
+      -fsyntax-only
   fi
 fi
 if [[ $tried == 0 ]]; then

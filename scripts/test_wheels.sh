@@ -4,6 +4,8 @@
 # Usage: scripts/test_wheels.sh [DIST]           default: dist
 #   MATRIX="python3.11=torch==2.11.0 python3=torch"   interpreter=torch of the wheel environments
 #   SOURCE="python3.11=torch"                         the same for the builds from the sdist
+#       instead of a torch to install, the site-packages folder of an environment that has one
+#       (python3.12=/venv/lib/python3.12/site-packages) saves the download
 #   STEPS="wheels source"                             either may be left out
 #
 # Each environment is fresh and removed afterwards (torch with CUDA takes about 7 GB). In it there
@@ -36,9 +38,15 @@ say() { echo "== $*"; }
 
 fresh() { # interpreter=torch: an environment in $env with that torch and no wsfast
   env="$work/env"
+  torch=${1#*=}
   rm -rf "$env"
   "${1%%=*}" -m venv "$env"
-  "$env/bin/pip" install --quiet "${1#*=}"
+  if [[ -d $torch ]]; then
+    echo "$torch" > "$(echo "$env"/lib/python3*/site-packages)/borrowed.pth"
+    torch=setuptools # nothing to install beside a wheel
+  else
+    "$env/bin/pip" install --quiet "$torch"
+  fi
 }
 
 inside() { # without compilers, away from the source
@@ -79,7 +87,7 @@ test_wheels() { # interpreter=torch
     variant=$(basename "$folder")
     wheel=$(ls "$folder"*.whl)
     say "$variant wheel, ${1%%=*}, $(inside python -c 'import torch; print("torch", torch.__version__)')"
-    inside pip install --quiet "$wheel" "${1#*=}"
+    inside pip install --quiet "$wheel" "$torch"
     try_out
     expect _C loaded
     if [[ $variant == cpu ]]; then
