@@ -37,12 +37,16 @@ DEBUG = os.environ.get("WSFAST_DEBUG", "0") == "1"
 RELEASE = os.environ.get("WSFAST_RELEASE", "0") == "1"
 
 
-def version() -> str:
-    """The version in wsfast/_version.py, with the variant's label where one is given."""
+def source_version() -> str:
+    """The version in wsfast/_version.py."""
     text = (ROOT / "wsfast" / "_version.py").read_text()
-    number = re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0]
+    return re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0]
+
+
+def version() -> str:
+    """The version, with the variant's label where one is given."""
     label = os.environ.get("WSFAST_LOCAL_VERSION", "")
-    return f"{number}+{label}" if label else number
+    return f"{source_version()}+{label}" if label else source_version()
 
 
 def box(message: str) -> None:
@@ -122,7 +126,7 @@ def common_flags() -> list[str]:
     """For both compilers: the stable ABI's version, and what `wsfast info` tells of the build."""
     return [
         f"-DTORCH_TARGET_VERSION={TARGET_TORCH}",
-        f"-DWSFAST_VERSION={version()}",
+        f"-DWSFAST_VERSION={source_version()}",
         f"-DWSFAST_BUILT_WITH_TORCH={torch.__version__}",
     ]
 

@@ -8,6 +8,7 @@
 #       TORCH_CU12="torch --index-url https://download.pytorch.org/whl/cu126"
 #   LABEL=0                 no local version: for the one variant that goes to PyPI
 #   PYTHON=python3.11       interpreter of the build environments; MAX_JOBS as for any build
+#   ENVIRONMENT=FOLDER      build in this environment instead (for work on this script)
 #
 # The environments are fresh and are removed afterwards. The platform tag is the oldest manylinux
 # policy that the libraries' symbols allow (auditwheel); torch's own libraries stay torch's.
@@ -42,6 +43,7 @@ fi
 
 environment() { # a fresh environment with this torch; the same torch is installed once only
   local spec=$1 folder
+  if [[ -n ${ENVIRONMENT:-} ]]; then echo "$ENVIRONMENT"; return; fi
   folder="$work/env-$(sha256sum <<< "$spec" | cut -c1-8)"
   if [[ ! -d $folder ]]; then
     "$python" -m venv "$folder"
@@ -72,10 +74,10 @@ build_wheel() { # variant: compile the sdist, name the platform, look at the res
     switches+=(WSFAST_CUDA=1 "CUDA_HOME=$home")
   fi
   env=$(environment "$spec")
-  rm -rf "$work/raw" "${out:?}/$variant"
+  rm -rf "$work/raw" "${out:?}/$variant" "$unpacked"/build/{lib,bdist}*
   echo "== $variant: $("$env/bin/python" -c 'import torch; print("torch", torch.__version__)')"
   env "${switches[@]}" PATH="$env/bin:$PATH" "$env/bin/pip" wheel --quiet --no-deps \
-    --no-build-isolation --no-cache-dir -w "$work/raw" "$sdist"
+    --no-build-isolation --no-cache-dir -w "$work/raw" "$unpacked"
   PATH="$env/bin:$PATH" "$env/bin/auditwheel" repair --exclude 'libtorch*' \
     --exclude 'libc10*' -w "$out/$variant" "$work"/raw/*.whl
   "$env/bin/python" scripts/check_wheel.py "$out/$variant"/*.whl --variant "$variant" \
@@ -91,4 +93,8 @@ git archive --format=tar --prefix=source/ HEAD | tar -x -C "$work"
 sdist=$(ls -t "$out"/*.tar.gz | head -n 1)
 echo "== sdist: $(basename "$sdist"), $(stat -c %s "$sdist") bytes"
 
+# One folder for all variants: the CPU library's objects, the same in each, are compiled once.
+unpacked="$work/unpacked"
+mkdir "$unpacked"
+tar -xf "$sdist" -C "$unpacked" --strip-components=1
 for variant in $VARIANTS; do build_wheel "$variant"; done

@@ -38,8 +38,8 @@ def library_offences(name: str, data: bytes, paths: list[str], version: str) -> 
     found += [f"{name} names the folder {path}" for path in paths if path.encode() + b"/" in data]
     symbols = sorted({symbol.decode() for symbol in CLASSIC_ABI.findall(data)})
     found += [f"{name} needs {symbol}" for symbol in symbols[:3]]
-    if f"wsfast build: version={version};".encode() not in data:
-        found.append(f"{name} does not say that it was built for {version}")
+    if f"wsfast build: version={version.split('+')[0]};".encode() not in data:
+        found.append(f"{name} does not say that it was built from wsfast {version}")
     return found
 
 

@@ -70,7 +70,7 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
 
 def _library_problems(name: str, state: str, facts: dict[str, str], version: str) -> list[str]:
     built = facts.get("version", version)
-    if built.split("+")[0] != version.split("+")[0]:
+    if built != version:
         return [f"{name} was built from wsfast {built}: build again"]
     if name == "_C" and state != "loaded":
         return ["without _C every op runs its PyTorch reference, which is much slower"]
