@@ -18,8 +18,14 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.bdist_wheel import bdist_wheel
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit(
+        "wsfast builds with setuptools>=77, and this environment has an older one: "
+        'pip install "setuptools>=77" ninja, or drop --no-build-isolation.'
+    )
 try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
