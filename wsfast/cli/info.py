@@ -20,7 +20,7 @@ _SIMD = {
     "scalar": "baseline instructions",
     "avx2": "AVX2",
     "avx512": "AVX-512",
-    "none": "no kernels",
+    "none": "no native kernels",
 }
 
 _KINDS = {
@@ -87,7 +87,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         "folder": package["folder"],
         "python": facts["python"],
         "torch": f"{facts['torch']} (CUDA: {facts['torch_cuda']})",
-        "cpu": f"{_SIMD[facts['cpu_simd']]}, {facts['threads']} threads",
+        "cpu": f"{_SIMD[facts['cpu_simd']]}, threads: {facts['threads']}",
         "gpu": facts["gpu"],
     }
     for library, state in facts["libraries"].items():
