@@ -119,8 +119,8 @@ def check_torch() -> None:
 
 
 def architectures() -> str:
-    """The GPU architectures to build for, separated by commas."""
-    return re.sub(r"[;\s]+", ",", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
+    """The GPU architectures to build for, as 8.0/9.0+PTX: nvcc splits a -D at commas."""
+    return re.sub(r"[;\s]+", "/", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
 
 
 def sources(pattern: str) -> list[str]:

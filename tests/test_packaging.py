@@ -117,7 +117,7 @@ def test_default_jobs(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_architectures(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ("8.0;9.0+PTX", "8.0 9.0+PTX", " 8.0; 9.0+PTX "):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
-        assert setup.architectures() == "8.0,9.0+PTX"
+        assert setup.architectures() == "8.0/9.0+PTX"
 
 
 def test_torch_without_the_stable_abi_is_refused(
@@ -200,7 +200,7 @@ def test_the_library_here_tells_how_it_was_built() -> None:
 
 
 LOADED = {"_C": "loaded", "_C_cuda": "loaded"}
-CUDA_13 = {"version": "1.0", "cuda": "13.0", "architectures": "8.0,9.0+PTX"}
+CUDA_13 = {"version": "1.0", "cuda": "13.0", "architectures": "8.0/9.0+PTX"}
 # status, builds, torch's CUDA, the GPU's capability -> what is said
 PROBLEMS = [
     (LOADED, {"_C_cuda": CUDA_13}, "13.2", (9, 0), []),

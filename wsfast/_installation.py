@@ -54,10 +54,10 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
 
     Machine code runs on its own major version from its minor version on, PTX on everything newer.
 
-    >>> covers("8.0,9.0+PTX", (8, 6)), covers("8.0,9.0+PTX", (7, 5)), covers("9.0+PTX", (12, 0))
+    >>> covers("8.0/9.0+PTX", (8, 6)), covers("8.0/9.0+PTX", (7, 5)), covers("9.0+PTX", (12, 0))
     (True, False, True)
     """
-    for name in architectures.split(","):
+    for name in architectures.split("/"):
         number = re.match(r"(\d+)\.(\d+)", name)
         if number is None:  # a name such as "Hopper": not for us to judge
             return True
