@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _installation
 from ._version import __version__
 
 LIBRARIES = ("_C", "_C_cuda")
@@ -23,6 +24,7 @@ SIMD_LEVELS = ("scalar", "avx2", "avx512")
 
 _status: dict[str, str] = {}
 _schemas: dict[str, str] = {}
+_references: dict[str, Callable[..., Any]] = {}
 _cuda_ways: dict[str, str] = {}
 _warned: set[tuple[str, str]] = set()
 
@@ -38,9 +40,16 @@ def native_required() -> bool:
 
 def library_path(name: str) -> Path | None:
     """The built library file inside the package, or None where it was not built."""
-    found = sorted(Path(__file__).parent.glob(f"{name}*.so"))
-    exact = [path for path in found if path.name.split(".")[0] == name]
-    return exact[0] if exact else None
+    found = sorted(Path(__file__).parent.glob(f"{name}.*"))  # .so, on Windows .pyd
+    built = [path for path in found if path.suffix in (".so", ".pyd")]
+    return built[0] if built else None
+
+
+def _why_not(error: OSError) -> str:
+    reason = str(error).splitlines()[0]
+    if "libtorch_cuda" in reason and torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build"
+    return reason
 
 
 def loaded_libraries() -> list[Path]:
@@ -60,7 +69,7 @@ def load_libraries() -> None:
             torch.ops.load_library(path)
             _status[name] = "loaded"
         except OSError as error:
-            _status[name] = f"cannot be loaded: {str(error).splitlines()[0]}"
+            _status[name] = f"cannot be loaded: {_why_not(error)}"
     if _status["_C"] != "loaded" and native_required():
         raise ImportError(f"wsfast: WSFAST_REQUIRE_NATIVE=1, but _C is {_status['_C']}")
 
@@ -109,6 +118,7 @@ def register_op(schema: str, reference: Callable[..., Any]) -> None:
 
     torch.library.impl(f"wsfast::{name}", "CompositeExplicitAutograd")(fallback)
     _schemas[name] = schema
+    _references[name] = reference
 
 
 def register_cuda_way(name: str, way: str, kernel: Callable[..., Any]) -> None:
@@ -125,10 +135,16 @@ def register_cuda_way(name: str, way: str, kernel: Callable[..., Any]) -> None:
         _cuda_ways[name] = way
 
 
-def _kernel_kind(name: str, key: str) -> str:
-    if not _has_kernel(name, key):
+def reference_of(name: str) -> Callable[..., Any]:
+    """The pure-PyTorch function that an op falls back to."""
+    return _references[name]
+
+
+def kernel_kind(name: str, device: str) -> str:
+    """How an op runs on ``"cpu"`` or ``"cuda"``; the words are those of :func:`info`."""
+    if not _has_kernel(name, device.upper()):
         return "reference"
-    return _cuda_ways.get(name, "native") if key == "CUDA" else "native"
+    return _cuda_ways.get(name, "native") if device == "cuda" else "native"
 
 
 def registered_schemas() -> dict[str, str]:
@@ -140,26 +156,29 @@ def info() -> dict[str, Any]:
     """What is installed and native here, and why the rest is not.
 
     Returns:
-        Versions, the state of both libraries (``"loaded"`` or the reason), the CPU instruction
-        set in use, the visible CUDA device and, for every op, ``"native"`` or ``"reference"`` on
-        ``cpu`` and ``cuda``; on ``cuda`` also ``"host"`` (copies go through the CPU kernel) and
-        ``"torch"`` (torch's own operators on the device).
+        Versions; ``distribution``: the wheel or folder it comes from; the state of both
+        ``libraries`` (``"loaded"`` or the reason), and ``builds``: wsfast, torch, compiler and GPU
+        architectures they were built with; the CPU instruction set in use, the visible CUDA
+        device; ``problems``: what does not fit, in words; and for every op ``"native"`` or
+        ``"reference"`` on ``cpu`` and ``cuda``; on ``cuda`` also ``"host"`` (copies go through the
+        CPU kernel) and ``"torch"`` (torch's own operators on the device).
     """
     loaded = _status.get("_C") == "loaded"
     level = SIMD_LEVELS[torch.ops.wsfast._cpu_simd_level()] if loaded else "none"
     kernels = {
-        name: {key.lower(): _kernel_kind(name, key) for key in ("CPU", "CUDA")}
+        name: {device: kernel_kind(name, device) for device in ("cpu", "cuda")}
         for name in sorted(_schemas)
     }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "wsfast": __version__,
+        **_installation.summary(_status, {name: library_path(name) for name in LIBRARIES}),
         "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda or "none",
         "python": platform.python_version(),
         "libraries": dict(_status),
         "cpu_simd": level,
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": _installation.gpu(),
         "ops": kernels,
     }
 

@@ -1,4 +1,5 @@
 // The library's own entry: what this build can do, and the stub Python needs to find the file.
+#include "build_facts.h"
 #include "simd.h"
 #include "torch_api.h"
 

@@ -11,7 +11,7 @@
 
 #include "device.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // clang ignores these pragmas
 #define WS_X86_SIMD 1
 #include <immintrin.h>
 // Everything between a BEGIN and WS_END_TARGET is compiled for that instruction set.

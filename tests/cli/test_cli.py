@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsfast import native
 from wsfast.cam import METHODS
 from wsfast.cli import main
 from wsfast.data import SyntheticDefects
@@ -159,7 +160,28 @@ def test_info(capsys) -> None:
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["ops"]["truncate_gradients"]["cpu"] == "native"
+    assert "checks" not in facts
     assert run("info") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"wsfast    {facts['distribution']['version']}, ")
+    assert max(len(line) for line in said if not line.startswith("folder")) <= 120
+    assert any(
+        line.split() == ["fuse_cams", "native", facts["ops"]["fuse_cams"]["cuda"]] for line in said
+    )
+
+
+def test_info_checks_every_op(capsys, monkeypatch) -> None:
+    assert run("info", "--check", "--json") == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert set(checks) == set(native.registered_schemas())
+    assert {row["cpu"] for row in checks.values()} == {"ok"}
+    wrong = native.reference_of("positive_percentile")
+    monkeypatch.setitem(
+        native._references, "positive_percentile", lambda *arguments: wrong(*arguments) + 1
+    )
+    assert run("info", "--check") == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if "failed" in line] == ["positive_percentile"]
 
 
 def test_info_prints_the_libraries_that_cpp_opens(capsys) -> None:
