@@ -32,11 +32,15 @@ inline void check_rank(const char* op, const char* name, const Tensor& tensor, i
            " dimensions, got ", tensor.dim());
 }
 
+inline void check_same_device(const char* op, const Tensor& first, const Tensor& second) {
+  WS_CHECK(first.get_device_index() == second.get_device_index(), "wsfast::", op,
+           ": tensors must live on one device");
+}
+
 inline void check_same_kind(const char* op, const Tensor& first, const Tensor& second) {
   WS_CHECK(first.scalar_type() == second.scalar_type(), "wsfast::", op,
            ": tensors must share one dtype");
-  WS_CHECK(first.get_device_index() == second.get_device_index(), "wsfast::", op,
-           ": tensors must live on one device");
+  check_same_device(op, first, second);
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes,
