@@ -107,6 +107,13 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// The CUDA runtime may be linked statically: torch clears the last error of its own copy only, and
+// one left in ours would be reported by the next launch.
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  STD_CUDA_CHECK(error);
+}
+
 inline void check_launch() { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
 
 // The elements of a contiguous tensor on the host. Waits for its stream.
@@ -114,9 +121,9 @@ template <class T>
 std::vector<T> to_host(const Tensor& tensor) {
   std::vector<T> values(static_cast<size_t>(tensor.numel()));
   const cudaStream_t stream = current_stream(tensor);
-  STD_CUDA_CHECK(cudaMemcpyAsync(values.data(), tensor.data_ptr(), values.size() * sizeof(T),
-                                 cudaMemcpyDeviceToHost, stream));
-  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  check_cuda(cudaMemcpyAsync(values.data(), tensor.data_ptr(), values.size() * sizeof(T),
+                             cudaMemcpyDeviceToHost, stream));
+  check_cuda(cudaStreamSynchronize(stream));
   return values;
 }
 #endif

@@ -46,8 +46,8 @@ dim3 grid_for(int64_t elements) {
 // Bytes of dynamic shared memory that a block may have.
 int64_t cache_limit(const Tensor& tensor) {
   int bytes = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                        tensor.get_device_index()));
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                    tensor.get_device_index()));
   return bytes - kStaticShared;
 }
 
@@ -61,8 +61,8 @@ void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds,
   if (cache_bytes <= limit) {
     const auto kernel = select_row_kernel<T, true>;
     // Always the same value: another thread may set it between here and the launch.
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(limit)));
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(limit)));
     WS_LAUNCH(kernel, grid, dim3(kThreads), cache_bytes, launch.stream, read_ptr<T>(grads), n,
               launch.percentile, thresholds, truncated, weights);
   } else {
