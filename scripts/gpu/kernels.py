@@ -39,7 +39,8 @@ def same(found: object, expected: object, **tolerance: float) -> None:
     if isinstance(found, Tensor) and isinstance(expected, Tensor):
         torch.testing.assert_close(found.cpu(), expected.cpu(), equal_nan=True, **wanted)
         return
-    assert isinstance(found, (tuple, list)) and isinstance(expected, (tuple, list))
+    assert isinstance(found, (tuple, list))
+    assert isinstance(expected, (tuple, list))
     for ours, theirs in zip(found, expected, strict=True):
         same(ours, theirs, **tolerance)
 

@@ -43,7 +43,7 @@ def through_pinned(maps: Tensor, search: Search) -> tuple[Tensor, ...]:
 
 
 def in_chunks(maps: Tensor, search: Search, chunks: int) -> tuple[Tensor, ...]:
-    """Quantise all, copy chunk after chunk into pinned memory, search each as soon as it is here."""
+    """Quantise all, copy chunk by chunk into pinned memory, search each as soon as it is here."""
     parts = quantised(maps).chunk(chunks)
     cuda = maps.is_cuda
     hosts, copied = [], []
@@ -117,9 +117,7 @@ def same_results(maps: Tensor, search: Search) -> bool:
     expected = present(maps, search)
     others = (through_pinned(maps, search), in_chunks(maps, search, 4), on_host(maps, search))
     return all(
-        torch.equal(one, two)
-        for other in others
-        for one, two in zip(expected, other, strict=True)
+        torch.equal(one, two) for other in others for one, two in zip(expected, other, strict=True)
     )
 
 

@@ -1,7 +1,8 @@
 """The steps of the GPU pass and their order.
 
 Build first; then what is quick and tells most; then timings, which need the device for themselves;
-then the long checks side by side. A dry run goes through the same steps on the CPU.
+then the long checks side by side; at last the benchmarks without peers on a GPU. A dry run goes
+through the same steps on the CPU.
 """
 
 import importlib.util
@@ -14,7 +15,8 @@ from scripts.gpu.sanitize import TOOLS, sanitizer
 from scripts.gpu.steps import Step
 
 ROOMS = ("truncation", "fusion", "boxes", "levels", "crf", "seeds")
-BENCHED = ROOMS
+BENCHED_FIRST = ("truncation", "fusion", "boxes")  # these have peers on a GPU
+BENCHED_LAST = ("crf", "seeds", "levels")
 PYTEST = ("-m", "pytest", "-q", "-p", "no:randomly")
 LIBRARIES = {"cuda": ("wsfast/_C.so", "wsfast/_C_cuda.so"), "cpu": ("wsfast/_C.so",)}
 
@@ -63,7 +65,7 @@ def timings(setting: Setting) -> list[list[Step]]:
              needs=("build",), products=(setting.file(f"{name}.json"),))
         for name, seconds in (("roofline", 120.0), ("levels", 60.0))
     ]  # fmt: skip
-    return [[step] for step in (*lone, *(benchmark(room, setting) for room in BENCHED))]
+    return [[step] for step in (*lone, *(benchmark(room, setting) for room in BENCHED_FIRST))]
 
 
 def benchmark(room: str, setting: Setting) -> Step:
@@ -104,7 +106,7 @@ def tests(setting: Setting) -> list[Step]:
 
 
 def tested(setting: Setting) -> tuple[str, ...]:
-    """pytest for the tests that take a device, and no others."""
+    """The command of the tests that take a device, and no others."""
     return (sys.executable, *PYTEST, "--device", setting.device, "--only-device")
 
 
@@ -130,6 +132,6 @@ def plan(setting: Setting) -> list[list[Step]]:
     """All steps: groups in turn, the steps of a group side by side."""
     determinism = Step("determinism", module("determinism", setting=setting), 90, needs=("build",))
     together = [determinism, *tests(setting), *sanitizers(setting)]
-    if setting.device == "cpu":  # few cores: one after the other
-        return [*beginning(setting), *timings(setting), *([step] for step in together)]
-    return [*beginning(setting), *timings(setting), together]
+    groups = [together] if setting.device == "cuda" else [[step] for step in together]
+    last = [[benchmark(room, setting)] for room in BENCHED_LAST]
+    return [*beginning(setting), *timings(setting), *groups, *last]

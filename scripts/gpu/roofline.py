@@ -33,7 +33,7 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Bound:
-    """What design promises of an op: milliseconds at most, or a share of copy bandwidth at least."""
+    """What an op has to reach: milliseconds at most, or a share of copy bandwidth at least."""
 
     milliseconds: float | None = None
     share: float | None = None
@@ -152,7 +152,8 @@ def measure(work: Work, device: torch.device, copy: float, l2: int, rounds: int)
     return Measured(
         work.room, work.name, work.size, median * 1e3, (low * 1e3, high * 1e3), len(seconds), graph,
         note, must_move, must_move / median, share, must_move < l2, error, extra,
-        work.extra_limit, work.bound, judged(work.bound, median * 1e3, share),
+        work.extra_limit, work.bound,
+        judged(work.bound, median * 1e3, share) if device.type == "cuda" else None,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ that is cut short loses only what was under way: the next run with the same fold
 not pass. A status counts only for the sources it was made with.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -194,10 +195,8 @@ class Runner:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a step and what it started; each step leads a process group of its own."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -72,7 +72,9 @@ def facts_lines(facts: dict[str, Json] | None) -> list[str]:
     if facts is None:
         return ["No facts yet.", ""]
     lines = [f"- {key}: {value}" for key, value in facts.items() if key != "peers"]
-    there = [f"{name} {version}" for name, version in facts["peers"].items() if version != "missing"]
+    there = [
+        f"{name} {version}" for name, version in facts["peers"].items() if version != "missing"
+    ]
     gone = [name for name, version in facts["peers"].items() if version == "missing"]
     peers = [f"- peers: {', '.join(there) or 'none'}", f"- missing: {', '.join(gone) or 'none'}"]
     return [*lines, *peers, ""]

@@ -62,9 +62,7 @@ def test_scores_and_levels(emulator, device: torch.device) -> None:
     cams = torch.rand(3, 33, 65)
     limits = torch.tensor([0.3, 0.5, 0.7])
     found = emulator.call("cam_boxes", cams.numpy(), limits.numpy(), 6, 8, 1)
-    boxes, scores, areas, counts = wsfast.cam_boxes(
-        cams.to(device), limits.to(device), max_boxes=6
-    )
+    boxes, scores, areas, counts = wsfast.cam_boxes(cams.to(device), limits.to(device), max_boxes=6)
     assert_equal((found[0], *found[2:4]), (boxes, areas, counts))
     torch.testing.assert_close(torch.from_numpy(found[1]), scores.cpu(), rtol=1e-6, atol=0)
     levels, _ = emulator.call("otsu_level", cams.numpy(), 1)
