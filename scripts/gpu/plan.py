@@ -2,7 +2,7 @@
 
 Build first; then what is quick and tells most; then timings, which need the device for themselves;
 then the long checks side by side; at last the benchmarks without peers on a GPU. A dry run goes
-through the same steps on the CPU.
+through the same steps on the CPU; of tests and benchmarks it only collects what would run.
 """
 
 import importlib.util
@@ -107,7 +107,8 @@ def tests(setting: Setting) -> list[Step]:
 
 def tested(setting: Setting) -> tuple[str, ...]:
     """The command of the tests that take a device, and no others."""
-    return (sys.executable, *PYTEST, "--device", setting.device, "--only-device")
+    options = ["--collect-only"] if setting.device == "cpu" else []
+    return (sys.executable, *PYTEST, "--device", setting.device, "--only-device", *options)
 
 
 def test_step(name: str, command: tuple[str, ...], absent: str) -> Step:

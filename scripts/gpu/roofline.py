@@ -152,7 +152,7 @@ def measure(work: Work, device: torch.device, copy: float, l2: int, rounds: int)
     return Measured(
         work.room, work.name, work.size, median * 1e3, (low * 1e3, high * 1e3), len(seconds), graph,
         note, must_move, must_move / median, share, must_move < l2, error, extra,
-        work.extra_limit, work.bound,
+        work.extra_limit if device.type == "cuda" else None, work.bound,
         judged(work.bound, median * 1e3, share) if device.type == "cuda" else None,
     )  # fmt: skip
 
