@@ -7,6 +7,7 @@ every step passed or was skipped for a stated reason, 1 if not, 2 without a CUDA
 
 import argparse
 import shutil
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -83,6 +84,7 @@ def main() -> int:
         if options.bundle:
             write_bundle(out, options.bundle)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what is under way
     runner = Runner(out, options.minutes * 60, source_digest(), after_each)
     well = runner.run(groups)
     after_each()

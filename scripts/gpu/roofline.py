@@ -142,16 +142,10 @@ def measure(work: Work, device: torch.device, copy: float, l2: int, rounds: int)
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
     extra = extra_bytes(run, device)
-    graph, note = None, "waits for the device"
-    if work.capturable:
-        try:
-            graph, note = graph_time(run, device, rounds)
-        except RuntimeError as error_of_capture:
-            note = f"not captured: {str(error_of_capture).splitlines()[0][:100]}"
     share = must_move / median / copy
     return Measured(
-        work.room, work.name, work.size, median * 1e3, (low * 1e3, high * 1e3), len(seconds), graph,
-        note, must_move, must_move / median, share, must_move < l2, error, extra,
+        work.room, work.name, work.size, median * 1e3, (low * 1e3, high * 1e3), len(seconds), None,
+        "" if work.capturable else "waits for the device", must_move, must_move / median, share, must_move < l2, error, extra,
         work.extra_limit if device.type == "cuda" else None, work.bound,
         judged(work.bound, median * 1e3, share) if device.type == "cuda" else None,
     )  # fmt: skip

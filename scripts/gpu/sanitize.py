@@ -1,7 +1,7 @@
 """Runs one tool of compute-sanitizer over every kernel of kernels.py.
 
-Only wsfast's kernels are instrumented. torch allocates without its cache, so that memcheck sees the
-end of every tensor.
+Only wsfast's kernels are instrumented; that the tool sees them is tried first on a planted bug.
+torch allocates without its cache, so that memcheck sees the end of every tensor.
 """
 
 import argparse
@@ -10,17 +10,25 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 CLEAN = re.compile(r"(ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)")
 OPTIONS = {"memcheck": ["--leak-check", "no"], "racecheck": ["--racecheck-report", "all"]}
+PLANTED = Path(__file__).with_name("planted.cu")
+
+
+def cuda_program(name: str) -> str | None:
+    """Path of a program of the CUDA toolkit, beside nvcc if it is not on PATH."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    folders = [os.environ["PATH"], *(os.path.join(home, "bin") for home in homes if home)]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def sanitizer() -> str | None:
-    """Path of compute-sanitizer, beside nvcc if it is not on PATH."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    folders = [os.environ["PATH"], *(os.path.join(home, "bin") for home in homes if home)]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    """Path of compute-sanitizer."""
+    return cuda_program("compute-sanitizer")
 
 
 def kernel_filter(program: str) -> list[str]:
@@ -32,8 +40,29 @@ def kernel_filter(program: str) -> list[str]:
     return []
 
 
+def clean(command: list[str]) -> bool:
+    """Whether a run under the sanitizer succeeds and its summary is clean; prints what it said."""
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    print(" ".join(command), flush=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(done.stdout, done.stderr, sep="\n", flush=True)
+    return done.returncode == 0 and CLEAN.search(done.stdout + done.stderr) is not None
+
+
+def finds_planted_bug(prefix: list[str], tool: str) -> bool:
+    """Whether the tool, with its filter, finds the bug that was planted for it."""
+    nvcc = cuda_program("nvcc")
+    if nvcc is None:
+        print("nvcc was not found: the tool is not tried on a planted bug")
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/planted"
+        subprocess.run([nvcc, "-arch=native", "-o", program, str(PLANTED)], check=True)
+        return not clean([*prefix, program, tool])
+
+
 def main() -> int:
-    """Run the tool and judge its summary."""
+    """Try the tool, run it and judge its summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tool", choices=TOOLS)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help="of kernels.py (all)")
@@ -42,16 +71,16 @@ def main() -> int:
     if program is None:
         print("compute-sanitizer was not found")
         return 2
-    command = [program, "--tool", options.tool, "--error-exitcode", "9", "--print-limit", "20"]
-    command += [*OPTIONS.get(options.tool, []), *kernel_filter(program)]
-    command += [sys.executable, "-m", "scripts.gpu.kernels", *options.checks]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    print(" ".join(command), flush=True)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    print(done.stdout, done.stderr, sep="\n", flush=True)
-    if done.returncode == 0 and CLEAN.search(done.stdout + done.stderr):
-        return 0
-    return done.returncode or 1
+    prefix = [program, "--tool", options.tool, "--error-exitcode", "9", "--print-limit", "20"]
+    prefix += OPTIONS.get(options.tool, [])
+    for limit in (kernel_filter(program), []):
+        if finds_planted_bug([*prefix, *limit], options.tool):
+            break
+        print(f"the planted bug was not found with {limit or 'no filter'}", flush=True)
+    else:
+        return 3
+    checks = [sys.executable, "-m", "scripts.gpu.kernels", *options.checks]
+    return 0 if clean([*prefix, *limit, *checks]) else 1
 
 
 if __name__ == "__main__":
