@@ -96,7 +96,7 @@ def roofline_lines(roofline: dict[str, Json] | None) -> list[str]:
             wanted = f"≤ {bound['milliseconds']} ms"
         verdict = {True: f"{wanted}: reached", False: f"{wanted}: MISSED", None: ""}
         low, high = work["quartiles"]
-        graph = work["graph_note"] if work["graph"] is None else number(work["graph"])
+        graph = (work["graph_note"] or "–") if work["graph"] is None else number(work["graph"])
         limit = work["extra_limit"]
         extra = work["extra_bytes"]
         memory = "–" if extra is None else f"{extra / 1e6:.2f} MB"
