@@ -135,7 +135,10 @@ def sanitizers(setting: Setting) -> list[Step]:
 
 def plan(setting: Setting) -> list[list[Step]]:
     """All steps: groups in turn, the steps of a group side by side."""
-    determinism = Step("determinism", module("determinism", setting=setting), 90, needs=("build",))
+    determinism = Step(
+        "determinism", module("determinism", setting=setting), 90, needs=("build",),
+        environment={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},  # what torch asks for
+    )  # fmt: skip
     together = [determinism, *tests(setting), *sanitizers(setting)]
     groups = [together] if setting.device == "cuda" else [[step] for step in together]
     last = [[benchmark(room, setting)] for room in BENCHED_LAST]
