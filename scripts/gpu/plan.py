@@ -18,7 +18,7 @@ ROOMS = ("truncation", "fusion", "boxes", "levels", "crf", "seeds")
 BENCHED_FIRST = ("truncation", "fusion", "boxes")  # these have peers on a GPU
 BENCHED_LAST = ("crf", "seeds", "levels")
 COMPILED = ("fusion", "truncation")
-PYTEST = ("-m", "pytest", "-q", "-p", "no:randomly")
+PYTEST = ("-m", "pytest", "-v", "--tb=short", "--durations=5", "-p", "no:randomly")
 LIBRARIES = {"cuda": ("wsfast/_C.so", "wsfast/_C_cuda.so"), "cpu": ("wsfast/_C.so",)}
 
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -179,7 +180,8 @@ class Runner:
             _kill(entry.process)
             self._record(entry.step, "timed out", seconds, f"stopped after {entry.limit:.0f} s")
         elif code == 0:
-            self._record(entry.step, "passed", seconds, "")
+            log = self._out / f"{entry.step.name}.log"
+            self._record(entry.step, "passed", seconds, _pytest_verdict(log))
         else:
             self._record(entry.step, "failed", seconds, f"exit status {code}")
         return True
@@ -198,6 +200,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _pytest_verdict(log: Path) -> str:
+    """Pytest's closing line without its rules, which tells skipped tests; empty for other logs."""
+    found = re.findall(r"^=+ (.*\b(?:passed|skipped|deselected|collected)\b.*) =+$",
+                       log.read_text(errors="replace"), re.MULTILINE)  # fmt: skip
+    return str(found[-1]) if found else ""
 
 
 def _tail(log: Path, lines: int = 12) -> str:

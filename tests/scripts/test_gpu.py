@@ -112,6 +112,14 @@ def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
     assert not mark.exists()
 
 
+def test_what_pytest_skipped_is_told(tmp_path) -> None:
+    line = "=========== 3 passed, 2 skipped in 1.2s ==========="
+    tests = step("tests", f"print('collecting'); print({line!r})")
+    run = runner(tmp_path)
+    assert run.run([[tests]])
+    assert run.status(tests).reason == "3 passed, 2 skipped in 1.2s"
+
+
 def test_bounds() -> None:
     assert judged(Bound(milliseconds=1.0), 0.9, 0.1) is True
     assert judged(Bound(milliseconds=1.0), 1.1, 0.9) is False
