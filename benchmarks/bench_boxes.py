@@ -15,6 +15,7 @@ from torch import Tensor
 import wsfast
 from wsfast.ops.boxes import reference
 
+from . import gpu_peers
 from .harness import Case, Contender, MemoryLimit, Run, eager
 from .inputs import blobs
 from .records import Size, Target
@@ -267,6 +268,31 @@ CASES = [
                 sweep=False,
                 devices=("cpu",),
                 collect=scikit_summary,
+            ),
+            Contender(
+                "OpenCV loop over a host copy",
+                gpu_peers.opencv_over_the_host,
+                sweep=False,
+                devices=("cuda",),
+                collect=opencv_summary,
+            ),
+            Contender(
+                "CuPy label + bincount",
+                gpu_peers.cupy_components,
+                requires=("cupy",),
+                sweep=False,
+                devices=("cuda",),
+                collect=gpu_peers.cupy_summary,
+                note="areas, no boxes",
+            ),
+            Contender(
+                "kornia connected_components",
+                gpu_peers.kornia_components,
+                requires=("kornia",),
+                sweep=False,
+                devices=("cuda",),
+                collect=gpu_peers.kornia_summary,
+                note="labels only",
             ),
             Contender("reference", eager(reference_boxes), sweep=False, collect=counts_and_largest),
         ),

@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption(
+        "--compile", action="store_true", help="with --quick: torch.compile's contenders, too"
+    )
+    group.addoption(
         "--allocator",
         default="keep",
         choices=machine.ALLOCATORS,
@@ -40,8 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
     quick = config.getoption("--quick")
+    compiles = config.getoption("--compile") or not quick
     settings = Settings(
-        device=device, compile=not (quick or config.getoption("--no-compile")), quick=quick
+        device=device, compile=compiles and not config.getoption("--no-compile"), quick=quick
     )
     config.stash[SETTINGS] = settings
 

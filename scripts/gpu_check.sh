@@ -1,37 +1,25 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: build, op tests on CUDA, compute-sanitizer, bandwidth.
-# Uses the Python environment it is started in (torch 2.11 or newer with CUDA, nvcc, pytest,
-# hypothesis); needs no network. Results go to the folder given (default: build/gpu_check).
-set -uo pipefail
+# Everything that needs a GPU, in one command of less than ten minutes: build, tests on CUDA,
+# compute-sanitizer on every kernel, roofline, benchmarks against the peers that are installed.
+#
+#   scripts/gpu_check.sh [FOLDER] [--minutes 9.3] [--bundle DIR] [--only STEP ...]
+#   scripts/gpu_check.sh --device cpu --dry-run      the same steps on small inputs, without a GPU
+#
+# Uses python3 (or $PYTHON) as it is, with torch 2.11 or newer and nvcc; needs no network. Packages
+# that are missing there come from build/gpu_wheels, where scripts/gpu_wheels.sh put them, and go to
+# a folder of this project. A second run with the same folder repeats only what did not pass.
+set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-build/gpu_check}
-mkdir -p "$out"
-failed=0
-step() {
-  local name=$1
-  shift
-  echo "== $name"
-  if timeout 240 "$@" > "$out/$name.log" 2>&1; then echo "   ok"; else
-    echo "   FAILED (exit $?), see $out/$name.log"
-    tail -n 15 "$out/$name.log"
-    failed=1
+PYTHON=${PYTHON:-python3}
+wheels=build/gpu_wheels site=$PWD/build/gpu_site
+if [[ -d $wheels ]]; then
+  mapfile -t missing < <("$PYTHON" scripts/gpu/missing.py "$wheels")
+  if ((${#missing[@]})); then
+    echo "gpu_check: installing ${missing[*]} into build/gpu_site"
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+      --target "$site" "${missing[@]}" || echo "gpu_check: some packages could not be installed"
   fi
-}
-
-python -c "import torch; assert torch.cuda.is_available(); print(torch.__version__, torch.cuda.get_device_name())" \
-  || { echo "gpu_check: no CUDA device"; exit 2; }
-step build env WSFAST_CUDA=1 python setup.py build_ext --inplace
-step tests env WSFAST_REQUIRE_NATIVE=1 python -m pytest tests/ops/test_truncation.py \
-  tests/ops/test_fusion.py tests/ops/test_boxes.py tests/ops/test_boxes_labels.py \
-  tests/ops/test_levels.py tests/ops/test_crf*.py tests/ops/test_seeds.py \
-  tests/ops/test_seeds_proposals.py tests/train/test_recipes.py --device cuda -q
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck; do
-    step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 python scripts/gpu_kernels.py
-  done
-else
-  echo "== compute-sanitizer is not installed: skipped"
 fi
-step bandwidth python scripts/gpu_kernels.py --time "$out/bandwidth.json"
-cat "$out/bandwidth.json" 2> /dev/null
-exit $failed
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+[[ -d $site ]] && export PYTHONPATH="$PYTHONPATH:$site"
+exec "$PYTHON" -m scripts.gpu.check "$@"

@@ -10,6 +10,18 @@ from tests.native.emulator import emulator  # noqa: F401 (a fixture for every ro
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the op tests: cpu or cuda")
+    parser.addoption(
+        "--only-device", action="store_true", help="leave out tests that do not take a device"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --only-device, keep the tests that ask for the `device` fixture."""
+    if not config.getoption("--only-device"):
+        return
+    others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <atomic>
@@ -34,11 +36,15 @@ inline void check_rank(const char* op, const char* name, const Tensor& tensor, i
            " dimensions, got ", tensor.dim());
 }
 
+inline void check_same_device(const char* op, const Tensor& first, const Tensor& second) {
+  WS_CHECK(first.get_device_index() == second.get_device_index(), "wsfast::", op,
+           ": tensors must live on one device");
+}
+
 inline void check_same_kind(const char* op, const Tensor& first, const Tensor& second) {
   WS_CHECK(first.scalar_type() == second.scalar_type(), "wsfast::", op,
            ": tensors must share one dtype");
-  WS_CHECK(first.get_device_index() == second.get_device_index(), "wsfast::", op,
-           ": tensors must live on one device");
+  check_same_device(op, first, second);
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes,
@@ -132,9 +138,16 @@ using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// The CUDA runtime may be linked statically: torch clears the last error of its own copy only, and
+// one left in ours would be reported by the next launch.
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  STD_CUDA_CHECK(error);
 }
 
 inline void check_launch() { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
@@ -144,9 +157,9 @@ template <class T>
 std::vector<T> to_host(const Tensor& tensor) {
   std::vector<T> values(static_cast<size_t>(tensor.numel()));
   const cudaStream_t stream = current_stream(tensor);
-  STD_CUDA_CHECK(cudaMemcpyAsync(values.data(), tensor.data_ptr(), values.size() * sizeof(T),
-                                 cudaMemcpyDeviceToHost, stream));
-  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  check_cuda(cudaMemcpyAsync(values.data(), tensor.data_ptr(), values.size() * sizeof(T),
+                             cudaMemcpyDeviceToHost, stream));
+  check_cuda(cudaStreamSynchronize(stream));
   return values;
 }
 #endif

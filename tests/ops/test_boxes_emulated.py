@@ -94,6 +94,21 @@ def test_emulated_kernel_in_every_order(emulator) -> None:
     assert_same(found, (*expected, torch.ones(2, dtype=torch.bool)))
 
 
+def test_emulated_kernel_of_long_chains_at_random(emulator) -> None:
+    """Threads that shorten each other's paths to the root leave every run at the root."""
+    staircase = torch.zeros(60, 96, dtype=torch.bool)
+    for y in range(60):
+        staircase[y, y : y + 3] = True  # runs of 60 rows, each below and beside the last
+    masks = torch.stack([staircase, staircase.flip(1), snake(60, 96).view(60, 96).bool()])
+    bytes_ = masks.to(torch.uint8)
+    for connectivity in (4, 8):
+        expected = reference.connected_components(bytes_, connectivity=connectivity)
+        for seed in range(4):
+            with emulator.order("random", seed):
+                found = emulator.call("connected_components", bytes_.numpy(), connectivity)
+            assert_same(found, expected)
+
+
 def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
     masks = np.zeros((0, 4, 5), np.uint8)
     assert emulator.call("connected_components", masks, 8)[0].shape == (0, 4, 5)

@@ -140,3 +140,17 @@ def test_emulated_kernel_in_every_order(emulator) -> None:
     emulator.call_in_every_order(
         "dense_crf_energy", image.to(torch.uint8).numpy(), *arguments[1:], "symmetric", True
     )
+
+
+def test_emulated_kernel_of_energies_does_not_feel_the_numbering_of_vertices(emulator) -> None:
+    """Threads number vertices as they arrive; the sum over vertices must not show it."""
+    random = torch.Generator().manual_seed(7)
+    image = image_of("noise", 2, 3, 12, 15)
+    values = torch.randn(2, 3, 180, generator=random, dtype=torch.float64)
+    values[1, 0] *= 1e-200
+    values[1, 1] *= 1e100
+    arguments = (image.numpy(), values.numpy(), None, [SIGMA_XY, SIGMA_XY, *SIGMA_RGB])
+    found = emulator.call_in_every_order("dense_crf_energy", *arguments, "symmetric", False)
+    sigmas = (SIGMA_RGB, SIGMA_XY, "symmetric", False)
+    expected = reference.dense_crf_energy(image, values.view(2, 3, 12, 15), None, *sigmas)[0]
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-6, atol=0)

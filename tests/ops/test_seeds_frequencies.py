@@ -6,9 +6,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 import wsfast
+
+stats = pytest.importorskip("scipy.stats")
 
 DIPS = {"region": "top", "foreground_weights": "activation"}
 

@@ -74,14 +74,15 @@ WS_DEVICE void for_bits(uint32_t bits, const Visit& visit) {
 
 // ---- union-find ---------------------------------------------------------------------------------
 // Parents only ever sink to smaller pixels of the same component, so a value read too early is
-// still a way to the root.
+// still a way to the root. That holds because shortcuts are taken by minimum: a plain store could
+// put back a parent that has sunk since, after its run was already pointed at the root.
 
 WS_DEVICE inline int32_t find_root(int32_t* parents, int32_t pixel) {
   for (;;) {
     const int32_t parent = parents[pixel];
     if (parent == pixel) return pixel;
     const int32_t next = parents[parent];
-    if (next != parent) parents[pixel] = next;
+    if (next != parent) atomic_min(parents + pixel, next);
     pixel = next;
   }
 }

@@ -49,11 +49,13 @@ inline EnergyArgs energy_args(const char* op, const Tensor& image, const Tensor&
   WS_CHECK(image.size(0) == images && image.size(2) == values.size(2) &&
                image.size(3) == values.size(3),
            "wsfast::", op, ": image and values must share N, H and W");
+  check_same_device(op, image, values);
   const ScalarType sum_dtype = accumulate_dtype(values.scalar_type());
   std::optional<Tensor> mask;
   if (roi.has_value()) {
     WS_CHECK(roi->scalar_type() == sum_dtype && roi->numel() * channels == values.numel(),
              "wsfast::", op, ": roi must be (N, H, W) in the dtype of sums");
+    check_same_device(op, *roi, values);
     mask = as_contiguous(*roi);
   }
   return {images, channels, sum_dtype, as_contiguous(image), as_contiguous(values), mask};
@@ -69,6 +71,9 @@ inline void check_lattice(const char* op, const Tensor& values, const Tensor& ve
   WS_CHECK(vertices.scalar_type() == ScalarType::Int && neighbours.scalar_type() == ScalarType::Int &&
                offsets.scalar_type() == ScalarType::Long,
            "wsfast::", op, ": lattice tensors must be int32, offsets int64");
+  for (const Tensor* part : {&vertices, &weights, &neighbours, &offsets}) {
+    check_same_device(op, *part, values);
+  }
   WS_CHECK(vertices.size(0) == values.size(0) && vertices.size(1) == values.size(2) &&
                weights.numel() == vertices.numel() && offsets.numel() == values.size(0) + 1 &&
                neighbours.size(0) == vertices.size(2),

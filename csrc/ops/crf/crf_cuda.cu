@@ -111,6 +111,8 @@ template <class T>
 void filter(const Lattices<acc_t<T>>& lattices, const Tensor& values, const Tensor* roi,
             int64_t channels, Direction direction, const Tensor* energy, const Tensor* filtered) {
   using A = acc_t<T>;
+  WS_CHECK(lattices.images * channels <= INT32_MAX / parts_of(lattices.points),
+           "wsfast: too many planes to filter, got ", lattices.images, " x ", channels);
   const int64_t rows = lattices.total * LatticeFilter<T>::group_of(channels);
   const Tensor exponents = new_tensor(values, {lattices.images * channels}, ScalarType::Int);
   const Tensor sums = new_tensor(values, {rows}, ScalarType::Long);
@@ -155,6 +157,7 @@ LatticeTensors build_tensors(const char* op, const Points& points, const Tensor&
     const Tensor offsets = new_tensor(planes, {1}, ScalarType::Long);
     WS_LAUNCH(clear_kernel, dim3(1), dim3(kThreads), 0, current_stream(planes), 1,
               write_ptr<int64_t>(offsets));
+    check_launch();
     return {new_tensor(planes, {0, points.points, corners}, ScalarType::Int),
             new_tensor(planes, {0, points.points, corners}, dtype_of<A>()),
             new_tensor(planes, {corners, 2, 0}, ScalarType::Int), offsets};

@@ -138,23 +138,61 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   });
 }
 
+// A sum in fixed point: units of 2^-shift, and what their rounding leaves in finer ones, so that the
+// order of the terms, which is that of the vertices' numbers, does not matter. Terms that are not
+// finite are summed apart.
+struct OrderlessSum {
+  static constexpr int kFinerBits = 30;
+  int64_t units = 0, finer = 0;
+  double broken = 0.0;
+
+  WS_DEVICE void add(double term, int shift) {
+    if (!(term - term == 0.0)) {
+      broken += term;
+      return;
+    }
+    const double scaled = ldexp(term, shift), whole = rint(scaled);
+    units += static_cast<int64_t>(whole);
+    finer += static_cast<int64_t>(rint(ldexp(scaled - whole, kFinerBits)));
+  }
+
+  // By all threads of a block; `scratch` holds one value per warp.
+  WS_DEVICE double block_total(int shift, int64_t* scratch, double* broken_scratch) const {
+    const double others = block_sum(broken, broken_scratch);
+    const auto sum = static_cast<double>(block_sum(units, scratch));
+    const auto rest = static_cast<double>(block_sum(finer, scratch));
+    return ldexp(sum + ldexp(rest, -kFinerBits), -shift) + others;
+  }
+};
+
+// Units for the products of an image's splatted and blurred values. The splatted ones' sizes sum to
+// less than 2^bits, and each of the blurs at most doubles the largest.
+WS_HD inline int product_shift(int exponent, int point_bits, int blurs) {
+  const int bits = exponent + point_bits + 1;
+  return 61 - 2 * bits - blurs;
+}
+
 // energy = scale * sum of a * b over an image's vertices. One block per channel and image.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads)
-    energy_kernel(const Kept<A> lattice, const Group<A> group, double scale, const A* a,
-                  const A* b, A* energy) {
-  __shared__ double scratch[kThreads / kWarpSize];
+    energy_kernel(const Kept<A> lattice, const Group<A> group, int point_bits, double scale,
+                  const A* a, const A* b, A* energy) {
+  __shared__ int64_t scratch[kThreads / kWarpSize];
+  __shared__ double broken_scratch[kThreads / kWarpSize];
   const int c = static_cast<int>(blockIdx.x);
   for (int64_t image = blockIdx.y; image < lattice.images; image += gridDim.y) {
-    double sum = 0.0;
+    const int64_t plane = group.plane(image, c);
+    const int shift = product_shift(group.exponents[plane], point_bits, lattice.corners);
+    OrderlessSum sum;
     for (int64_t v = lattice.offsets[image] + block_thread(); v < lattice.offsets[image + 1];
          v += kThreads) {
-      sum += static_cast<double>(a[v * group.size + c]) * static_cast<double>(b[v * group.size + c]);
+      const int64_t at = v * group.size + c;
+      sum.add(static_cast<double>(a[at]) * static_cast<double>(b[at]), shift);
     }
-    sum = block_sum(sum, scratch);
+    const double total = sum.block_total(shift, scratch, broken_scratch);
     if (block_thread() != 0) continue;
     const bool known = lattice.count(image) > 0;
-    energy[group.plane(image, c)] = known ? static_cast<A>(scale * sum) : A(NAN);
+    energy[plane] = known ? static_cast<A>(scale * total) : A(NAN);
   }
 }
 

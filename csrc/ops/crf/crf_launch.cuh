@@ -137,7 +137,7 @@ class LatticeFilter {
     }
     if (energy != nullptr) {
       WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)), threads, 0, stream,
-                lattice_, group, scale, in, forward, energy);
+                lattice_, group, point_bits_, scale, in, forward, energy);
     }
     if (filtered == nullptr) return;
     A* backward = nullptr;

@@ -1,5 +1,7 @@
 // CUDA launchers of the truncation room.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 #include "../../core/torch_api.h"
 #include "truncation_kernels.cuh"
@@ -24,6 +26,8 @@ struct Launch {
 
 Launch launch_of(const char* op, const Tensor& grads, double percentile, bool per_sample) {
   check_rank(op, "grads", grads, 4);
+  const int64_t maps = grads.size(0) * grads.size(1);
+  WS_CHECK(maps <= INT32_MAX, "wsfast::", op, ": too many feature maps, got ", maps);
   return {grads.size(0), grads.size(1), grads.size(2) * grads.size(3), per_sample, percentile,
           current_stream(grads)};
 }
@@ -39,11 +43,12 @@ dim3 grid_for(int64_t elements) {
       std::min(most_blocks, (elements + kThreads - 1) / kThreads)));
 }
 
-int64_t shared_limit(const Tensor& tensor) {
+// Bytes of dynamic shared memory that a block may have.
+int64_t cache_limit(const Tensor& tensor) {
   int bytes = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                        tensor.get_device_index()));
-  return bytes;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                    tensor.get_device_index()));
+  return bytes - kStaticShared;
 }
 
 template <class T>
@@ -52,10 +57,12 @@ void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds,
   const int64_t n = launch.row_length();
   const int64_t cache_bytes = n * static_cast<int64_t>(sizeof(T));
   const dim3 grid(static_cast<unsigned>(launch.rows()));
-  if (cache_bytes + kStaticShared <= shared_limit(grads)) {
+  const int64_t limit = cache_limit(grads);
+  if (cache_bytes <= limit) {
     const auto kernel = select_row_kernel<T, true>;
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(cache_bytes)));
+    // Always the same value: another thread may set it between here and the launch.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(limit)));
     WS_LAUNCH(kernel, grid, dim3(kThreads), cache_bytes, launch.stream, read_ptr<T>(grads), n,
               launch.percentile, thresholds, truncated, weights);
   } else {
@@ -186,6 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> truncated_gradcam_cuda(const Tensor& activati
       prepare_cam("truncated_gradcam", activations, grads, launch, accumulate_output);
   Tensor weights = new_tensor(grads, {launch.samples, launch.channels},
                               accumulate_dtype(grads.scalar_type()));
+  if (launch.pixels == 0) torch::stable::fill_(weights, std::nan(""));  // the mean of nothing
   dispatch_cam("truncated_gradcam", grads.scalar_type(), accumulate_output, [&]<class T, class Out>() {
     select_rows<T>(t.grads, launch, write_ptr<T>(t.thresholds), nullptr,
                    write_ptr<acc_t<T>>(weights));

@@ -1,0 +1,148 @@
+"""scripts/gpu: the table of kernels, the runner of steps and the plan. No GPU needed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.gpu import coverage, kernels, plan
+from scripts.gpu.roofline import Bound, judged
+from scripts.gpu.steps import Runner, Step
+from scripts.gpu.summary import write_summary
+
+
+def step(name: str, code: str, seconds: float = 20, **options) -> Step:
+    return Step(name, (sys.executable, "-c", code), seconds, **options)
+
+
+def runner(out: Path, seconds: float = 60, sources: str = "a") -> Runner:
+    return Runner(out, seconds, sources, lambda: None)
+
+
+def test_table_names_every_kernel_of_the_sources() -> None:
+    assert coverage.declared_kernels() == coverage.table_kernels()
+    named = {check for checks in coverage.LAUNCHED_BY.values() for check in checks}
+    assert named == set(kernels.CHECKS)
+
+
+def test_budget_knows_every_kernel_of_the_sources() -> None:
+    budget = json.loads(coverage.BUDGET.read_text())["kernels"]
+    assert {name.split("<")[0] for name in budget} == coverage.declared_kernels()
+
+
+def test_declarations_are_found_however_they_are_written(tmp_path) -> None:
+    folder = tmp_path / "csrc/ops/toy"
+    folder.mkdir(parents=True)
+    (folder / "toy_kernels.cuh").write_text(
+        "template <class T>\nWS_GLOBAL void __launch_bounds__(kThreads)\n    first_kernel(int a);\n"
+        "WS_GLOBAL inline void __launch_bounds__(k, 2) second_kernel(\n int a);\n"
+        "__global__ void third_kernel() {}\nWS_DEVICE void not_a_kernel(int a);\n"
+    )
+    names = ("first_kernel", "second_kernel", "third_kernel")
+    assert coverage.declared_kernels(tmp_path) == {f"toy::{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("profiled", "wanted"),
+    [
+        ("void wsfast::crf::embed_kernel<float, 1>(wsfast::crf::Points, wsfast::crf::Build<float>)",
+         "crf::embed_kernel<float, 1>"),
+        ("wsfast::boxes::join_kernel(wsfast::boxes::Grid, int*)", "boxes::join_kernel"),
+        ("void wsfast::truncation::select_row_kernel<wsfast::half_t, true>(wsfast::half_t const*)",
+         "truncation::select_row_kernel<half_t, true>"),
+    ],
+)  # fmt: skip
+def test_profiled_names_are_the_budgets(profiled: str, wanted: str) -> None:
+    assert coverage.readable(profiled) == wanted
+    assert wanted in json.loads(coverage.BUDGET.read_text())["kernels"]
+
+
+def test_a_kernel_that_was_not_launched_is_missed() -> None:
+    names = json.loads(coverage.BUDGET.read_text())["kernels"]
+    launched = [f"void wsfast::{name}(int)" for name in names if "blur_kernel" not in name]
+    found = coverage.compare(launched)
+    assert found["missing_kernels"] == ["crf::blur_kernel"]
+    assert found["missing_instances"] == ["crf::blur_kernel<double>", "crf::blur_kernel<float>"]
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path) -> None:
+    bad, good = step("bad", "raise SystemExit(3)"), step("good", "print('fine')")
+    after = step("after", "", needs=("bad",))
+    absent = step("absent", "", absent="no such tool")
+    run = runner(tmp_path)
+    assert not run.run([[bad, good], [after, absent]])
+    states = [run.status(x).state for x in (bad, good, after, absent)]
+    assert states == ["failed", "passed", "not run", "skipped"]
+    assert run.status(bad).reason == "exit status 3"
+    assert (tmp_path / "good.log").read_text() == "fine\n"
+
+
+def test_a_second_run_repeats_only_what_did_not_pass(tmp_path) -> None:
+    count = "from pathlib import Path; p = Path({!r}); p.write_text(p.read_text() + 'x')"
+    once, again, ready = tmp_path / "once", tmp_path / "again", tmp_path / "ready"
+    once.write_text("")
+    again.write_text("")
+    first = step("first", count.format(str(once)), products=(str(once),))
+    second = step(
+        "second",
+        count.format(str(again)) + f"; raise SystemExit(not Path({str(ready)!r}).exists())",
+    )
+    assert not runner(tmp_path).run([[first], [second]])
+    ready.touch()
+    assert runner(tmp_path).run([[first], [second]])
+    assert (once.read_text(), again.read_text()) == ("x", "xx")
+    assert runner(tmp_path, sources="b").run([[first]])  # other sources: all anew
+    assert once.read_text() == "xx"
+    once.unlink()
+    assert runner(tmp_path, sources="b").status(first).state == "not run"
+
+
+def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    slow = step("slow", code, seconds=1)
+    run = runner(tmp_path)
+    assert not run.run([[slow]])
+    assert run.status(slow).state == "timed out"
+    late = runner(tmp_path, seconds=0)
+    assert not late.run([[step("late", "")]])
+    assert late.status(step("late", "")).reason.startswith("no time left")
+    assert not mark.exists()
+
+
+def test_what_pytest_skipped_is_told(tmp_path) -> None:
+    line = "=========== 3 passed, 2 skipped in 1.2s ==========="
+    tests = step("tests", f"print('collecting'); print({line!r})")
+    run = runner(tmp_path)
+    assert run.run([[tests]])
+    assert run.status(tests).reason == "3 passed, 2 skipped in 1.2s"
+
+
+def test_bounds() -> None:
+    assert judged(Bound(milliseconds=1.0), 0.9, 0.1) is True
+    assert judged(Bound(milliseconds=1.0), 1.1, 0.9) is False
+    assert judged(Bound(share=0.6), 9.0, 0.7) is True
+    assert judged(Bound(share=0.6), 9.0, 0.5) is False
+    assert judged(Bound(), 1.0, 1.0) is None
+
+
+def test_plan_names_files_that_are_there(tmp_path) -> None:
+    for device in ("cuda", "cpu"):
+        groups = plan.plan(plan.Setting(device, tmp_path))
+        steps = [step for group in groups for step in group]
+        names = [step.name for step in steps]
+        assert len(names) == len(set(names))
+        assert {need for step in steps for need in step.needs} <= set(names)
+        for argument in {part for step in steps for part in step.command}:
+            if argument.startswith(("tests/", "benchmarks/")):
+                assert Path(argument).exists(), argument
+
+
+def test_summary_without_results(tmp_path) -> None:
+    run = runner(tmp_path)
+    run.run([[step("only", "")]])
+    write_summary(tmp_path, [run.status(step("only", ""))])
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"][0]["state"] == "passed"
+    assert "| only | passed |" in (tmp_path / "summary.md").read_text()
