@@ -37,7 +37,7 @@ class Sampler {
         indices_(pixels_ + 1),
         tied_(pixels_ + 1),
         words_(pixels_ + 1),
-        keys_(std::make_unique_for_overwrite<uint64_t[]>(padded(pixels_) + 1)) {}
+        keys_(new uint64_t[padded(pixels_) + 1]) {}  // not every libc++ can leave it unset
 
   // Writes the image's seeds. False if the map holds NaN.
   bool sample(const float* map, uint64_t key, const Roi& roi, bool background_only,
