@@ -129,6 +129,25 @@ def test_programs_refuse_other_pictures(script, package) -> None:
                 program(images)
 
 
+def test_a_package_takes_pictures_of_any_strides(package) -> None:
+    program = load(package)
+    height, width = PICTURES
+    columns = torch.randint(256, (2, 1, width, height), dtype=torch.uint8)
+    for images in (
+        columns.transpose(2, 3),
+        columns[:, :, :1, :].transpose(2, 3).expand(-1, -1, -1, width),
+    ):
+        assert not images.is_contiguous()
+        for ours, theirs in zip(
+            program(images),
+            program(images.clone(memory_format=torch.contiguous_format)),
+            strict=True,
+        ):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="images must be on cpu"):
+        program(torch.zeros(1, 1, *PICTURES, dtype=torch.uint8, device="meta"))
+
+
 class Wavering(nn.Module):
     """Whose trace differs from itself: what it adds is frozen into the trace."""
 

@@ -256,7 +256,14 @@ def test_runs_of_gradient_methods_say_what_to_do(runs, tmp_path) -> None:
     shutil.copy(runs["classifier"] / "best.safetensors", folder)
     with pytest.raises(ValueError, match=r"of method 'ltgradcam'"):
         Localizer.from_checkpoint(folder)
-    assert Localizer.from_checkpoint(folder, method="cam").threshold == "otsu"
+    closed = Localizer.from_checkpoint(folder, method="cam")
+    assert closed.threshold == "otsu"
+    file = Localizer.from_checkpoint(folder / "best.safetensors")  # one model, one map
+    assert torch.equal(closed(defects(2)).cams, file(defects(2)).cams)
+    with pytest.raises(ValueError, match=r"target must be a class of 0 to 1, got 9"):
+        GradientLocalizer.from_checkpoint(folder, target=9)
+    with pytest.raises(ValueError, match="method must be left out for a model that learnt"):
+        Localizer.from_checkpoint(runs["fcam"], method="cam")
     images = defects(2)
     found = GradientLocalizer.from_checkpoint(folder)
     assert isinstance(found.threshold, float)

@@ -18,7 +18,7 @@ from pathlib import Path
 from .._check import check_choice, value_error
 from .._device import parse_device
 from ..deploy import ExportError, Localizer, export_onnx, export_pt2, export_torchscript
-from ..deploy.frame import Boxing
+from ..deploy.base import Boxing
 from .classifier import open_classifier
 from .localize import parse_size, parse_threshold
 
@@ -77,6 +77,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_combination(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that would have no effect."""
+    if options.folder is not None:
+        source, idle = "--run", ["model", "checkpoint", "num_classes", "pretrained"]
+    elif options.model is not None:
+        source, idle = "--model", ["classifier"]
+        if options.method not in (None, "cam"):
+            value_error(NAME, "--method", "cam (others need gradients)", options.method)
+    elif options.checkpoint is not None:
+        source, idle = "a wsfast checkpoint", ["num_classes", "pretrained"]
+    else:
+        return  # open_classifier says what is missing
+    for name in idle:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            argument = "--" + name.replace("_", "-")
+            value_error(NAME, argument, f"left out with {source}", f"{value}")
+
+
 def open_localizer(options: argparse.Namespace) -> Localizer:
     """The localizer that the options describe, on the CPU.
 
@@ -87,11 +106,7 @@ def open_localizer(options: argparse.Namespace) -> Localizer:
     if options.threshold is not None:
         boxing["threshold"] = parse_threshold(options.threshold, NAME)
     size = parse_size(options.size, NAME)
-    if options.folder is not None:
-        for name in ("model", "checkpoint", "num_classes"):
-            if getattr(options, name) is not None:
-                argument = "--" + name.replace("_", "-")
-                value_error(NAME, argument, "left out with --run", f"{getattr(options, name)}")
+    _check_combination(options)
     if options.model is None and (path := options.folder or options.checkpoint) is not None:
         return Localizer.from_checkpoint(
             path, method=options.method, classifier=options.classifier, target=options.target,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .._check import value_error
-from ..deploy import GradientLocalizer, Localizer
-from ..deploy.frame import Boxing
+from ..deploy import GradientLocalizer, Localizer, NeedsGradientsError
+from ..deploy.base import Boxing
 from ..train.evaluation import RunMaps
 from .classifier import Classifier, open_classifier
 from .methods import build_method, method_names
@@ -99,7 +99,7 @@ def _localizer_of_run(
         value_error("localize", "--run", "the folder of a run", f"{folder}")
     try:
         return Localizer.from_checkpoint(folder, target=options.target, input_size=size, **boxing)
-    except ValueError:  # a classifier whose maps need gradients, or an error that comes again
+    except NeedsGradientsError:
         return GradientLocalizer.from_checkpoint(
             folder, target=options.target, input_size=size, **boxing
         )

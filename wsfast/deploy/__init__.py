@@ -4,7 +4,7 @@ from wsfast.deploy.cuda_graph import CapturedLocalizer, capture
 from wsfast.deploy.export import ExportError, export_onnx, export_pt2, export_torchscript
 from wsfast.deploy.gradient import GradientLocalizer
 from wsfast.deploy.latency import LatencyHistogram, LiveStatistics
-from wsfast.deploy.localizer import Localizer
+from wsfast.deploy.localizer import Localizer, NeedsGradientsError
 from wsfast.deploy.matroska import MatroskaWriter
 from wsfast.deploy.programs import LoadedLocalizer, load
 from wsfast.deploy.sources import FrameSource, LiveFrame, VideoSource
@@ -25,6 +25,7 @@ __all__ = [
     "Localizer",
     "LocalizerOutput",
     "MatroskaWriter",
+    "NeedsGradientsError",
     "VideoSource",
     "capture",
     "export_onnx",

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from wsfast._check import check_choice, type_error, value_error
 from wsfast.cam import METHODS, CAMMethod
-from wsfast.deploy.frame import Boxing, Frame, input_settings
+from wsfast.deploy.base import Boxing, LocalizerBase, input_settings
 from wsfast.deploy.steps import LocalizerOutput
 from wsfast.models import load_checkpoint
 from wsfast.train.evaluation import RunMaps
 
 
-class GradientLocalizer(Frame):
+class GradientLocalizer(LocalizerBase):
     """Any CAM method behind the same call, in eager mode only.
 
     Args:
@@ -58,7 +58,9 @@ class GradientLocalizer(Frame):
         if not isinstance(method, (CAMMethod, RunMaps)):
             type_error(self.where, "method", "a method of wsfast.cam", type(method).__name__)
         self.method = method
-        self.model = method.model  # so that the device follows
+        self.model = method.model  # so that the device follows; the classifier's, too
+        self.classifier = getattr(method, "classifier", None)
+        _check_target(self.where, target, class_names, method.model)
         self.target = target
         self.eval()
 
@@ -130,6 +132,15 @@ class GradientLocalizer(Frame):
         feed = input_settings(where, model, mean=mean, std=std, input_size=input_size)
         found = _method(where, model, method, method_options)
         return cls(found, class_names=class_names, target=target, **feed, **boxing)
+
+
+def _check_target(
+    where: str, target: int | None, class_names: Sequence[str], model: nn.Module
+) -> None:
+    """Raise ValueError for a class that the model is known not to have."""
+    classes = len(class_names) or getattr(model, "num_classes", None)
+    if target is not None and classes and not 0 <= target < classes:
+        value_error(where, "target", f"a class of 0 to {classes - 1}", f"{target}")
 
 
 def _method(where: str, model: nn.Module, name: str, options: dict[str, Any] | None) -> CAMMethod:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsfast import ops
 from wsfast._check import check_choice, type_error, value_error
-from wsfast.deploy.frame import Boxing, Frame, input_settings
+from wsfast.deploy.base import Boxing, LocalizerBase, input_settings
 from wsfast.deploy.networks import DecoderNetwork, PairNetwork, cam_network
 from wsfast.deploy.steps import LocalizerOutput
 from wsfast.models import (
@@ -25,7 +25,11 @@ from wsfast.train.evaluation import RunMaps
 from wsfast.train.runs import load_run
 
 
-class Localizer(Frame):
+class NeedsGradientsError(ValueError):
+    """A run whose maps need gradients was to be opened as a :class:`Localizer`."""
+
+
+class Localizer(LocalizerBase):
     """Pictures in, class scores, heat maps, masks and boxes out: one module to deploy.
 
     Resizes and normalises the images, runs the network once without gradients, fuses its maps, cuts
@@ -60,8 +64,8 @@ class Localizer(Frame):
 
     Note:
         Always in eval mode and without gradients. An image whose scores or maps are not finite gets
-        a zero map and no box. :func:`torch.jit.script` takes it where it takes the network; the
-        exporters take any network that can be traced.
+        a zero map and, but for a threshold of 0, no box. :func:`torch.jit.script` takes it where it
+        takes the network; the exporters take any network that can be traced.
 
     Example:
         >>> from wsfast.models import SmallVGG
@@ -268,15 +272,17 @@ def _open_run(where: str, folder: Path, classifier: Path | None, *, closed_form:
         config: Any = run.config
         if config.method != "cam" or config.layers not in ("", "last"):
             if not closed_form:
-                value_error(
-                    where,
-                    "path",
-                    "a run whose maps need no gradients (GradientLocalizer takes others; "
-                    "method='cam' takes the closed form of CAM instead)",
-                    f"{folder} of method '{config.method}'",
+                raise NeedsGradientsError(
+                    f"wsfast.{where}: path must be a run whose maps need no gradients "
+                    "(GradientLocalizer takes others; method='cam' takes the closed form of CAM "
+                    f"instead), got {folder} of method '{config.method}'"
                 )
             threshold = "otsu"  # validation chose the run's for other maps
-    return _Opened(run.checkpoint, run.classifier, threshold, relu=False)  # as in training
+        # A run of CAM is trained with the negative parts of its maps.
+        return _Opened(run.checkpoint, None, threshold, relu=config.method != "cam")
+    if closed_form:
+        value_error(where, "method", "left out for a model that learnt its maps", "'cam'")
+    return _Opened(run.checkpoint, run.classifier, threshold, relu=False)
 
 
 def _open_file(where: str, file: Path, classifier: Path | None) -> _Opened:

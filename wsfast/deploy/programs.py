@@ -136,6 +136,16 @@ def _open_torchscript(file: Path, device: torch.device) -> LoadedLocalizer:
 
 
 def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
+    # The package's own call reads its call specification anew each time. Its compiled code takes
+    # strides and device for granted.
     loader = torch._inductor.aoti_load_package(str(file)).loader
-    # The package's own call reads its call specification anew each time.
-    return LoadedLocalizer(lambda images: loader.run([images]), loader.get_metadata())
+    metadata = loader.get_metadata()
+    place = metadata.get("AOTI_DEVICE_KEY", "cpu")
+
+    def run(images: Tensor) -> Any:
+        if images.device.type != place:
+            expected = f"on {place}, as exported"
+            value_error("deploy.LoadedLocalizer", "images", expected, f"{images.device}")
+        return loader.run([images.contiguous()])
+
+    return LoadedLocalizer(run, metadata)

@@ -1,6 +1,7 @@
 """What comes before and after every network: from pictures to its input, from its maps to boxes.
 
-The same functions serve the command line, so that a deployed localizer finds what it finds.
+The command line prepares pictures and resizes maps by the same functions, so that a deployed
+localizer finds what it finds.
 """
 
 from typing import NamedTuple

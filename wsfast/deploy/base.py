@@ -28,7 +28,7 @@ class Boxing(TypedDict, total=False):
     output_size: tuple[int, int] | None
 
 
-class Frame(nn.Module):
+class LocalizerBase(nn.Module):
     """Preparation of the images before a network, boxes behind it, and how both are set."""
 
     def __init__(
