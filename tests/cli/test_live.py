@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from tests.data.videos import cut_clip, damage_clip, read_clip, write_clip
+from wsfast._files import AppendedFile
 from wsfast.cli import live, live_output, localize, main
 from wsfast.data import SyntheticDefects
-from wsfast.deploy import GradientLocalizer, LiveFrame, Localizer
+from wsfast.deploy import GradientLocalizer, LiveFrame, LocalizedFrame, Localizer
 from wsfast.models import SmallVGG, save_checkpoint
 from wsfast.train.runs import configure
 from wsfast.train.runs import run as train
@@ -176,6 +177,20 @@ def test_results_are_never_replaced_unasked(
     assert (tmp_path / "results.jsonl").read_text() == "precious\n"
     assert run(clip, tmp_path, checkpoint, "--overwrite") == 0
     assert len(lines(tmp_path)) == 30
+
+
+@pytest.mark.parametrize("left", ["summary.json", "annotated.mkv"])
+def test_files_do_not_replace_the_results_of_a_live_run(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys, left: str
+) -> None:
+    (tmp_path / "results.jsonl").write_text("precious\n")
+    (tmp_path / left).write_text("precious")
+    command = ["localize", str(clip), "--checkpoint", str(checkpoint), "--method", "cam", "--out"]
+    assert main([*command, str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "--out must be a folder without the results of a live run" in said[0]
+    assert (tmp_path / "results.jsonl").read_text() == "precious\n"
 
 
 BAD = [
@@ -343,6 +358,102 @@ def test_a_full_disk_loses_nothing_reported(
     assert figures["frames"]["written"] == len(records)
     if video:
         assert len(read_clip(tmp_path / "annotated.mkv")) == len(records)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_summary_that_cannot_be_written_stops_no_frame(
+    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch, capsys, lasting: bool
+) -> None:
+    calls = []
+    write = live_output.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        calls.append(path)
+        if lasting or len(calls) == 1:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(live_output, "write_atomically", full)
+    code = run(clip, tmp_path, checkpoint, "--method", "cam", "--no-video", "--queue", 1)
+    assert len(calls) > 1
+    assert [record["frame"] for record in lines(tmp_path)] == list(range(30))
+    if lasting:
+        assert code == 2
+        assert "summary.json" in capsys.readouterr().err.splitlines()[-1]
+    else:
+        assert code == 0
+        assert summary(tmp_path)["frames"]["accepted"] == 30
+
+
+class Belt:
+    """What an output knows of its source, model and options."""
+
+    name, live, fps, class_names, input_size = "belt", False, 10.0, (), (8, 8)
+    model = method = folder = checkpoint = "any"
+    display = no_video = False
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+
+def localized(index: int) -> LocalizedFrame:
+    frame = LiveFrame(index, index / 10, np.zeros((16, 24, 3), np.uint8))
+    boxes, mask = torch.zeros(0, 4, dtype=torch.int32), torch.zeros(16, 24, dtype=torch.bool)
+    return LocalizedFrame(
+        frame, torch.zeros(2), torch.zeros(16, 24), mask, boxes, torch.zeros(0), 0, 1.0
+    )
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch) -> Iterator[tuple[live_output.Output, Any, Any]]:
+    """An output with a frame, and a thread that hangs while it writes the next one."""
+    belt = Belt(tmp_path)
+    output = live_output.Output(belt, belt, belt)
+    output.write(localized(0))
+    entered, release = threading.Event(), threading.Event()
+    append = AppendedFile.append
+
+    def slow(file: AppendedFile, data: bytes) -> None:
+        entered.set()
+        assert release.wait(30)
+        append(file, data)
+
+    monkeypatch.setattr(AppendedFile, "append", slow)
+    writer = threading.Thread(target=output.write, args=(localized(1),))
+    writer.start()
+    assert entered.wait(30)
+    yield output, writer, release
+    release.set()
+    writer.join(30)
+
+
+def frames_of(out: Path) -> tuple[int, int]:
+    return len(read_clip(out / "annotated.mkv")), len(lines(out))
+
+
+def test_an_output_closes_after_the_frame_in_progress(tmp_path: Path, held: Any) -> None:
+    output, writer, release = held
+    closer = threading.Thread(target=output.close)
+    closer.start()
+    closer.join(0.2)
+    release.set()
+    closer.join(30)
+    writer.join(30)
+    output.write(localized(2))  # too late
+    assert frames_of(tmp_path) == (2, 2)
+
+
+def test_an_output_does_not_wait_for_a_write_that_hangs(
+    tmp_path: Path, monkeypatch, held: Any
+) -> None:
+    monkeypatch.setattr(live_output, "_CLOSE_SECONDS", 0.1)
+    output, writer, release = held
+    output.close()
+    assert frames_of(tmp_path) == (1, 1)
+    release.set()
+    writer.join(30)
+    output.write(localized(2))
+    assert frames_of(tmp_path) == (2, 2)
 
 
 def test_a_killed_process_has_lost_nothing(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Videos with damage: what can be read is read, and what is lost is counted."""
 
+import time
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,37 @@ def test_the_clock_shows_what_is_lost(
     video = VideoFrames(name)
     assert len(values(video)) == len(frames)
     assert (video.unreadable, video.missing) == (unreadable, missing)
+
+
+def test_a_file_at_an_address_is_not_asked_for_ever(monkeypatch) -> None:
+    clock = [0.0]
+
+    class LostConnection(SilentCapture):
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            frame = super().read()
+            clock[0] += 0.0 if frame[0] else 10.0  # the timeout
+            return frame
+
+    capture = LostConnection(list(range(5)), 100, 10.0)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: capture)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    video = VideoFrames("http://host/clip.mp4")
+    assert not video.live
+    assert len(values(video)) == 5
+    assert clock[0] <= 20
+    assert (video.delivered, video.missing) == (5, 95)
+
+
+def test_damage_at_an_address_is_passed_like_that_of_a_file(monkeypatch) -> None:
+    class Damaged(SilentCapture):
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            found, frame = super().read()
+            return found, None if 2 <= self.at < 22 else frame
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Damaged(list(range(30)), 30, 10.0))
+    video = VideoFrames("http://host/clip.mp4")
+    assert len(values(video)) == 10
+    assert (video.unreadable, video.missing) == (20, 0)
 
 
 @pytest.mark.parametrize("source", ["nowhere.avi", "noise.avi", 97, "rtsp://127.0.0.1:1/none"])

@@ -1,9 +1,13 @@
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from wsfast.deploy import Localizer, replay
+from wsfast.deploy import LiveFrame, LiveLoop, LocalizedFrame, Localizer, replay
 from wsfast.deploy.replay import ReplayedLocalizer
+from wsfast.deploy.steps import LocalizerOutput
 from wsfast.models import SmallVGG
 
 
@@ -16,12 +20,24 @@ def pictures(count: int, side: int = 40) -> Tensor:
     return torch.randint(256, (count, 1, side, side), dtype=torch.uint8)
 
 
+def one_buffer(localizer: Localizer, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """As a captured graph: what a call returns is overwritten by the next one."""
+    found = localizer(example)
+
+    def replayed(images: Tensor) -> LocalizerOutput:
+        for part, new in zip(found, localizer(images), strict=True):
+            part.copy_(new)
+        return found
+
+    return replayed
+
+
 def test_batches_are_filled_up_and_captured_once_per_size(monkeypatch) -> None:
     shapes = []
 
-    def capture(localizer: Localizer, example: Tensor) -> Localizer:
+    def capture(localizer: Localizer, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
         shapes.append(list(example.shape))
-        return localizer
+        return one_buffer(localizer, example)
 
     monkeypatch.setattr(replay, "capture", capture)
     localizer = build()
@@ -30,6 +46,42 @@ def test_batches_are_filled_up_and_captured_once_per_size(monkeypatch) -> None:
         for found, expected in zip(replayed(images), localizer(images), strict=True):
             torch.testing.assert_close(found, expected)
     assert shapes == [[4, 1, 40, 40], [4, 1, 24, 24]]
+
+
+class Noise:
+    """Eleven pictures."""
+
+    live = False
+    unreadable = missing = 0
+
+    def __init__(self) -> None:
+        self.images = list(pictures(11).permute(0, 2, 3, 1).numpy())
+        self.left = list(enumerate(self.images))
+
+    def read(self) -> LiveFrame | None:
+        if not self.left:
+            return None
+        index, image = self.left.pop(0)
+        return LiveFrame(index, index / 10, np.repeat(image, 3, axis=2))
+
+    def close(self) -> None:
+        pass
+
+
+def test_results_of_a_live_loop_outlive_the_next_batch(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "capture", one_buffer)
+    localizer = build()
+    results: list[LocalizedFrame] = []
+    source = Noise()
+    replayed = ReplayedLocalizer(localizer, 2)
+    LiveLoop(source, replayed, results.append, batch_size=2, channels=1).run()
+    assert len(results) == 11
+    for found in results:
+        image = torch.from_numpy(source.images[found.frame.index]).permute(2, 0, 1)
+        expected = localizer(image[None])
+        torch.testing.assert_close(found.logits, expected.logits[0])
+        torch.testing.assert_close(found.cam, expected.cams[0])
+        assert found.count == int(expected.counts[0])
 
 
 def test_graphs_give_what_the_localizer_gives(device: torch.device) -> None:

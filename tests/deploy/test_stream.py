@@ -302,6 +302,82 @@ def test_an_error_in_any_stage_reaches_the_caller(stage: str) -> None:
     assert loop.statistics.written == len(written)
 
 
+def test_a_watcher_that_fails_costs_no_accepted_frame() -> None:
+    written, calls = [], []
+
+    def slow(found: LocalizedFrame) -> None:
+        time.sleep(0.01)
+        written.append(found.frame.index)
+
+    def watch(statistics: object) -> None:
+        calls.append(len(written))
+        if written:
+            raise CameraOnFireError
+
+    source = Pictures(range(10**9))
+    loop = LiveLoop(source, localize, slow)
+    with pytest.raises(CameraOnFireError):
+        loop.run(watch)
+    statistics = loop.statistics
+    assert statistics.ended == "failed"
+    assert statistics.accepted == statistics.written == statistics.read == len(written)
+    assert len(written) > calls[-1]  # frames were waiting, and it was not called again
+    assert [count > 0 for count in calls].count(True) == 1
+    assert source.closed
+
+
+def test_a_frame_that_comes_after_the_end_counts_as_skipped() -> None:
+    class Late(Pictures):
+        def read(self) -> LiveFrame | None:
+            frame = super().read()
+            while frame.index == 3 and not loop._waiting.closed:
+                time.sleep(0.01)
+            return frame
+
+    written = []
+    source = Late(range(10))
+    loop = LiveLoop(source, localize, lambda found: written.append(found.frame.index))
+
+    def watch(statistics: object) -> None:
+        if len(written) == 3:
+            loop.stop()
+
+    statistics = loop.run(watch)
+    while not source.closed and not statistics.skipped:
+        time.sleep(0.01)  # the reader may have been left behind
+    assert written == [0, 1, 2]
+    assert (statistics.read, statistics.skipped, statistics.written) == (4, 1, 3)
+
+
+def test_threads_that_hang_share_one_deadline(monkeypatch) -> None:
+    release = threading.Event()
+
+    def hang(*_: object) -> None:
+        release.wait(60)
+        raise CameraOnFireError
+
+    class Silent(Pictures):
+        def read(self) -> LiveFrame | None:
+            return super().read() if not loop.statistics.read else hang()
+
+    waits = []
+    join = threading.Thread.join
+
+    def timed(thread: threading.Thread, timeout: float | None = None) -> None:
+        if loop._stopping.is_set():
+            waits.append(timeout)
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", timed)
+    loop = LiveLoop(Silent(range(9)), hang, lambda found: None, patience=0.2)
+    with pytest.raises(TimeoutError):
+        loop.run()
+    release.set()
+    assert len(waits) == 3
+    assert 0 < waits[0] <= JOIN
+    assert waits[1] == 0  # the first has used it up
+
+
 def test_a_second_interrupt_drops_what_waits() -> None:
     def slow(found: LocalizedFrame) -> None:
         time.sleep(0.01)

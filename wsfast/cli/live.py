@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -75,6 +76,18 @@ def open_source(options: argparse.Namespace) -> VideoSource:
     return VideoSource(options.images[0])
 
 
+def keep_live_results(out: Path) -> None:
+    """Refuse a folder whose results.jsonl is of a live run, for a run over files.
+
+    Raises:
+        ValueError: it is; a live run has written another of its files beside it.
+    """
+    found = [name for name in (SUMMARY, VIDEO) if (out / name).exists()]
+    if found and (out / RESULTS).exists():
+        expected = "a folder without the results of a live run"
+        value_error("localize", "--out", expected, f"{out} with {RESULTS} and {found[0]}")
+
+
 class Watcher:
     """Looks after the loop ten times a second: signals, bar, window and summary.json."""
 
@@ -93,7 +106,8 @@ class Watcher:
             self._bar.set_postfix_str(short_report(statistics), refresh=False)
         self._bar.update(statistics.written - self._bar.n)
         if self._is_due("summary", _SUMMARY_SECONDS):
-            self._output.write_summary(statistics)
+            with contextlib.suppress(OSError):  # the last one tells, if it fails as well
+                self._output.write_summary(statistics)
         if self._display and self._output.latest is not None:
             cv2.imshow(_WINDOW, cv2.cvtColor(self._output.latest, cv2.COLOR_RGB2BGR))
             if cv2.waitKey(1) & 0xFF == ord("q"):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .drawing import Image, localization_overlay, write_text
 from .opening import DEFAULT_METHOD
 
 RESULTS, VIDEO, SUMMARY = "results.jsonl", "annotated.mkv", "summary.json"
+_CLOSE_SECONDS = 1.0  # for the frame that another thread is writing
 
 
 def frame_record(found: LocalizedFrame, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def _name(index: int, class_names: tuple[str, ...]) -> str:
 class Output:
     """The files of a run: of each frame first its picture is written, then its line.
 
+    One thread writes while another may close: a frame is written whole or, after that, not at all.
+
     Attributes:
         latest: the newest picture, for whoever shows it.
     """
@@ -72,17 +76,21 @@ class Output:
         self._settings = _settings(source, localizer, options)
         self._class_names = localizer.class_names
         self._draw = options.display or not options.no_video
+        self._writing = threading.Lock()
+        self._closed = False
         self.latest: Image | None = None
 
     def write(self, found: LocalizedFrame) -> None:
-        """Write one frame's results."""
+        """Write one frame's results; once closed, nothing."""
         record = frame_record(found, self._class_names)
-        if self._draw:
-            picture = _picture(found, record)
-            if self._video is not None:
+        picture = _picture(found, record) if self._draw else None
+        with self._writing:
+            if self._closed:
+                return
+            if self._video is not None and picture is not None:
                 self._video.write(picture, found.frame.seconds)
-            self.latest = picture
-        self._lines.write(record)
+            self._lines.write(record)
+        self.latest = picture
 
     def write_summary(self, statistics: LiveStatistics, **more: str) -> None:
         """Write summary.json, whole or not at all."""
@@ -90,10 +98,16 @@ class Output:
         write_atomically(self._summary, json.dumps(summary, indent=1).encode())
 
     def close(self) -> None:
-        """Complete the other files."""
-        self._lines.close()
-        if self._video is not None:
-            self._video.close()
+        """Complete the other files; where a write hangs they stay as they are, which plays too."""
+        self._closed = True
+        if not self._writing.acquire(timeout=_CLOSE_SECONDS):
+            return
+        try:
+            self._lines.close()
+            if self._video is not None:
+                self._video.close()
+        finally:
+            self._writing.release()
 
 
 def _picture(found: LocalizedFrame, record: dict[str, Any]) -> Image:

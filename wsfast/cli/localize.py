@@ -286,6 +286,8 @@ def run(options: argparse.Namespace) -> int:
         source = live.open_source(options)
         device = parse_device("localize", "--device", options.device)
         return live.run(source, open_localizer(options, threshold, size, device), options)
+    if not options.compare:
+        live.keep_live_results(options.out)
     options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
     device = parse_device("localize", "--device", options.device)

@@ -14,6 +14,7 @@ from wsfast._check import value_error
 _ATTEMPTS = 250  # damaged frames in a row that a file may have
 _LIVE_ATTEMPTS = 3  # the same of a camera, which may take seconds for each
 _STREAM_TIMEOUT = 10_000  # milliseconds
+_ADDRESS_SECONDS = 10.0  # for the attempts at a frame, of which each may take the timeout
 _DEFAULT_FPS = 25.0
 # Only AVI's header is a plain count of frames. MP4's includes what an edit list hides, and others
 # are computed from a duration that belongs to the sound as well: their last seconds prove nothing.
@@ -27,7 +28,7 @@ class VideoFrames:
     """The frames of a video file, a camera or a stream, one at a time.
 
     OpenCV answers a damaged frame as it answers the end, with nothing; it is asked again, so that
-    damage in the middle does not end a file.
+    damage in the middle does not end a file; at an address for ten seconds, the connection's limit.
 
     Args:
         source: a video file, the index of a camera, or the address of a stream (``rtsp://…``).
@@ -73,12 +74,16 @@ class VideoFrames:
         self.fps = fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS
         self.delivered = self.unreadable = self.missing = 0
         self.seconds = 0.0
+        self._patience = _ADDRESS_SECONDS if is_address(source) else math.inf
         self._exact = Path(str(source)).suffix.lower() in _EXACT_COUNT
         self.opened = time.monotonic()
 
     def read(self) -> NDArray[np.uint8] | None:
         """The next frame that can be read, uint8 RGB (H, W, 3), or None at the end."""
+        begun = time.monotonic()
         for attempt in range(_LIVE_ATTEMPTS if self.live else _ATTEMPTS):
+            if time.monotonic() - begun > self._patience:  # the connection is lost
+                break
             frame = self._next()
             if frame is not None:
                 self.unreadable += attempt

@@ -71,7 +71,8 @@ class LiveStatistics:
 
     Attributes:
         read: frames that came from the source.
-        skipped: frames of a live source that a newer one replaced before the localizer was free.
+        skipped: frames of a live source that a newer one replaced before the localizer was free,
+            and those that came when the loop had already been ended.
         unreadable: damaged frames that the source left out.
         missing: frames that a file announces and does not have, known at its end.
         accepted: frames handed to the localizer; each of them gets a result.

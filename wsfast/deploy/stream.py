@@ -19,7 +19,7 @@ from wsfast.deploy.sources import FrameSource, LiveFrame
 T = TypeVar("T")
 
 _TICK = 0.1  # seconds between two calls of the watcher
-_JOIN_SECONDS = 3.0  # what a thread that was told to end may take, such as a camera that is silent
+_JOIN_SECONDS = 3.0  # what threads that were told to end may take, such as a camera that is silent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +66,8 @@ class LiveLoop:
     A frame that the localizer has accepted always gets its result, in the order of the frames.
 
     Whatever ends the loop - the source, :meth:`stop` or an error - ends it from the front: what was
-    read before is still localized and written, unless that is what failed.
+    read before is still localized and written, unless that is what failed. A
+    KeyboardInterrupt (a second Ctrl-C) and a stage that hangs drop what waits.
 
     Args:
         source: of the frames; closed at the end.
@@ -141,7 +142,7 @@ class LiveLoop:
         """Run to the end, once.
 
         Args:
-            watch: called about ten times a second in the calling thread.
+            watch: called about ten times a second in the calling thread, until it fails.
 
         Returns:
             The statistics, complete.
@@ -165,19 +166,24 @@ class LiveLoop:
             self._supervise(threads, watch)
         except BaseException as error:
             self._failures.insert(0, error)
-        self._stopping.set()
-        self._waiting.abort()
-        self._finished.abort()
-        for thread in threads:
-            if thread.ident is not None:  # else it was not started
-                thread.join(_JOIN_SECONDS)
-        if not threads[0].is_alive():
-            self._source.close()
+        self._give_up(threads)
         if self._failures:
             failed = isinstance(self._failures[0], Exception)
             self.statistics.ended = "failed" if failed else "aborted"
             raise self._failures[0]
         return self.statistics
+
+    def _give_up(self, threads: list[threading.Thread]) -> None:
+        """Drop what still waits and end the threads; those that hang are left behind."""
+        self._stopping.set()
+        self._waiting.abort()
+        self._finished.abort()
+        deadline = time.monotonic() + _JOIN_SECONDS
+        for thread in threads:
+            if thread.ident is not None:  # else it was not started
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if not threads[0].is_alive():
+            self._source.close()
 
     def _supervise(
         self,
@@ -190,8 +196,8 @@ class LiveLoop:
         progress, moved = (0, 0), time.monotonic()
         while writer.is_alive():
             writer.join(_TICK)
-            if watch is not None:
-                watch(statistics)
+            if watch is not None and not self._look(watch):
+                watch = None
             now = time.monotonic()
             since = self._reading_since
             if self._stopping.is_set() and since is not None and now - since > _JOIN_SECONDS:
@@ -202,6 +208,16 @@ class LiveLoop:
                 progress, moved = (statistics.localized, statistics.written), now
             elif now - moved > self._patience:
                 raise TimeoutError(f"no frame was finished for {self._patience:g} seconds")
+
+    def _look(self, watch: Callable[[LiveStatistics], None]) -> bool:
+        """Call the watcher; where it fails, the loop is to end as it does at a stop."""
+        try:
+            watch(self.statistics)
+        except Exception as error:
+            self._failures.append(error)
+            self._stopping.set()
+            return False
+        return True
 
     def _stage(
         self,
@@ -258,7 +274,7 @@ class LiveLoop:
         if self._source.live:
             self.statistics.skipped += self._waiting.put_newest(_Arrival(frame, now))
         else:
-            self._waiting.put(_Arrival(frame, now))
+            self.statistics.skipped += not self._waiting.put(_Arrival(frame, now))
 
     def _localize(self) -> None:
         while arrivals := self._waiting.take(self._batch_size):
@@ -273,7 +289,9 @@ class LiveLoop:
         begun = time.perf_counter()
         images = [image_to_tensor(a.frame.image, self._channels) for a in arrivals]
         output = self._localizer(torch.stack(images).to(self._device))
-        logits, cams, masks, boxes, scores, counts = (part.detach().cpu() for part in output)
+        # copied on the CPU too: a localizer may use the memory of its output again
+        copies = (part.detach().to("cpu", copy=True) for part in output)
+        logits, cams, masks, boxes, scores, counts = copies
         now = time.perf_counter()
         stages = self.statistics.stages
         stages["localize"].add(now - begun, len(arrivals))
