@@ -16,38 +16,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 
+from tests.cli.live_files import lines, summary
 from tests.data.videos import cut_clip, damage_clip, read_clip, write_clip
-from wsfast._files import AppendedFile
 from wsfast.cli import live, live_output, localize, main
-from wsfast.data import SyntheticDefects
-from wsfast.deploy import GradientLocalizer, LiveFrame, LocalizedFrame, Localizer
-from wsfast.models import SmallVGG, save_checkpoint
+from wsfast.deploy import GradientLocalizer, LiveFrame, Localizer
 from wsfast.train.runs import configure
 from wsfast.train.runs import run as train
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("live") / "net.safetensors"
-    save_checkpoint(
-        SmallVGG(), path, class_names=("good", "defect"), mean=(0.5,), std=(0.2,),
-        input_size=(48, 64),
-    )  # fmt: skip
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty frames of metal with scratches."""
-    path = tmp_path_factory.mktemp("clip") / "belt.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
-    for sample in SyntheticDefects(30, size=(48, 64), channels=3):
-        writer.write(np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()))
-    writer.release()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +44,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(source: object, out: Path, checkpoint: Path, *options: object) -> int:
     arguments = ["localize", source, "--live", "--checkpoint", checkpoint, "--out", out, *options]
     return main([str(argument) for argument in arguments])
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    """The records of a run; every line is whole."""
-    text = (out / "results.jsonl").read_text()
-    assert text == "" or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def summary(out: Path) -> dict[str, Any]:
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("method", ["cam", "ltgradcam"])
@@ -385,77 +349,6 @@ def test_a_summary_that_cannot_be_written_stops_no_frame(
         assert summary(tmp_path)["frames"]["accepted"] == 30
 
 
-class Belt:
-    """What an output knows of its source, model and options."""
-
-    name, live, fps, class_names, input_size = "belt", False, 10.0, (), (8, 8)
-    model = method = folder = checkpoint = "any"
-    display = no_video = False
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-
-def localized(index: int) -> LocalizedFrame:
-    frame = LiveFrame(index, index / 10, np.zeros((16, 24, 3), np.uint8))
-    boxes, mask = torch.zeros(0, 4, dtype=torch.int32), torch.zeros(16, 24, dtype=torch.bool)
-    return LocalizedFrame(
-        frame, torch.zeros(2), torch.zeros(16, 24), mask, boxes, torch.zeros(0), 0, 1.0
-    )
-
-
-@pytest.fixture
-def held(tmp_path: Path, monkeypatch) -> Iterator[tuple[live_output.Output, Any, Any]]:
-    """An output with a frame, and a thread that hangs while it writes the next one."""
-    belt = Belt(tmp_path)
-    output = live_output.Output(belt, belt, belt)
-    output.write(localized(0))
-    entered, release = threading.Event(), threading.Event()
-    append = AppendedFile.append
-
-    def slow(file: AppendedFile, data: bytes) -> None:
-        entered.set()
-        assert release.wait(30)
-        append(file, data)
-
-    monkeypatch.setattr(AppendedFile, "append", slow)
-    writer = threading.Thread(target=output.write, args=(localized(1),))
-    writer.start()
-    assert entered.wait(30)
-    yield output, writer, release
-    release.set()
-    writer.join(30)
-
-
-def frames_of(out: Path) -> tuple[int, int]:
-    return len(read_clip(out / "annotated.mkv")), len(lines(out))
-
-
-def test_an_output_closes_after_the_frame_in_progress(tmp_path: Path, held: Any) -> None:
-    output, writer, release = held
-    closer = threading.Thread(target=output.close)
-    closer.start()
-    closer.join(0.2)
-    release.set()
-    closer.join(30)
-    writer.join(30)
-    output.write(localized(2))  # too late
-    assert frames_of(tmp_path) == (2, 2)
-
-
-def test_an_output_does_not_wait_for_a_write_that_hangs(
-    tmp_path: Path, monkeypatch, held: Any
-) -> None:
-    monkeypatch.setattr(live_output, "_CLOSE_SECONDS", 0.1)
-    output, writer, release = held
-    output.close()
-    assert frames_of(tmp_path) == (1, 1)
-    release.set()
-    writer.join(30)
-    output.write(localized(2))
-    assert frames_of(tmp_path) == (2, 2)
-
-
 def test_a_killed_process_has_lost_nothing(checkpoint: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "long.avi", (i % 256 for i in range(6000)))
     out = tmp_path / "out"
@@ -476,44 +369,3 @@ def test_a_killed_process_has_lost_nothing(checkpoint: Path, tmp_path: Path) -> 
     pictures = read_clip(out / "annotated.mkv")
     assert len(records) <= len(pictures) <= len(records) + 1
     assert summary(out)["ended"] == "running"
-
-
-def test_a_stopped_run_over_files_has_its_results(
-    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch
-) -> None:
-    write = localize.write_localization
-
-    def stop_at_ten(item: Any, out: Path, *, npy: bool) -> None:
-        write(item, out, npy=npy)
-        if item.name == "belt_000009":
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(localize, "write_localization", stop_at_ten)
-    command = ["localize", str(clip), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
-    command += ["--method", "cam"]
-    assert main([*command, "--batch-size", "4"]) == 143
-    whole = json.loads((tmp_path / "results.json").read_text())
-    assert not whole["complete"]
-    assert whole["images"] == lines(tmp_path)
-    assert len(whole["images"]) == 12  # the batch in progress was finished
-    monkeypatch.setattr(localize, "write_localization", write)
-    assert main(command) == 0
-    assert len(lines(tmp_path)) == 30
-    assert json.loads((tmp_path / "results.json").read_text())["complete"]
-
-
-def test_an_error_midway_keeps_what_was_reported(
-    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch
-) -> None:
-    write = localize.write_localization
-
-    def full(item: Any, out: Path, *, npy: bool) -> None:
-        if item.name == "belt_000010":
-            raise OSError(28, "No space left on device")
-        write(item, out, npy=npy)
-
-    monkeypatch.setattr(localize, "write_localization", full)
-    command = ["localize", str(clip), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
-    assert main(command) == 2
-    assert [record["name"] for record in lines(tmp_path)] == [f"belt_{i:06d}" for i in range(10)]
-    assert not (tmp_path / "results.json").exists()

@@ -127,6 +127,8 @@ def test_programs_refuse_other_pictures(script, package) -> None:
         ):
             with pytest.raises(ValueError, match="images must be"):
                 program(images)
+        with pytest.raises(ValueError, match="images must be on cpu"):
+            program(torch.zeros(1, 1, *PICTURES, dtype=torch.uint8, device="meta"))
 
 
 def test_a_package_takes_pictures_of_any_strides(package) -> None:
@@ -144,8 +146,6 @@ def test_a_package_takes_pictures_of_any_strides(package) -> None:
             strict=True,
         ):
             assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="images must be on cpu"):
-        program(torch.zeros(1, 1, *PICTURES, dtype=torch.uint8, device="meta"))
 
 
 class Wavering(nn.Module):

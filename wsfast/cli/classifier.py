@@ -43,10 +43,6 @@ class Classifier:
         picture = image_to_tensor(image, self.channels)
         return prepare_images(picture[None], self.size, mean, std)[0]
 
-    def name_of(self, index: int) -> str:
-        """A readable class name, the number where there is none."""
-        return self.class_names[index] if self.class_names else str(index)
-
 
 def open_classifier(
     name: str | None,

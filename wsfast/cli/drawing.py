@@ -72,17 +72,10 @@ def localization_overlay(
     return overlay
 
 
-def localization_picture(
-    image: Image,
-    cam: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    boxes: NDArray[np.int32],
-    scores: NDArray[np.float32],
-) -> Image:
-    """Image beside its overlay with heat map, mask outline and boxes."""
-    overlay = localization_overlay(image, cam, mask, boxes, scores)
+def beside(image: Image, other: Image) -> Image:
+    """Two pictures of one height with a gap between them."""
     gap = np.full((image.shape[0], max(2, image.shape[1] // 100), 3), 255, np.uint8)
-    return np.concatenate([image, gap, overlay], axis=1)
+    return np.concatenate([image, gap, other], axis=1)
 
 
 def enlarge(image: NDArray[Any], zoom: int) -> NDArray[Any]:

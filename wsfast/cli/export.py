@@ -19,8 +19,16 @@ from .._check import check_choice, value_error
 from .._device import parse_device
 from ..deploy import ExportError, Localizer, export_onnx, export_pt2, export_torchscript
 from ..deploy.base import Boxing
+from .arguments import (
+    MODEL_GROUP,
+    add_box_arguments,
+    add_model_arguments,
+    add_target_argument,
+    check_left_out,
+    parse_size,
+    parse_threshold,
+)
 from .classifier import open_classifier
-from .localize import parse_size, parse_threshold
 
 NAME = "export"
 SUMMARY = "write a localizer as TorchScript, AOTInductor package or ONNX"
@@ -42,12 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--format", required=True, help="torchscript, pt2 or onnx")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    model = parser.add_argument_group("model (a run, a timm classifier or a checkpoint)")
-    model.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
-    model.add_argument("--model", help="a timm classifier; left out for a wsfast checkpoint")
-    model.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
-    model.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
-    model.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
+    model = parser.add_argument_group(MODEL_GROUP)
+    add_model_arguments(model)
+    add_target_argument(model)
     model.add_argument(
         "--classifier",
         type=Path,
@@ -58,20 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         help="cam: take CAM's closed form for a classifier run of a method that needs gradients",
     )
-    model.add_argument("--size", help="network's input, N or HxW (default: the model's own)")
-    model.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
     boxes = parser.add_argument_group("pictures and boxes")
     boxes.add_argument(
         "--image-size", help="of the pictures, N or HxW (default: the network's input)"
     )
-    boxes.add_argument(
-        "--threshold",
-        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
-    )
-    boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
-    boxes.add_argument(
-        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
-    )
+    add_box_arguments(boxes)
     parser.add_argument(
         "--device", default="auto", help="where it will run: auto, cpu, cuda ... (default: auto)"
     )
@@ -89,11 +85,7 @@ def _check_combination(options: argparse.Namespace) -> None:
         source, idle = "a wsfast checkpoint", ["num_classes", "pretrained"]
     else:
         return  # open_classifier says what is missing
-    for name in idle:
-        value = getattr(options, name)
-        if value is not None and value is not False:
-            argument = "--" + name.replace("_", "-")
-            value_error(NAME, argument, f"left out with {source}", f"{value}")
+    check_left_out(NAME, options, idle, source)
 
 
 def open_localizer(options: argparse.Namespace) -> Localizer:

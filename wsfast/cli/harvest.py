@@ -16,7 +16,7 @@ from ..data.inputs import VIDEO_SUFFIXES
 from ..train import distributed
 from ..train.evaluation import RunMaps
 from ..train.harvest import harvest
-from .localize import parse_threshold
+from .arguments import parse_threshold
 
 NAME = "harvest"
 SUMMARY = "maps, pseudo-labels and boxes of a large folder, on any number of processes"
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     for name in ("max_boxes", "min_area", "batch_size"):
         check_range("harvest", f"--{name.replace('_', '-')}", getattr(options, name), 1, 10**6)
-    threshold = None if options.threshold is None else parse_threshold(options.threshold)
+    threshold = None if options.threshold is None else parse_threshold(options.threshold, NAME)
     files = [f for f in expand_inputs(options.images) if f.suffix.lower() not in VIDEO_SUFFIXES]
     if not files:
         value_error("harvest", "images", "at least one image", "videos only")

@@ -21,6 +21,7 @@ from ..deploy import (
 )
 from ..deploy.replay import ReplayedLocalizer
 from ..train.interrupt import StopRequest, stop_on_signals
+from .arguments import check_left_out
 from .live_output import RESULTS, SUMMARY, VIDEO, Output, report, short_report
 
 VANISHED = 3  # exit code: the source gave out before its end
@@ -62,9 +63,7 @@ def open_source(options: argparse.Namespace) -> VideoSource:
     """
     if len(options.images) != 1:
         value_error("localize", "--live", "given with one source", f"{len(options.images)}")
-    for name, idle in (("compare", False), ("npy", False), ("refine", "none")):
-        if getattr(options, name) != idle:
-            value_error("localize", f"--{name}", "left out with --live", "given")
+    check_left_out("localize", options, ("compare", "npy", "refine"), "--live")
     if options.queue < 1:
         value_error("localize", "--queue", "at least 1", f"{options.queue}")
     found = [name for name in (RESULTS, VIDEO, SUMMARY) if (options.out / name).exists()]

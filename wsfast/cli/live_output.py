@@ -18,6 +18,7 @@ from ..deploy import (
 )
 from .drawing import Image, localization_overlay, write_text
 from .opening import DEFAULT_METHOD
+from .records import picture_record
 
 RESULTS, VIDEO, SUMMARY = "results.jsonl", "annotated.mkv", "summary.json"
 _CLOSE_SECONDS = 1.0  # for the frame that another thread is writing
@@ -25,29 +26,16 @@ _CLOSE_SECONDS = 1.0  # for the frame that another thread is writing
 
 def frame_record(found: LocalizedFrame, class_names: tuple[str, ...]) -> dict[str, Any]:
     """A frame's line of results.jsonl; boxes are half-open pixels."""
-    valid = bool(found.logits.isfinite().all())
-    probabilities = found.logits.softmax(0)
-    predicted = int(probabilities.argmax())
+    height, width = found.frame.image.shape[:2]
     return {
         "frame": found.frame.index,
         "seconds": round(found.frame.seconds, 4),
-        "height": found.frame.image.shape[0],
-        "width": found.frame.image.shape[1],
-        "predicted_class": predicted if valid else None,
-        "predicted_name": _name(predicted, class_names) if valid else None,
-        "probability": round(float(probabilities[predicted]), 6) if valid else None,
-        "components": found.count,
-        "boxes": [
-            {"box": box, "score": round(score, 6)}
-            for box, score in zip(found.boxes.tolist(), found.scores.tolist(), strict=True)
-        ],
-        "valid": valid,
+        **picture_record(
+            (height, width), found.logits, found.boxes, found.scores, found.count, class_names
+        ),
+        "valid": bool(found.logits.isfinite().all()),
         "milliseconds": round(found.milliseconds, 3),
     }
-
-
-def _name(index: int, class_names: tuple[str, ...]) -> str:
-    return class_names[index] if class_names else str(index)
 
 
 class Output:

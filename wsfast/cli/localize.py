@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,18 @@ from ..deploy import resize_cams
 from ..train.evaluation import RunMaps
 from ..train.interrupt import stop_on_signals
 from . import compare, live
+from .arguments import (
+    add_box_arguments,
+    add_model_arguments,
+    add_target_argument,
+    parse_size,
+    parse_threshold,
+)
 from .classifier import Classifier
-from .drawing import localization_picture, write_png
+from .drawing import beside, localization_overlay, write_png
 from .methods import build_method
 from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run
+from .records import picture_record
 
 NAME = "localize"
 SUMMARY = "heat maps, masks and boxes for images, folders and videos"
@@ -61,13 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", nargs="+", help="image and video files, folders, glob patterns")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
-    model = parser.add_argument_group("classifier")
-    model.add_argument("--model", help="any timm classifier; left out for a wsfast checkpoint")
-    model.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
-    model.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
-    model.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
-    model.add_argument("--size", help="input size, N or HxW (default: the model's own)")
+    add_model_arguments(
+        parser.add_argument_group("model (a run, a timm classifier or a checkpoint)")
+    )
     cam = parser.add_argument_group("heat map")
     cam.add_argument(
         "--method",
@@ -95,16 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="none, or crf: the map's edges are moved to the image's by mean-field inference "
         "in a dense CRF (default: none)",
     )
-    cam.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
-    boxes = parser.add_argument_group("boxes")
-    boxes.add_argument(
-        "--threshold",
-        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
-    )
-    boxes.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
-    boxes.add_argument(
-        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
-    )
+    add_target_argument(cam)
+    add_box_arguments(parser.add_argument_group("boxes"))
     run = parser.add_argument_group("run")
     run.add_argument(
         "--batch-size",
@@ -116,79 +112,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_arguments(parser)
 
 
-def parse_threshold(text: str, where: str = "localize") -> float | str:
-    """``otsu``, ``otsu2`` or a number of 0-1.
-
-    >>> parse_threshold("0.3")
-    0.3
-    """
-    if text in ("otsu", "otsu2"):
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        value_error(where, "--threshold", "otsu, otsu2 or a number of 0 to 1", text)
-    return value
-
-
-def parse_size(
-    text: str | None, where: str = "localize", argument: str = "--size"
-) -> tuple[int, int] | None:
-    """``N`` or ``HxW`` in pixels.
-
-    >>> parse_size("512x1408")
-    (512, 1408)
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    sides = [int(part) for part in parts if part.isdigit()]
-    if len(sides) != len(parts) or len(sides) > 2 or min(sides, default=0) < 1:
-        value_error(where, argument, "N or HxW in pixels", text)
-    return (sides[0], sides[-1])
-
-
 @dataclass
 class Localization:
-    """What is known of one image."""
+    """What is known of one image; boxes without padding."""
 
     name: str
     image: NDArray[np.uint8]
     cam: Tensor
     threshold: float
-    boxes: ops.ScoredBoxes
-    predicted: int
-    probability: float
+    boxes: Tensor
+    scores: Tensor
+    areas: Tensor
+    count: int
+    logits: Tensor
     explained: int
     valid: bool
     milliseconds: float
 
-    def record(self, classifier: Classifier, source: Path) -> dict[str, Any]:
+    def record(self, class_names: Sequence[str] | None, source: Path) -> dict[str, Any]:
         """The image's entry of results.json; boxes are half-open pixels."""
-        found = min(int(self.boxes.counts[0]), self.boxes.boxes.shape[1])
-        boxes = [
-            {"box": box, "score": round(score, 6), "area": area}
-            for box, score, area in zip(
-                self.boxes.boxes[0, :found].tolist(),
-                self.boxes.scores[0, :found].tolist(),
-                self.boxes.areas[0, :found].tolist(),
-                strict=True,
-            )
-        ]
+        height, width = self.image.shape[:2]
+        common = picture_record(
+            (height, width), self.logits, self.boxes, self.scores, self.count, class_names
+        )
+        for box, area in zip(common["boxes"], self.areas.tolist(), strict=True):
+            box["area"] = area
         return {
             "name": self.name,
             "file": str(source),
-            "height": self.image.shape[0],
-            "width": self.image.shape[1],
-            "predicted_class": self.predicted,
-            "predicted_name": classifier.name_of(self.predicted),
-            "probability": round(self.probability, 6),
+            **common,
             "explained_class": self.explained,
             "threshold": round(self.threshold, 6),
-            "components": int(self.boxes.counts[0]),
-            "boxes": boxes,
             "valid": self.valid,
             "milliseconds": round(self.milliseconds, 3),
         }
@@ -210,31 +164,25 @@ def localize_batch(
     start = time.perf_counter()
     inputs = torch.stack([classifier.prepare(image) for _, image in batch]).to(device)
     result = method(inputs, target)
-    probabilities = result.logits.float().softmax(dim=1).cpu()
+    logits = result.logits.float().cpu()
     assert result.target is not None
     found = []
     for i, (name, image) in enumerate(batch):
-        size = (image.shape[0], image.shape[1])
-        cam = resize_cams(result.cams[i : i + 1], size)
+        cam = resize_cams(result.cams[i : i + 1], (image.shape[0], image.shape[1]))
         if refine == "crf":
             cam = crf_cams(image_to_tensor(image, image.shape[2])[None].to(cam.device), cam)
         limit = ops.cam_thresholds(cam, threshold)
-        boxes = ops.cam_boxes(cam, limit, max_boxes=max_boxes, min_area=min_area)
-        predicted = int(probabilities[i].argmax())
+        boxes, scores, areas, counts = (
+            part[0].cpu()
+            for part in ops.cam_boxes(cam, limit, max_boxes=max_boxes, min_area=min_area)
+        )
+        kept = min(int(counts), max_boxes)
         found.append(
             Localization(
-                name,
-                image,
-                cam[0].cpu(),
-                float(limit),
-                ops.ScoredBoxes(*(t.cpu() for t in boxes)),
-                predicted,
-                float(probabilities[i, predicted]),
-                int(result.target[i]),
-                bool(result.valid[i]),
-                0.0,
+                name, image, cam[0].cpu(), float(limit), boxes[:kept], scores[:kept], areas[:kept],
+                int(counts), logits[i], int(result.target[i]), bool(result.valid[i]), 0.0,
             )
-        )
+        )  # fmt: skip
     share = (time.perf_counter() - start) * 1000 / len(batch)
     for item in found:
         item.milliseconds = share
@@ -257,15 +205,10 @@ def batches(
 
 def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
     """Write one image's overlay and, where asked for, its heat map."""
-    found = min(int(item.boxes.counts[0]), item.boxes.boxes.shape[1])
     cam = item.cam.numpy()
-    picture = localization_picture(
-        item.image,
-        cam,
-        cam >= np.float32(item.threshold),
-        item.boxes.boxes[0, :found].numpy(),
-        item.boxes.scores[0, :found].numpy(),
-    )
+    mask = cam >= np.float32(item.threshold)
+    overlay = localization_overlay(item.image, cam, mask, item.boxes.numpy(), item.scores.numpy())
+    picture = beside(item.image, overlay)
     write_png(out / f"{item.name}.png", picture)
     if npy:
         buffer = io.BytesIO()
@@ -275,8 +218,8 @@ def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command: everything is checked before the first image is read."""
-    threshold = parse_threshold(options.threshold or "otsu")
-    size = parse_size(options.size)
+    threshold = parse_threshold(options.threshold or "otsu", NAME)
+    size = parse_size(options.size, NAME)
     check_choice("localize", "--refine", options.refine, ["none", "crf"])
     for argument in ("batch_size", "max_boxes", "min_area"):
         value = getattr(options, argument)
@@ -328,7 +271,7 @@ def localize_files(
                 max_boxes=options.max_boxes, min_area=options.min_area, refine=options.refine,
             ):  # fmt: skip
                 write_localization(item, options.out, npy=options.npy)
-                records.append(item.record(classifier, images.sources[item.name]))
+                records.append(item.record(classifier.class_names, images.sources[item.name]))
                 lines.write(records[-1])
             bar.update(len(batch))
             if request.number:

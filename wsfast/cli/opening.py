@@ -11,6 +11,7 @@ from .._check import value_error
 from ..deploy import GradientLocalizer, Localizer, NeedsGradientsError
 from ..deploy.base import Boxing
 from ..train.evaluation import RunMaps
+from .arguments import check_left_out
 from .classifier import Classifier, open_classifier
 from .methods import build_method, method_names
 
@@ -56,11 +57,8 @@ def open_run(
 
 def check_run_options(options: argparse.Namespace) -> None:
     """Raise ValueError for options that a run decides."""
-    for name in ("model", "checkpoint", "method"):
-        if getattr(options, name) is not None:
-            value_error("localize", f"--{name}", "left out with --run", getattr(options, name))
-    if options.compare:
-        value_error("localize", "--compare", "left out with --run", "given")
+    decided = ("model", "checkpoint", "pretrained", "num_classes", "method", "layers", "compare")
+    check_left_out("localize", options, decided, "--run")
 
 
 def open_localizer(

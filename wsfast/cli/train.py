@@ -32,6 +32,7 @@ from ..train.interrupt import Interrupted
 from ..train.localizer import Preview, ProposalPreview
 from ..train.runs import CONFIGS, configure, preview
 from ..train.runs import run as train
+from .arguments import read_size
 from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png, write_text
 
 _PREVIEW_SIDE = 256  # small images are enlarged to about this
@@ -115,10 +116,10 @@ def _parse_size(text: str) -> list[int]:
     >>> _parse_size("640x224")
     [640, 224]
     """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) for part in parts):
+    size = read_size(text)
+    if size is None:
         raise argparse.ArgumentTypeError(f"must be N or HxW in pixels, got {text}")
-    return [int(parts[0]), int(parts[-1])]
+    return list(size)
 
 
 def run(options: argparse.Namespace) -> int:

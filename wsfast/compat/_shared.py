@@ -1,6 +1,8 @@
 """What the two interfaces to CAM libraries share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -8,6 +10,26 @@ from torch import Tensor
 from .._check import value_error
 
 OutputTarget = Callable[[Tensor], Tensor]
+
+
+class Managed:
+    """``with`` around an extractor; what it holds, if anything, is released at the end."""
+
+    def __enter__(self) -> Self:
+        """The object itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release what is held; no exception is swallowed."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """Release what is held."""
 
 
 def per_image_scores(where: str, targets: Sequence[OutputTarget], logits: Tensor) -> Tensor:

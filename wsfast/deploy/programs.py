@@ -50,6 +50,7 @@ class LoadedLocalizer:
     Args:
         run: from uint8 images to the six tensors.
         metadata: see :func:`describe`.
+        device: where the program is.
 
     Attributes:
         metadata: as they were written, all of it text.
@@ -57,21 +58,25 @@ class LoadedLocalizer:
         image_size: height and width of the pictures that the program takes.
         channels: of those pictures.
         class_names: one per class, or empty.
+        device: where the pictures have to be.
     """
 
-    def __init__(self, run: Callable[[Tensor], Any], metadata: dict[str, str]) -> None:
+    def __init__(
+        self, run: Callable[[Tensor], Any], metadata: dict[str, str], device: torch.device
+    ) -> None:
         self.metadata = metadata
         self.input_size = int(metadata["input_height"]), int(metadata["input_width"])
         self.image_size = int(metadata["image_height"]), int(metadata["image_width"])
         self.channels = int(metadata["channels"])
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
+        self.device = device
         self._run = run
 
     def __call__(self, images: Tensor) -> LocalizerOutput:
         """Localise a batch (N, channels, *image_size) of uint8 pictures on the program's device.
 
         Raises:
-            ValueError: pictures of another shape.
+            ValueError: pictures of another shape, or on another device.
             TypeError: other than uint8.
         """
         where = "deploy.LoadedLocalizer"
@@ -80,6 +85,8 @@ class LoadedLocalizer:
             expected = f"uint8 of shape (N, {self.channels}, {self.image_size[0]}, "
             expected += f"{self.image_size[1]}) with N >= 1, as exported"
             value_error(where, "images", expected, f"{images.dtype} of {list(images.shape)}")
+        if images.device.type != self.device.type:
+            value_error(where, "images", f"on {self.device}, as the program", f"{images.device}")
         return LocalizerOutput(*self._run(images))
 
 
@@ -132,7 +139,7 @@ def _open_torchscript(file: Path, device: torch.device) -> LoadedLocalizer:
         with torch.no_grad():
             return program(images)
 
-    return LoadedLocalizer(run, json.loads(extra[METADATA_FILE]))
+    return LoadedLocalizer(run, json.loads(extra[METADATA_FILE]), device)
 
 
 def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
@@ -140,12 +147,5 @@ def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
     # strides and device for granted.
     loader = torch._inductor.aoti_load_package(str(file)).loader
     metadata = loader.get_metadata()
-    place = metadata.get("AOTI_DEVICE_KEY", "cpu")
-
-    def run(images: Tensor) -> Any:
-        if images.device.type != place:
-            expected = f"on {place}, as exported"
-            value_error("deploy.LoadedLocalizer", "images", expected, f"{images.device}")
-        return loader.run([images.contiguous()])
-
-    return LoadedLocalizer(run, metadata)
+    place = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
+    return LoadedLocalizer(lambda images: loader.run([images.contiguous()]), metadata, place)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..._check import type_error, value_error
 from ...cam import CAMMethod, CAMResult
-from .._shared import OutputTarget, per_image_scores
+from .._shared import Managed, OutputTarget, per_image_scores
 
 Maps = NDArray[np.float32]
 Reshape = Callable[[Tensor], Tensor]
@@ -28,22 +27,6 @@ def _flipped(images: Tensor) -> Tensor:
 
 def _brightened(turn: OutputTarget, factor: float, images: Tensor) -> Tensor:
     return turn(images) * factor
-
-
-class Managed:
-    """``with`` around an object that holds nothing."""
-
-    def __enter__(self) -> Self:
-        """The object itself; there is nothing to set up."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing to release, and no exception is swallowed."""
 
 
 class BaseCAM(Managed):

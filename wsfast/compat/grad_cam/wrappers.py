@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ... import ops
 from ..._check import type_error
 from ...cam import filtered_backprop
-from .._shared import OutputTarget
-from .base import BaseCAM, Managed, Maps, Reshape, to_numpy
+from .._shared import Managed, OutputTarget
+from .base import BaseCAM, Maps, Reshape, to_numpy
 from .methods import FullGrad, GradCAM, GradCAMPlusPlus
 from .targets import finer_score
 

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from ... import ops
 from ..._check import type_error, value_error
 from ...cam.capture import undisturbed
-from .._shared import OutputTarget, per_image_scores
+from .._shared import Managed, OutputTarget, per_image_scores
 
 Layer = nn.Module | str
 
 _logger = logging.getLogger(__name__)
 
 
-class Extractor:
+class Extractor(Managed):
     """What the extractors share.
 
     Args:
@@ -98,17 +97,7 @@ class Extractor:
             handle.remove()
         self.hook_handles.clear()
 
-    def __enter__(self) -> Self:
-        """The extractor."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the hooks off the model."""
+    def _leave(self) -> None:
         self.remove_hooks()
         self.reset_hooks()
 

@@ -1,20 +1,19 @@
 """Extractors around others: RefineCAM and Finer-CAM."""
 
 import math
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ... import ops
 from ..._check import check_count, check_range, type_error, value_error
-from .._shared import OutputTarget
+from .._shared import Managed, OutputTarget
 from .extractor import Extractor, Layer
 from .gradient import GradCAM, GradCAMpp, GradientExtractor, LayerCAM
 
 
-class _Wrapper:
+class _Wrapper(Managed):
     """Hands hooks and names on to the extractor inside."""
 
     def __init__(self, base_cam: Extractor) -> None:
@@ -46,18 +45,8 @@ class _Wrapper:
         """Take the hooks off the model."""
         self.base_cam.remove_hooks()
 
-    def __enter__(self) -> Self:
-        """The extractor."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the hooks off the model."""
-        self.base_cam.__exit__(kind, error, traceback)
+    def _leave(self) -> None:
+        self.remove_hooks()
 
     def __repr__(self) -> str:
         inside = type(self.base_cam).__name__

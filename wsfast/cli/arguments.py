@@ -1,0 +1,88 @@
+"""Arguments that several commands take, and how their texts are read."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .._check import value_error
+
+MODEL_GROUP = "model (a run, a timm classifier or a checkpoint)"
+_NOT_GIVEN = (None, False, "none")
+
+
+def add_model_arguments(group: Any) -> None:
+    """Add what names a timm classifier or a checkpoint, and the size of its input."""
+    group.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
+    group.add_argument("--model", help="any timm classifier; left out for a wsfast checkpoint")
+    group.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
+    group.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
+    group.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
+    group.add_argument("--size", help="network's input, N or HxW (default: the model's own)")
+
+
+def add_target_argument(group: Any) -> None:
+    """Add the class to explain."""
+    group.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
+
+
+def add_box_arguments(group: Any) -> None:
+    """Add how boxes are made of a map."""
+    group.add_argument(
+        "--threshold",
+        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
+    )
+    group.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
+    group.add_argument(
+        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
+    )
+
+
+def check_left_out(
+    where: str, options: argparse.Namespace, names: Iterable[str], beside: str
+) -> None:
+    """Raise ValueError for options that would have no effect beside another."""
+    for name in names:
+        value = getattr(options, name)
+        if value not in _NOT_GIVEN:
+            actual = "given" if value is True else f"{value}"
+            value_error(where, "--" + name.replace("_", "-"), f"left out with {beside}", actual)
+
+
+def parse_threshold(text: str, where: str) -> float | str:
+    """``otsu``, ``otsu2`` or a number of 0-1; ``where`` is the command that messages name.
+
+    >>> parse_threshold("0.3", "localize")
+    0.3
+    """
+    if text in ("otsu", "otsu2"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        value_error(where, "--threshold", "otsu, otsu2 or a number of 0 to 1", text)
+    return value
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """Height and width of ``N`` or ``HxW``, None where the text is neither.
+
+    >>> read_size("512x1408"), read_size("64"), read_size("0x5")
+    ((512, 1408), (64, 64), None)
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) for part in parts):
+        return None
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_size(text: str | None, where: str, argument: str = "--size") -> tuple[int, int] | None:
+    """The same of an argument that may be left out."""
+    if text is None:
+        return None
+    size = read_size(text)
+    if size is None:
+        value_error(where, argument, "N or HxW in pixels", text)
+    return size
