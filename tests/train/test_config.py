@@ -47,6 +47,11 @@ def test_presets_give_way_to_what_is_said_and_survive_a_round_trip(tmp_path):
     assert FCAMConfig.build(read_settings(tmp_path / CONFIG, "fcam")) == config
 
 
+def test_yaml_reads_off_as_false(tmp_path):
+    (tmp_path / CONFIG).write_text("amp: off\n")
+    assert FCAMConfig.build(read_settings(tmp_path / CONFIG, "fcam")).amp == "off"
+
+
 def test_papers_settings():
     paper = FCAMConfig.build({"preset": "paper"})
     assert (paper.crf_weight, paper.sigma_rgb, paper.sigma_xy) == (2e-9, 15.0, 100.0)

@@ -212,8 +212,10 @@ def test_the_global_random_state_is_left_alone():
 
 def test_tensorboard_is_asked_for_only_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = tmp_path / "run"
     with pytest.raises(ValueError, match="tensorboard must be false without the tensorboard pack"):
-        RunLog(tmp_path, epochs=0, tensorboard=True)
+        fit(make_recipe(epochs=1, tensorboard=True), out=out, progress=False)
+    assert not out.exists()
 
 
 def test_a_line_that_a_kill_cut_short_and_later_epochs_are_dropped(tmp_path):

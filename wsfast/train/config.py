@@ -187,6 +187,8 @@ def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(found, dict):
         value_error("train", "--config", "a YAML file of `name: value` lines", f"{path}")
     settings = dict(found)
+    if settings.get("amp") is False:  # YAML reads a bare `off` so
+        settings["amp"] = "off"
     return str(settings.pop("recipe", "")), settings
 
 

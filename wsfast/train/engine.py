@@ -21,7 +21,7 @@ from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
 from wsfast.train.interrupt import Interrupted, StopRequest, stop_on_signals
 from wsfast.train.loading import Plan
-from wsfast.train.log import Record, RunLog, read_log
+from wsfast.train.log import Record, RunLog, read_log, summary_writer
 from wsfast.train.random_state import derive_seed
 from wsfast.train.recipe import Recipe, Step
 from wsfast.train.schedule import Schedule
@@ -118,6 +118,8 @@ class _Run:
         if config.select_on != "last" and config.select_on not in recipe.selections:
             choices = ", ".join([*recipe.selections, "last"])
             value_error("train", "select_on", f"{choices} for this data", config.select_on)
+        if config.tensorboard:
+            summary_writer()  # its absence is told before the run's folder is made
 
     def prepare(self, resume: bool) -> None:
         """Take up the state in the run's folder, or begin one."""

@@ -38,7 +38,9 @@ class RunLog:
         kept = [record for record in read_log(folder) if record["epoch"] <= epochs]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self._path, lines.encode(), durable=True)
-        self._board = _open_tensorboard(folder / "tensorboard", epochs) if tensorboard else None
+        self._board: Any = None
+        if tensorboard:
+            self._board = summary_writer()(str(folder / "tensorboard"), purge_step=epochs + 1)
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -58,9 +60,14 @@ class RunLog:
             self._board.close()
 
 
-def _open_tensorboard(folder: Path, epochs: int) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's writer class.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         value_error("train", "tensorboard", "false without the tensorboard package", "true")
-    return SummaryWriter(str(folder), purge_step=epochs + 1)
+    return SummaryWriter
