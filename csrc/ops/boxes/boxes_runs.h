@@ -43,15 +43,22 @@ class RunLabeler {
     return number_components(runs);
   }
 
+  // Of a row's bits.
+  int32_t words() const { return words_; }
+
   // Calls visit(run) for the runs of all strips from the top, from left to right.
   template <class Visit>
   void for_runs(const Visit& visit) const {
-    for (int32_t s = 0; s < strips(); ++s) {
-      for (int32_t r = strip_start_[s]; r < strip_start_[s + 1]; ++r) {
-        const Filled& filled = filled_[r];
-        visit(Run{s * strip_rows_, begin_[r], end_[r], parent_[r], filled.upper, filled.lower});
-      }
-    }
+    for (int32_t s = 0; s < strips(); ++s) for_strip(s, visit);
+  }
+
+  // Calls visit(component, begin, end) for the stretches of pixels of one row, from left to right.
+  template <class Visit>
+  void for_row(int32_t y, const Visit& visit) const {
+    for_strip(y / strip_rows_, [&](const Run& run) {
+      for_stretches(y, run, y == run.y ? run.upper : run.lower,
+                    [&](int32_t, int32_t begin, int32_t end) { visit(run.component, begin, end); });
+    });
   }
 
   // Writes `value` to a run's pixels of an image.
@@ -86,6 +93,14 @@ class RunLabeler {
   };
 
   static constexpr int kUnroll = 4;  // so many positions are written past the last one
+
+  template <class Visit>
+  void for_strip(int32_t s, const Visit& visit) const {
+    for (int32_t r = strip_start_[s]; r < strip_start_[s + 1]; ++r) {
+      const Filled& filled = filled_[r];
+      visit(Run{s * strip_rows_, begin_[r], end_[r], parent_[r], filled.upper, filled.lower});
+    }
+  }
 
   int32_t strips() const { return static_cast<int32_t>(strip_start_.size()) - 1; }
   uint64_t* row_bits(int32_t y) { return bits_.data() + int64_t{y} * words_; }
