@@ -34,7 +34,7 @@ class Bands {
  private:
   // An image of less takes about as long as threads take to wake and seams to join.
   static constexpr int64_t kSmallestImage = int64_t{1} << 18;
-  static constexpr int64_t kBandPixels = int64_t{1} << 16;
+  static constexpr int64_t kBandPixels = int64_t{1} << 17;
   static constexpr int64_t kMostBands = 64;
   static constexpr int64_t kFewestRows = 16;  // else most components would be pieces
 

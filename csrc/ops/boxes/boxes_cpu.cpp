@@ -2,13 +2,13 @@
 // of rows (boxes_bands.h), so results do not depend on the number of threads.
 #include <algorithm>
 #include <bit>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "boxes_args.h"
 #include "boxes_bands.h"
 #include "boxes_components.h"
+#include "boxes_labels.h"
 #include "boxes_math.h"
 
 #define WS_SIMD_BODY "../ops/boxes/boxes_simd.h"
@@ -154,11 +154,13 @@ std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t 
   auto* const count = write_ptr<int32_t>(counts);
   const auto neighbours = static_cast<int>(connectivity);
   dispatch_simd([&]<class Passes>() {
-    if (bands.count() == 1) return label_images<Passes>(masks, shape, neighbours, label, count);
-    for_large_images(shape.images, [&](int64_t n) {
+    if (bands.count() == 1 || shape.images >= thread_count()) {  // labels are the same either way
+      return label_images<Passes>(masks, shape, neighbours, label, count);
+    }
+    for (int64_t n = 0; n < shape.images; ++n) {
       const int64_t at = n * shape.pixels();
       count[n] = label_bands<Passes>({masks + at, shape.width}, bands, neighbours, label + at);
-    });
+    }
   });
   return {labels, counts};
 }
@@ -309,46 +311,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
 
 // ---- boxes of labels ----------------------------------------------------------------------------
 
-// Boxes and areas of the labels 1..most of one image; its largest label.
-int32_t measure_labels(const int32_t* labels, const Shape& shape, int64_t most, int32_t* boxes,
-                       int32_t* areas) {
-  std::fill(boxes, boxes + most * 4, -1);
-  std::fill(areas, areas + most, -1);
-  int32_t largest = 0;
-  for (int32_t y = 0; y < shape.height; ++y, labels += shape.width) {
-    for (int32_t x = 0, end; x < shape.width; x = end) {
-      const int32_t label = labels[x];
-      for (end = x + 1; end < shape.width && labels[end] == label; ++end) {
-      }
-      largest = std::max(largest, label);
-      if (label < 1 || label > most) continue;
-      int32_t* const box = boxes + (int64_t{label} - 1) * 4;
-      int32_t& area = areas[label - 1];
-      const bool first = area < 0;
-      box[0] = first ? x : std::min(box[0], x);
-      if (first) box[1] = y;  // rows come from the top
-      box[2] = std::max(box[2], end);
-      box[3] = y + 1;
-      area = (first ? 0 : area) + end - x;
-    }
-  }
-  return largest;
-}
-
 std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t max_labels) {
   const Shape shape = shape_of("label_boxes", "labels", labels);
   WS_CHECK(labels.scalar_type() == ScalarType::Int, "wsfast::label_boxes: labels must be int32");
   WS_CHECK(max_labels >= 1, "wsfast::label_boxes: max_labels must be at least 1, got ", max_labels);
   const Tensor images = as_contiguous(labels);
   const BoxTensors out(labels, shape, max_labels);
-  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-    for (int64_t n; tasks.take(n);) {
-      write_ptr<int32_t>(out.counts)[n] =
-          measure_labels(read_ptr<int32_t>(images) + n * shape.pixels(), shape, max_labels,
-                         write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
-                         write_ptr<int32_t>(out.areas) + n * max_labels);
-    }
-  });
+  const auto measure_one = [&](int64_t n) {
+    const LabelImage image{read_ptr<int32_t>(images) + n * shape.pixels(), shape.height,
+                           shape.width};
+    write_ptr<int32_t>(out.counts)[n] =
+        measure_labels(image, max_labels, write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
+                       write_ptr<int32_t>(out.areas) + n * max_labels);
+  };
+  if (Bands(shape.height, shape.width).count() > 1) {
+    for_large_images(shape.images, measure_one);
+  } else {
+    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+      for (int64_t n; tasks.take(n);) measure_one(n);
+    });
+  }
   return {out.boxes, out.areas, out.counts};
 }
 
