@@ -1,4 +1,4 @@
-"""Room `boxes`: images that are cut into bands of rows, against OpenCV, for any number of threads."""
+"""Room `boxes`: images cut into bands of rows, against OpenCV, for any number of threads."""
 
 import math
 from collections.abc import Callable
