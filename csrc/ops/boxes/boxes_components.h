@@ -44,7 +44,8 @@ inline void find_keys(const std::vector<Component>& components, int64_t min_area
 template <class Key>
 void sort_largest(std::vector<Key>& keys, int64_t most) {
   const auto kept = std::min<int64_t>(most, static_cast<int64_t>(keys.size()));
-  std::partial_sort(keys.begin(), keys.begin() + kept, keys.end());
+  std::nth_element(keys.begin(), keys.begin() + kept, keys.end());
+  std::sort(keys.begin(), keys.begin() + kept);
 }
 
 }  // namespace wsfast::boxes
