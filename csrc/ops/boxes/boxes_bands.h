@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "boxes_components.h"
@@ -96,7 +97,8 @@ class Seams {
     for (int32_t b = 0; b < bands; ++b) {
       start_[b + 1] = start_[b] + static_cast<int32_t>(edges_of(b).pieces.size());
     }
-    for (int32_t piece = 0; piece < start_[bands]; ++piece) first_.push_back(piece);
+    first_.resize(start_[bands]);
+    std::iota(first_.begin(), first_.end(), 0);
     for (int32_t b = 0; b + 1 < bands; ++b) {
       join(edges_of(b).last_row, start_[b], edges_of(b + 1).first_row, start_[b + 1],
            connectivity == 8 ? 1 : 0);

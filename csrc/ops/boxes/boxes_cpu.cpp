@@ -1,6 +1,7 @@
 // Schemas and CPU kernels of the boxes room: one image per task or, where images are large, one band
 // of rows (boxes_bands.h), so results do not depend on the number of threads.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <optional>
 #include <vector>
