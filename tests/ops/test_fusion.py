@@ -235,6 +235,20 @@ def test_deterministic() -> None:
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_one_large_map(threads: int) -> None:
+    """Its extremes lie in the first and the last of the blocks that threads share."""
+    torch.set_num_threads(threads)
+    cams = torch.rand(1, 611, 613)
+    cams[0, 0, 0], cams[0, -1, -1] = -1.0, 3.0
+    fused = wsfast.fuse_cams([cams], (611, 613), layer_norm="minmax", norm=None)
+    torch.testing.assert_close(fused, (cams + 1) / 4)
+    cams[0, -1, -2] = math.inf
+    assert not torch.ops.wsfast.fuse_cams(
+        [cams], torch.ones(1), 611, 613, "minmax", "sum", "none", 1e-7
+    )[1].item()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(2, 20)), min_size=1, max_size=4),

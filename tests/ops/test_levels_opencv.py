@@ -95,3 +95,27 @@ def test_large_shapes(name: str) -> None:
             assert area2[0, level].item() == round(2 * area)
         best = wsfast.level_best_iou(tensor, torch.tensor([[0, 0, 2047, 2047]]), torch.arange(2))
         assert best.shape == (1, 256)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(701, 803), (3, 200_001), (200_001, 3)])
+def test_large_maps_on_any_number_of_threads(shape: tuple[int, int], threads: int) -> None:
+    """Maps whose rows several threads share."""
+    torch.set_num_threads(threads)
+    image = make_map("coarse", *shape, seed=4)
+    levels = torch.from_numpy(image)[None]
+    boxes, area2 = wsfast.level_boxes(levels)
+    for level in (0, 60, 127, 200, 254):
+        box, area = opencv_largest(opencv_contours(image, level, cv2.RETR_EXTERNAL))
+        assert boxes[0, level].tolist() == box
+        assert area2[0, level].item() == round(2 * area)
+    maps, edges = levels.double() / 255, torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    masks = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(0, 3, maps.shape)]
+    for row, found in enumerate(wsfast.score_histograms(maps, masks, edges)):
+        expected, _ = np.histogram(maps[masks == row].numpy(), bins=edges.numpy())
+        np.testing.assert_array_equal(found.numpy(), expected)
+    maps[0, -1, -1], masks[0, -1, -1] = math.nan, 7
+    _, valid, known = torch.ops.wsfast.score_histograms(maps, masks, edges)
+    assert not valid.item()
+    assert not known.item()
+    assert not torch.ops.wsfast.level_boxes(maps)[2].item()

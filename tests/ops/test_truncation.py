@@ -302,7 +302,9 @@ def test_deterministic() -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append([*every_op(a, g), wsfast.truncated_gradcam(a, g, 30, scope="sample")])
+        per_sample = wsfast.truncated_gradcam(a, g, 30, scope="sample")
+        large = wsfast.truncated_gradcam(*(x.view(1, 1, 780, -1) for x in (a, g)), 30)
+        results.append([*every_op(a, g), per_sample, large])
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             assert torch.equal(ours, theirs)

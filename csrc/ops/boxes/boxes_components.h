@@ -30,16 +30,22 @@ void measure(const Labeler& labeler, int32_t count, const RunSum& run_sum,
   });
 }
 
-// Keys of the components of at least min_area pixels; the first `most` are the largest, in order.
-inline void find_largest(const std::vector<Component>& components, int64_t min_area, int64_t most,
-                         std::vector<uint64_t>& keys) {
+// Keys of the components of at least min_area pixels, in the order of their numbers.
+inline void find_keys(const std::vector<Component>& components, int64_t min_area,
+                      std::vector<uint64_t>& keys) {
   keys.clear();
   for (size_t c = 0; c < components.size(); ++c) {
     if (components[c].area < min_area) continue;
     keys.push_back(size_key(components[c].area, static_cast<uint32_t>(c)));
   }
+}
+
+// Puts the `most` smallest keys, those of the largest components, first and in order.
+template <class Key>
+void sort_largest(std::vector<Key>& keys, int64_t most) {
   const auto kept = std::min<int64_t>(most, static_cast<int64_t>(keys.size()));
-  std::partial_sort(keys.begin(), keys.begin() + kept, keys.end());
+  std::nth_element(keys.begin(), keys.begin() + kept, keys.end());
+  std::sort(keys.begin(), keys.begin() + kept);
 }
 
 }  // namespace wsfast::boxes

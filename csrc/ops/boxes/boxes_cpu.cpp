@@ -1,11 +1,15 @@
-// Schemas and CPU kernels of the boxes room: one image per task, so results do not depend on the
-// number of threads.
+// Schemas and CPU kernels of the boxes room: one image per task or, where images are large, one band
+// of rows (boxes_bands.h), so results do not depend on the number of threads.
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <optional>
 #include <vector>
 
 #include "boxes_args.h"
+#include "boxes_bands.h"
 #include "boxes_components.h"
+#include "boxes_labels.h"
 #include "boxes_math.h"
 
 #define WS_SIMD_BODY "../ops/boxes/boxes_simd.h"
@@ -21,21 +25,122 @@ int64_t grain(const Shape& shape) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, shape.pixels()));
 }
 
-template <class Passes>
-int32_t label_mask(typename Passes::Labeler& labeler, const uint8_t* mask, const Shape& shape) {
-  return labeler.label([&](int32_t y, uint64_t* words) {
-    Passes::nonzero_bits(mask + int64_t{y} * shape.width, shape.width, words);
-  });
+// body(n) for large images: on several threads where there are enough images; else each image may
+// use all threads.
+template <class Body>
+void for_large_images(int64_t images, const Body& body) {
+  const auto run = [&](auto tasks) {
+    for (int64_t n; tasks.take(n);) body(n);
+  };
+  if (images >= thread_count()) return share_tasks(images, 1, run);
+  for (int64_t n = 0; n < images; ++n) body(n);
 }
+
+template <class Passes>
+struct MaskRows {
+  const uint8_t* pixels;
+  int32_t width;
+
+  MaskRows from(int32_t y) const { return {pixels + int64_t{y} * width, width}; }
+
+  // Row y as bits of a labeler. False if it holds NaN.
+  bool fill_bits(int32_t y, uint64_t* words) const {
+    Passes::nonzero_bits(pixels + int64_t{y} * width, width, words);
+    return true;
+  }
+
+  // What a run adds to the sum of its component.
+  template <class Labeler>
+  double sum(const Labeler&, const typename Labeler::Run&) const {
+    return 0.0;
+  }
+};
+
+// {map >= threshold}
+template <class Passes, class T>
+struct MapRows {
+  const T* map;
+  acc_t<T> threshold;
+  int32_t width;
+
+  const T* row(int32_t y) const { return map + int64_t{y} * width; }
+  MapRows from(int32_t y) const { return {row(y), threshold, width}; }
+
+  bool fill_bits(int32_t y, uint64_t* words) const {
+    return Passes::threshold_bits(row(y), width, threshold, words);
+  }
+
+  template <class Labeler>
+  double sum(const Labeler& labeler, const typename Labeler::Run& run) const {
+    double sum = 0;
+    labeler.for_stretches(run, [&](int32_t y, int32_t begin, int32_t end) {
+      sum += Passes::sum(row(y) + begin, end - begin);
+    });
+    return sum;
+  }
+};
 
 // ---- labels -------------------------------------------------------------------------------------
 
-template <class Labeler>
-void write_labels(const Labeler& labeler, const Shape& shape, int32_t* labels) {
-  std::fill(labels, labels + shape.pixels(), 0);
+template <class Labeler, class NumberOf>
+void write_labels(const Labeler& labeler, int64_t pixels, const NumberOf& number_of,
+                  int32_t* labels) {
+  std::fill(labels, labels + pixels, 0);
   labeler.for_runs([&](const typename Labeler::Run& run) {
-    labeler.paint(run, run.component + 1, labels);
+    labeler.paint(run, number_of(run.component) + 1, labels);
   });
+}
+
+template <class Passes>
+int32_t label_image(typename Passes::Labeler& labeler, const MaskRows<Passes>& rows) {
+  return labeler.label([&](int32_t y, uint64_t* words) { rows.fill_bits(y, words); });
+}
+
+template <class Passes>
+void label_images(const uint8_t* masks, const Shape& shape, int connectivity, int32_t* labels,
+                  int32_t* counts) {
+  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+    typename Passes::Labeler labeler(shape.height, shape.width, connectivity);
+    for (int64_t n; tasks.take(n);) {
+      const int64_t at = n * shape.pixels();
+      counts[n] = label_image<Passes>(labeler, {masks + at, shape.width});
+      write_labels(labeler, shape.pixels(), [](int32_t c) { return c; }, labels + at);
+    }
+  });
+}
+
+// Writes the labels of one image by bands; number of its components.
+template <class Passes>
+int32_t label_bands(const MaskRows<Passes>& rows, const Bands& bands, int connectivity,
+                    int32_t* labels) {
+  struct Band {
+    std::optional<typename Passes::Labeler> labeler;
+    Edges edges;
+    int32_t components;
+  };
+  std::vector<Band> parts(bands.count());
+  const auto for_bands = [&](const auto& body) {
+    share_tasks(bands.count(), 1, [&](Tasks tasks) {
+      for (int64_t b; tasks.take(b);) body(static_cast<int32_t>(b), parts[b]);
+    });
+  };
+  for_bands([&](int32_t b, Band& band) {
+    band.labeler.emplace(bands.rows(b), rows.width, connectivity);
+    band.components = label_image<Passes>(*band.labeler, rows.from(bands.begin(b)));
+    band.edges = find_edges(*band.labeler, bands.rows(b), band.components);
+  });
+  const auto edges_of = [&](int32_t b) -> const Edges& { return parts[b].edges; };
+  const Seams seams(bands.count(), connectivity, edges_of);
+  const BandNumbers numbers(bands.count(), seams, edges_of,
+                            [&](int32_t b) { return parts[b].components; });
+  for_bands([&](int32_t b, Band& band) {
+    const std::vector<int32_t> number = numbers.of_band(b, band.edges, band.components);
+    write_labels(*band.labeler, int64_t{bands.rows(b)} * rows.width,
+                 [&](int32_t c) { return number[c]; },
+                 labels + int64_t{bands.begin(b)} * rows.width);
+    band.labeler.reset();
+  });
+  return numbers.count();
 }
 
 std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t connectivity) {
@@ -44,54 +149,48 @@ std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t 
   const Tensor bytes = mask_bytes("connected_components", mask);
   Tensor labels = new_tensor(mask, {shape.images, shape.height, shape.width}, ScalarType::Int);
   Tensor counts = new_tensor(mask, {shape.images}, ScalarType::Int);
+  const Bands bands(shape.height, shape.width);
+  const auto* masks = read_ptr<uint8_t>(bytes);
+  auto* const label = write_ptr<int32_t>(labels);
+  auto* const count = write_ptr<int32_t>(counts);
+  const auto neighbours = static_cast<int>(connectivity);
   dispatch_simd([&]<class Passes>() {
-    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-      typename Passes::Labeler labeler(shape.height, shape.width, static_cast<int>(connectivity));
-      for (int64_t n; tasks.take(n);) {
-        const int64_t at = n * shape.pixels();
-        write_ptr<int32_t>(counts)[n] =
-            label_mask<Passes>(labeler, read_ptr<uint8_t>(bytes) + at, shape);
-        write_labels(labeler, shape, write_ptr<int32_t>(labels) + at);
-      }
-    });
+    if (bands.count() == 1 || shape.images >= thread_count()) {  // labels are the same either way
+      return label_images<Passes>(masks, shape, neighbours, label, count);
+    }
+    for (int64_t n = 0; n < shape.images; ++n) {
+      const int64_t at = n * shape.pixels();
+      count[n] = label_bands<Passes>({masks + at, shape.width}, bands, neighbours, label + at);
+    }
   });
   return {labels, counts};
 }
 
 // ---- boxes --------------------------------------------------------------------------------------
 
-// Finds the boxes of one image after the other and writes them into the batch.
-template <class Labeler>
-class BoxWriter {
+// Writes the boxes of one image after the other into the batch.
+class SlotWriter {
  public:
-  BoxWriter(const BoxTensors& out, const Shape& shape, const BoxOptions& options)
-      : labeler_(shape.height, shape.width, static_cast<int>(options.connectivity)),
-        options_(options),
+  SlotWriter(const BoxTensors& out, const BoxOptions& options)
+      : most_(options.max_boxes),
         boxes_(write_ptr<int32_t>(out.boxes)),
         scores_(write_ptr<float>(out.scores)),
         areas_(write_ptr<int32_t>(out.areas)),
         counts_(write_ptr<int32_t>(out.counts)) {}
 
-  Labeler& labeler() { return labeler_; }
-
-  // The labeler has found `count` components of the image.
-  template <class RunSum>
-  void write(int64_t image, int32_t count, const RunSum& run_sum) {
-    measure(labeler_, count, run_sum, components_);
-    find_largest(components_, options_.min_area, options_.max_boxes, keys_);
-    counts_[image] = static_cast<int32_t>(keys_.size());
-    const int64_t first = image * options_.max_boxes;
-    const auto found = std::min<int64_t>(options_.max_boxes, static_cast<int64_t>(keys_.size()));
-    for (int64_t k = 0; k < found; ++k) {
-      write_slot(first + k, components_[component_of(keys_[k])]);
-    }
-    std::fill(boxes_ + (first + found) * 4, boxes_ + (first + options_.max_boxes) * 4, -1);
-    std::fill(areas_ + first + found, areas_ + first + options_.max_boxes, -1);
-    std::fill(scores_ + first + found, scores_ + first + options_.max_boxes, -1.0f);
+  // component(k) for the `count` largest, of which as many are written as there is room for.
+  template <class ComponentAt>
+  void write(int64_t image, int64_t count, const ComponentAt& component) const {
+    counts_[image] = static_cast<int32_t>(count);
+    const int64_t first = image * most_, found = std::min(most_, count);
+    for (int64_t k = 0; k < found; ++k) write_slot(first + k, component(k));
+    std::fill(boxes_ + (first + found) * 4, boxes_ + (first + most_) * 4, -1);
+    std::fill(areas_ + first + found, areas_ + first + most_, -1);
+    std::fill(scores_ + first + found, scores_ + first + most_, -1.0f);
   }
 
  private:
-  void write_slot(int64_t slot, const Component& c) {
+  void write_slot(int64_t slot, const Component& c) const {
     int32_t* box = boxes_ + slot * 4;
     box[0] = c.x0;
     box[1] = c.y0;
@@ -101,15 +200,76 @@ class BoxWriter {
     scores_[slot] = static_cast<float>(c.sum / c.area);
   }
 
-  Labeler labeler_;
-  const BoxOptions& options_;
+  int64_t most_;
   int32_t* boxes_;
   float* scores_;
   int32_t* areas_;
   int32_t* counts_;
-  std::vector<Component> components_;
-  std::vector<uint64_t> keys_;
 };
+
+// Small images: rows_of(n) are the rows of image n. done(n, numbers) tells whether it has no NaN.
+template <class Labeler, class RowsOf, class Done>
+void box_images(const Shape& shape, const BoxOptions& options, const SlotWriter& writer,
+                const RowsOf& rows_of, const Done& done) {
+  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+    Labeler labeler(shape.height, shape.width, static_cast<int>(options.connectivity));
+    std::vector<Component> components;
+    std::vector<uint64_t> keys;
+    for (int64_t n; tasks.take(n);) {
+      const auto rows = rows_of(n);
+      bool numbers = true;
+      const int32_t count = labeler.label(
+          [&](int32_t y, uint64_t* words) { numbers &= rows.fill_bits(y, words); });
+      measure(labeler, count, [&](const auto& run) { return rows.sum(labeler, run); }, components);
+      find_keys(components, options.min_area, keys);
+      sort_largest(keys, options.max_boxes);
+      writer.write(n, static_cast<int64_t>(keys.size()), [&](int64_t k) {
+        return components[component_of(keys[k])];
+      });
+      done(n, numbers);
+    }
+  });
+}
+
+// One large image by bands. False if it holds NaN.
+template <class Labeler, class Rows>
+bool box_bands(int64_t image, const Bands& bands, const BoxOptions& options,
+               const SlotWriter& writer, const Rows& rows) {
+  const auto connectivity = static_cast<int>(options.connectivity);
+  std::vector<BandBoxes> parts(bands.count());
+  std::atomic<bool> numbers{true};
+  share_tasks(bands.count(), 1, [&](Tasks tasks) {
+    Labeler labeler(bands.rows(), rows.width, connectivity);
+    std::vector<Component> components;
+    for (int64_t task; tasks.take(task);) {
+      const auto b = static_cast<int32_t>(task);
+      const Rows own = rows.from(bands.begin(b));
+      BandBoxes& band = parts[b];
+      band.components = label_band(labeler, bands.rows(b), [&](int32_t y, uint64_t* words) {
+        if (!own.fill_bits(y, words)) numbers.store(false, std::memory_order_relaxed);
+      });
+      band.edges = find_edges(labeler, bands.rows(b), band.components);
+      measure(labeler, band.components, [&](const auto& run) { return own.sum(labeler, run); },
+              components);
+      keep_largest(components, bands.begin(b), options.min_area, options.max_boxes, band);
+    }
+  });
+  const MergedBoxes merged(parts, connectivity, options.min_area, options.max_boxes);
+  writer.write(image, merged.count(), [&](int64_t k) { return merged.component(k); });
+  return numbers;
+}
+
+template <class Passes, class RowsOf, class Done>
+void box_batch(const Shape& shape, const BoxOptions& options, const BoxTensors& out,
+               const RowsOf& rows_of, const Done& done) {
+  using Labeler = typename Passes::Labeler;
+  const SlotWriter writer(out, options);
+  const Bands bands(shape.height, shape.width);
+  if (bands.count() == 1) return box_images<Labeler>(shape, options, writer, rows_of, done);
+  for_large_images(shape.images, [&](int64_t n) {
+    done(n, box_bands<Labeler>(n, bands, options, writer, rows_of(n)));
+  });
+}
 
 std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64_t max_boxes,
                                                        int64_t connectivity, int64_t min_area) {
@@ -118,35 +278,12 @@ std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64
   const Tensor bytes = mask_bytes("component_boxes", mask);
   const BoxTensors out(mask, shape, max_boxes);
   dispatch_simd([&]<class Passes>() {
-    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-      BoxWriter<typename Passes::Labeler> writer(out, shape, options);
-      for (int64_t n; tasks.take(n);) {
-        const uint8_t* image = read_ptr<uint8_t>(bytes) + n * shape.pixels();
-        const int32_t count = label_mask<Passes>(writer.labeler(), image, shape);
-        writer.write(n, count, [](const auto&) { return 0.0; });
-      }
-    });
+    const auto rows_of = [&](int64_t n) {
+      return MaskRows<Passes>{read_ptr<uint8_t>(bytes) + n * shape.pixels(), shape.width};
+    };
+    box_batch<Passes>(shape, options, out, rows_of, [](int64_t, bool) {});
   });
   return {out.boxes, out.areas, out.counts};
-}
-
-// {map >= threshold} as components. False if the map holds NaN.
-template <class Passes, class T>
-bool box_map(BoxWriter<typename Passes::Labeler>& writer, int64_t image, const T* map,
-             acc_t<T> threshold, const Shape& shape) {
-  bool numbers = true;
-  const auto row = [&](int32_t y) { return map + int64_t{y} * shape.width; };
-  const int32_t count = writer.labeler().label([&](int32_t y, uint64_t* words) {
-    numbers &= Passes::threshold_bits(row(y), shape.width, threshold, words);
-  });
-  writer.write(image, count, [&](const auto& run) {
-    double sum = 0;
-    writer.labeler().for_stretches(run, [&](int32_t y, int32_t begin, int32_t end) {
-      sum += Passes::sum(row(y) + begin, end - begin);
-    });
-    return sum;
-  });
-  return numbers;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& cams,
@@ -162,14 +299,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "cam_boxes", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
-      share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-        BoxWriter<typename Passes::Labeler> writer(out, shape, options);
-        for (int64_t n; tasks.take(n);) {
-          const T* map = read_ptr<T>(maps) + n * shape.pixels();
-          write_ptr<bool>(valid)[n] =
-              box_map<Passes>(writer, n, map, read_ptr<acc_t<T>>(limits)[n], shape);
-        }
-      });
+      const auto rows_of = [&](int64_t n) {
+        return MapRows<Passes, T>{read_ptr<T>(maps) + n * shape.pixels(),
+                                  read_ptr<acc_t<T>>(limits)[n], shape.width};
+      };
+      box_batch<Passes>(shape, options, out, rows_of,
+                        [&](int64_t n, bool numbers) { write_ptr<bool>(valid)[n] = numbers; });
     });
   });
   return {out.boxes, out.scores, out.areas, out.counts, valid};
@@ -177,46 +312,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
 
 // ---- boxes of labels ----------------------------------------------------------------------------
 
-// Boxes and areas of the labels 1..most of one image; its largest label.
-int32_t measure_labels(const int32_t* labels, const Shape& shape, int64_t most, int32_t* boxes,
-                       int32_t* areas) {
-  std::fill(boxes, boxes + most * 4, -1);
-  std::fill(areas, areas + most, -1);
-  int32_t largest = 0;
-  for (int32_t y = 0; y < shape.height; ++y, labels += shape.width) {
-    for (int32_t x = 0, end; x < shape.width; x = end) {
-      const int32_t label = labels[x];
-      for (end = x + 1; end < shape.width && labels[end] == label; ++end) {
-      }
-      largest = std::max(largest, label);
-      if (label < 1 || label > most) continue;
-      int32_t* const box = boxes + (int64_t{label} - 1) * 4;
-      int32_t& area = areas[label - 1];
-      const bool first = area < 0;
-      box[0] = first ? x : std::min(box[0], x);
-      if (first) box[1] = y;  // rows come from the top
-      box[2] = std::max(box[2], end);
-      box[3] = y + 1;
-      area = (first ? 0 : area) + end - x;
-    }
-  }
-  return largest;
-}
-
 std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t max_labels) {
   const Shape shape = shape_of("label_boxes", "labels", labels);
   WS_CHECK(labels.scalar_type() == ScalarType::Int, "wsfast::label_boxes: labels must be int32");
   WS_CHECK(max_labels >= 1, "wsfast::label_boxes: max_labels must be at least 1, got ", max_labels);
   const Tensor images = as_contiguous(labels);
   const BoxTensors out(labels, shape, max_labels);
-  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-    for (int64_t n; tasks.take(n);) {
-      write_ptr<int32_t>(out.counts)[n] =
-          measure_labels(read_ptr<int32_t>(images) + n * shape.pixels(), shape, max_labels,
-                         write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
-                         write_ptr<int32_t>(out.areas) + n * max_labels);
-    }
-  });
+  const auto measure_one = [&](int64_t n) {
+    const LabelImage image{read_ptr<int32_t>(images) + n * shape.pixels(), shape.height,
+                           shape.width};
+    write_ptr<int32_t>(out.counts)[n] =
+        measure_labels(image, max_labels, write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
+                       write_ptr<int32_t>(out.areas) + n * max_labels);
+  };
+  if (Bands(shape.height, shape.width).count() > 1) {
+    for_large_images(shape.images, measure_one);
+  } else {
+    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+      for (int64_t n; tasks.take(n);) measure_one(n);
+    });
+  }
   return {out.boxes, out.areas, out.counts};
 }
 

@@ -43,15 +43,22 @@ class RunLabeler {
     return number_components(runs);
   }
 
+  // Of a row's bits.
+  int32_t words() const { return words_; }
+
   // Calls visit(run) for the runs of all strips from the top, from left to right.
   template <class Visit>
   void for_runs(const Visit& visit) const {
-    for (int32_t s = 0; s < strips(); ++s) {
-      for (int32_t r = strip_start_[s]; r < strip_start_[s + 1]; ++r) {
-        const Filled& filled = filled_[r];
-        visit(Run{s * strip_rows_, begin_[r], end_[r], parent_[r], filled.upper, filled.lower});
-      }
-    }
+    for (int32_t s = 0; s < strips(); ++s) for_strip(s, visit);
+  }
+
+  // Calls visit(component, begin, end) for the stretches of pixels of one row, from left to right.
+  template <class Visit>
+  void for_row(int32_t y, const Visit& visit) const {
+    for_strip(y / strip_rows_, [&](const Run& run) {
+      for_stretches(y, run, y == run.y ? run.upper : run.lower,
+                    [&](int32_t, int32_t begin, int32_t end) { visit(run.component, begin, end); });
+    });
   }
 
   // Writes `value` to a run's pixels of an image.
@@ -87,29 +94,16 @@ class RunLabeler {
 
   static constexpr int kUnroll = 4;  // so many positions are written past the last one
 
+  template <class Visit>
+  void for_strip(int32_t s, const Visit& visit) const {
+    for (int32_t r = strip_start_[s]; r < strip_start_[s + 1]; ++r) {
+      const Filled& filled = filled_[r];
+      visit(Run{s * strip_rows_, begin_[r], end_[r], parent_[r], filled.upper, filled.lower});
+    }
+  }
+
   int32_t strips() const { return static_cast<int32_t>(strip_start_.size()) - 1; }
   uint64_t* row_bits(int32_t y) { return bits_.data() + int64_t{y} * words_; }
-
-  // Writes base + the positions of the set bits.
-  static void write_positions(uint64_t bits, int32_t base, int32_t* out) {
-    const int32_t* const end = out + std::popcount(bits);
-    while (out < end) {
-      for (int i = 0; i < kUnroll; ++i, bits &= bits - 1) *out++ = base + std::countr_zero(bits);
-    }
-  }
-
-  // Writes `before` + the pixels of both rows below each of the positions.
-  static void write_filled(uint64_t positions, uint64_t upper, uint64_t lower, Filled before,
-                           Filled* out) {
-    const Filled* const end = out + std::popcount(positions);
-    while (out < end) {
-      for (int i = 0; i < kUnroll; ++i, positions &= positions - 1) {
-        const uint64_t below = (positions & -positions) - 1;
-        *out++ = {before.upper + std::popcount(upper & below),
-                  before.lower + std::popcount(lower & below)};
-      }
-    }
-  }
 
   void reserve(int64_t runs) {
     const auto needed = static_cast<size_t>(runs);
@@ -129,31 +123,50 @@ class RunLabeler {
     const bool two_rows = strip_rows_ == 2;
     const int32_t first = runs;
     int32_t ended = runs;
-    Filled before{};
+    Filled open{};  // pixels of the run that goes on
     uint64_t carried = 0;
     for (int32_t w = 0; w < words_; ++w) {
       const uint64_t second = two_rows ? lower[w] : 0, any = upper[w] | second;
       const uint64_t shifted = any << 1 | carried, starts = any & ~shifted, ends = ~any & shifted;
       words[w] = {upper[w], two_rows ? second : upper[w], any, starts, runs};
-      write_positions(starts, w * 64, begin_.data() + runs);
-      write_positions(ends, w * 64, end_.data() + ended);
-      write_filled(ends, upper[w], second, before, filled_.data() + ended);
+      open = append_word(upper[w], second, starts, ends, w * 64, open, runs, ended);
       runs += std::popcount(starts);
       ended += std::popcount(ends);
-      before.upper += std::popcount(upper[w]);
-      before.lower += std::popcount(second);
       carried = any >> 63;
     }
     if (ended < runs) {
       end_[ended] = width_;
-      filled_[ended] = before;
-    }
-    for (int32_t r = runs - 1; r > first; --r) {
-      filled_[r].upper -= filled_[r - 1].upper;
-      filled_[r].lower -= filled_[r - 1].lower;
+      filled_[ended] = open;
     }
     for (int32_t r = first; r < runs; ++r) parent_[r] = r;
     return runs;
+  }
+
+  // Writes where runs begin in a word, from `run` on, and where they end and their pixels, from
+  // `ended` on. `open` are the pixels in earlier words of the run that goes on; the return value is
+  // the same for the next word.
+  Filled append_word(uint64_t upper, uint64_t lower, uint64_t starts, uint64_t ends, int32_t base,
+                     Filled open, int32_t run, int32_t ended) {
+    const uint64_t rest = ends == 0 ? ~uint64_t{0} : ~uint64_t{0} << (63 - std::countl_zero(ends));
+    const Filled left{std::popcount(upper & rest), std::popcount(lower & rest)};
+    const int32_t count = std::max(std::popcount(starts), std::popcount(ends));
+    const bool closes = ends != 0;
+    for (int32_t i = 0; i < count; i += kUnroll) {
+      for (int k = i; k < i + kUnroll; ++k) {
+        const uint64_t below = (ends & -ends) - 1;
+        begin_[run + k] = base + std::countr_zero(starts);
+        end_[ended + k] = base + std::countr_zero(ends);
+        filled_[ended + k] = {std::popcount(upper & below), std::popcount(lower & below)};
+        upper &= ~below;
+        lower &= ~below;
+        starts &= starts - 1;
+        ends &= ends - 1;
+      }
+    }
+    if (!closes) return {open.upper + left.upper, open.lower + left.lower};
+    filled_[ended].upper += open.upper;
+    filled_[ended].lower += open.lower;
+    return left;
   }
 
   // Joins a strip's runs with those of the strip above; `runs` is the number of runs so far.
@@ -194,12 +207,16 @@ class RunLabeler {
 
     const uint64_t after = to_end(lower.any, contacts | right_contacts | (met & lower.any));
     const uint64_t later = after << 1 | met;  // than the first contact of their run
-    for_bits(contacts & ~later, [&](int bit) { adopt(upper.run_at(bit), lower.run_at(bit)); });
-    for_bits(right_contacts & ~later & ~contacts,
-             [&](int bit) { adopt(upper.run_at(bit) + 1, lower.run_at(bit)); });
-    for_bits(contacts & later, [&](int bit) { unite(upper.run_at(bit), lower.run_at(bit)); });
-    for_bits(right_contacts & (later | contacts),
-             [&](int bit) { unite(upper.run_at(bit) + 1, lower.run_at(bit)); });
+    for_bits((contacts | right_contacts) & ~later, [&](int bit) {
+      const bool left = contacts >> bit & 1;
+      adopt(upper.run_at(bit) + !left, lower.run_at(bit));
+    });
+    const uint64_t left_joins = contacts & later;  // few loops: the end of each is hard to predict
+    for_bits(left_joins | (right_contacts & (later | contacts)), [&](int bit) {
+      const int32_t above_run = upper.run_at(bit), run = lower.run_at(bit);
+      if (left_joins >> bit & 1) unite(above_run, run);
+      if (right_contacts >> bit & 1) unite(above_run + 1, run);
+    });
     return after >> 63;
   }
 

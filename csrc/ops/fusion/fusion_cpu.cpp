@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kRowBlock = 32;  // output rows of one task; fixed, so results do not depend on threads
 
+constexpr int64_t kStatsBlock = int64_t{1} << 17;  // values of a layer that are worth a thread
+
 constexpr int64_t kRowPadding = 16;  // a vector load of a row may run past its end
 
 // One layer's maps and how its columns reach the output's width.
@@ -115,7 +117,7 @@ class Fusion {
     parallel_for(0, args_.images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (Layer<T>& layer : layers_) {
-          const Stats<A> stats = Rows::stats(layer.row(n, 0), layer.height * layer.width);
+          const Stats<A> stats = measure(layer.row(n, 0), layer.height * layer.width);
           layer.affine[n] = normalization(stats, args_.layer_norm, args_.eps);
           finite_[n] = finite_[n] && stats.finite;
         }
@@ -144,16 +146,29 @@ class Fusion {
         const int64_t n = task / blocks_, y = task % blocks_ * kRowBlock;
         const int64_t at = (n * args_.height + y) * args_.width;
         const int64_t count = std::min(kRowBlock, args_.height - y) * args_.width;
-        const Affine<A> affine =
-            normalization(merge_blocks(stats.data() + n * blocks_), args_.norm, args_.eps);
+        const Affine<A> affine = normalization(merge_blocks(stats.data() + n * blocks_, blocks_),
+                                               args_.norm, args_.eps);
         Rows::normalize(reduced + at, affine, count, out_ + at);
       }
     });
   }
 
-  Stats<A> merge_blocks(const Stats<A>* blocks) const {
+  // Of a whole map, which threads share where it is large and its batch leaves them free.
+  static Stats<A> measure(const T* map, int64_t size) {
+    const int64_t blocks = std::max<int64_t>(1, size / kStatsBlock);
+    std::vector<Stats<A>> parts(blocks);
+    parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) {
+        const int64_t begin = b * kStatsBlock, end = b + 1 < blocks ? begin + kStatsBlock : size;
+        parts[b] = Rows::stats(map + begin, end - begin);
+      }
+    });
+    return merge_blocks(parts.data(), blocks);
+  }
+
+  static Stats<A> merge_blocks(const Stats<A>* blocks, int64_t count) {
     Stats<A> all = blocks[0];
-    for (int64_t b = 1; b < blocks_; ++b) all = merge(all, blocks[b]);
+    for (int64_t b = 1; b < count; ++b) all = merge(all, blocks[b]);
     return all;
   }
 

@@ -16,6 +16,7 @@
 
 #include "levels_math.h"
 #include "levels_plane.h"
+#include "levels_rows.h"
 
 namespace wsfast::levels {
 
@@ -61,11 +62,7 @@ class Basins {
   // Calls emit(y, segment) for every segment.
   template <class Emit>
   void each_segment(const Emit& emit) const {
-    for (int32_t y = 0; y < image_->height(); ++y) {
-      for (int32_t s = row_[y]; s < row_[y + 1]; ++s) {
-        emit(y, segments_[s]);
-      }
-    }
+    for (int32_t y = 0; y < image_->height(); ++y) each_segment_of(y, emit);
   }
 
   // Needed once before group_boxes().
@@ -73,15 +70,11 @@ class Basins {
     const int32_t height = image_->height(), width = image_->width();
     column_top_.assign(int64_t{count_} * width, 0);
     row_top_.assign(int64_t{count_} * height, 0);
-    each_segment([&](int32_t y, const Segment& segment) {
-      const uint8_t* row = image_->row(y);
-      uint8_t* column_top = column_top_.data() + int64_t{segment.basin} * width;
-      for (int32_t x = segment.begin; x < segment.end; ++x) {
-        column_top[x] = std::max(column_top[x], row[x]);
-      }
-      uint8_t& row_top = row_top_[int64_t{segment.basin} * height + y];
-      row_top = std::max(row_top, segment.top);
-    });
+    const auto add_rows = [&](int32_t begin, int32_t end, uint8_t* column_top) {
+      for (int32_t y = begin; y < end; ++y) add_tops(y, column_top);
+    };
+    const auto raise = [](uint8_t top, uint8_t& into) { into = std::max(into, top); };
+    add_by_rows({0, height, width}, add_rows, raise, column_top_);
     boxes_.assign(int64_t{count_} * kLevels, kNowhere);
     for (int32_t basin = 0; basin < count_; ++basin) measure_box(basin);
   }
@@ -103,7 +96,14 @@ class Basins {
   void measure_areas() {
     new_areas_.assign(int64_t{count_} * kLevels, {});
     areas_.assign(count_, 0);
-    for (int32_t y = 1; y < image_->height(); ++y) count_quads(y);
+    const auto add_rows = [this](int32_t begin, int32_t end, Lanes* areas) {
+      std::vector<uint8_t> third(image_->width()), fourth(image_->width());
+      for (int32_t y = begin; y < end; ++y) count_quads(y, third.data(), fourth.data(), areas);
+    };
+    const auto add = [](const Lanes& counts, Lanes& into) {
+      for (size_t lane = 0; lane < counts.size(); ++lane) into[lane] += counts[lane];
+    };
+    add_by_rows({1, image_->height(), image_->width()}, add_rows, add, new_areas_);
   }
 
   // Twice the contour area of every group; call for each level as descend() comes to it.
@@ -298,6 +298,24 @@ class Basins {
     std::replace(group_.begin(), group_.end(), std::max(a, b), std::min(a, b));
   }
 
+  template <class Emit>
+  void each_segment_of(int32_t y, const Emit& emit) const {
+    for (int32_t s = row_[y]; s < row_[y + 1]; ++s) emit(y, segments_[s]);
+  }
+
+  // What a row adds to the highest levels of its basins' columns, and of itself.
+  void add_tops(int32_t y, uint8_t* column_tops) {
+    const uint8_t* row = image_->row(y);
+    each_segment_of(y, [&](int32_t, const Segment& segment) {
+      uint8_t* column_top = column_tops + int64_t{segment.basin} * image_->width();
+      for (int32_t x = segment.begin; x < segment.end; ++x) {
+        column_top[x] = std::max(column_top[x], row[x]);
+      }
+      uint8_t& row_top = row_top_[int64_t{segment.basin} * image_->height() + y];
+      row_top = std::max(row_top, segment.top);
+    });
+  }
+
   // The basin's box at each of its levels: one side after the other, from outside to inside.
   void measure_box(int32_t basin) {
     const int32_t height = image_->height(), width = image_->width();
@@ -321,14 +339,10 @@ class Basins {
 
   // A quad of 2 x 2 pixels counts once where its third pixel appears and again at its fourth; the
   // higher of any two of its pixels is in that component.
-  void count_quads(int32_t y) {
+  void count_quads(int32_t y, uint8_t* third, uint8_t* fourth, Lanes* all_areas) const {
     const int32_t width = image_->width();
     const uint8_t* above = image_->row(y - 1);
     const uint8_t* row = image_->row(y);
-    third_.resize(width);
-    fourth_.resize(width);
-    uint8_t* third = third_.data();
-    uint8_t* fourth = fourth_.data();
     for (int32_t x = 0; x + 1 < width; ++x) {
       const uint8_t low = std::min(above[x], above[x + 1]), low2 = std::min(row[x], row[x + 1]);
       const uint8_t high = std::max(above[x], above[x + 1]), high2 = std::max(row[x], row[x + 1]);
@@ -338,8 +352,8 @@ class Basins {
     each_touching(y, 0, [&](const Segment& a, const Segment& b) {
       const int32_t begin = std::max(a.begin, b.begin);
       const int32_t end = std::min({a.end, b.end, width - 1});
-      Lanes* const areas_a = new_areas_.data() + int64_t{a.basin} * kLevels;
-      Lanes* const areas_b = new_areas_.data() + int64_t{b.basin} * kLevels;
+      Lanes* const areas_a = all_areas + int64_t{a.basin} * kLevels;
+      Lanes* const areas_b = all_areas + int64_t{b.basin} * kLevels;
       for (int32_t x = begin; x < end; ++x) {
         Lanes* areas = above[x] >= row[x] ? areas_a : areas_b;
         ++areas[third[x]][x & 1];
@@ -359,7 +373,7 @@ class Basins {
   std::vector<Box> boxes_, group_boxes_;
   std::vector<Lanes> new_areas_;
   std::vector<int32_t> areas_, group_areas_;
-  std::vector<uint8_t> rises_, falls_, third_, fourth_;  // of one row
+  std::vector<uint8_t> rises_, falls_;  // of one row
 };
 
 }  // namespace wsfast::levels

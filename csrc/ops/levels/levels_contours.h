@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 
 #include "levels_basins.h"
 #include "levels_flood.h"
@@ -16,11 +17,17 @@ namespace wsfast::levels {
 // Workspace of one thread: one map after the other.
 class Contours {
  public:
-  // Reads a map: write_row(y, row) writes its levels.
+  // Reads a map: write_row(y, row) writes its levels and tells whether it is free of NaN, as this does.
   template <class WriteRow>
-  void read(int32_t height, int32_t width, const WriteRow& write_row) {
+  bool read(int32_t height, int32_t width, const WriteRow& write_row) {
     map_.resize(height, width);
-    for (int32_t y = 0; y < height; ++y) write_row(y, map_.row(y));
+    std::atomic<bool> numbers{true};
+    for_row_bands({0, height, width}, [&](int32_t begin, int32_t end) {
+      bool known = true;
+      for (int32_t y = begin; y < end; ++y) known &= write_row(y, map_.row(y));
+      if (!known) numbers.store(false, std::memory_order_relaxed);
+    });
+    return numbers;
   }
 
   // The largest contour at each level: its box and twice its area, -1 where there is none. The

@@ -1,5 +1,5 @@
-// Schemas and CPU kernels of the levels room: a map is one thread's work, so results do not depend
-// on the number of threads.
+// Schemas and CPU kernels of the levels room. A map is one thread's work, but for passes over its rows
+// whose integers may be added up in any order: results do not depend on the number of threads.
 #include <mutex>
 
 #include "../../core/torch_api.h"
@@ -18,6 +18,8 @@ struct Shape {
   int64_t pixels() const { return int64_t{height} * width; }
   // Maps per task: several where a map is less work than waking a thread.
   int64_t grain() const { return 1 + (1 << 14) / pixels(); }
+  // Tasks per map where a map can be cut anywhere.
+  int64_t parts() const { return std::max<int64_t>(1, pixels() / kBandPixels); }
 };
 
 Shape shape_of(const char* op, const Tensor& maps) {
@@ -55,11 +57,9 @@ void with_reader(const char* op, const Tensor& maps, const Shape& shape, const B
     const T* data = read_ptr<T>(maps);
     body([=](Contours& contours, int64_t n) {
       const T* map = data + n * shape.pixels();
-      bool numbers = true;
-      contours.read(shape.height, shape.width, [&](int32_t y, uint8_t* row) {
-        numbers &= write_levels(map + int64_t{y} * shape.width, shape.width, row);
+      return contours.read(shape.height, shape.width, [&](int32_t y, uint8_t* row) {
+        return write_levels(map + int64_t{y} * shape.width, shape.width, row);
       });
-      return numbers;
     });
   };
   if (maps.scalar_type() == ScalarType::Byte) {
@@ -182,23 +182,27 @@ std::tuple<Tensor, Tensor, Tensor> score_histograms_cpu(const Tensor& maps, cons
   Tensor known = new_tensor(maps, {shape.images}, ScalarType::Bool);
   int64_t* total = write_ptr<int64_t>(counts);
   std::fill(total, total + 2 * bins, 0);
+  const int64_t parts = shape.parts(), tasks_in_all = shape.images * parts;
+  std::vector<uint8_t> numbers(tasks_in_all), all_known(tasks_in_all);
   std::mutex adding;
   dispatch_floating(maps.scalar_type(), "score_histograms", [&]<class T>() {
-    share_tasks(shape.images, shape.grain(), [&](Tasks tasks) {
+    share_tasks(tasks_in_all, shape.grain(), [&](Tasks tasks) {
       std::vector<int64_t> rows(4 * row_length);
-      for (int64_t n; tasks.take(n);) {
-        const T* map = read_ptr<T>(scores) + n * shape.pixels();
-        const uint8_t* mask = read_ptr<uint8_t>(kinds) + n * shape.pixels();
-        bool numbers = true, all_known = true;
-        for (int64_t i = 0; i < shape.pixels(); ++i) {
+      for (int64_t task; tasks.take(task);) {
+        const int64_t part = task % parts, image = task / parts * shape.pixels();
+        const T* map = read_ptr<T>(scores) + image;
+        const uint8_t* mask = read_ptr<uint8_t>(kinds) + image;
+        const int64_t end = shape.pixels() * (part + 1) / parts;
+        bool is_number = true, is_known = true;
+        for (int64_t i = shape.pixels() * part / parts; i < end; ++i) {
           const double score = to_acc(map[i]);
           const MaskRow row = mask_row(mask[i]);
-          numbers &= score == score;
-          all_known &= row != kUnknown;
+          is_number &= score == score;
+          is_known &= row != kUnknown;
           ++rows[row * row_length + bin_of(score)];
         }
-        write_ptr<bool>(valid)[n] = numbers;
-        write_ptr<bool>(known)[n] = all_known;
+        numbers[task] = is_number;
+        all_known[task] = is_known;
       }
       const std::lock_guard<std::mutex> lock(adding);  // integers: any order gives the same sum
       for (int row = 0; row < 2; ++row) {
@@ -208,6 +212,14 @@ std::tuple<Tensor, Tensor, Tensor> score_histograms_cpu(const Tensor& maps, cons
       }
     });
   });
+  for (int64_t n = 0; n < shape.images; ++n) {
+    const auto holds = [&](const std::vector<uint8_t>& flags) {
+      const auto first = flags.begin() + n * parts;
+      return std::all_of(first, first + parts, [](uint8_t flag) { return flag != 0; });
+    };
+    write_ptr<bool>(valid)[n] = holds(numbers);
+    write_ptr<bool>(known)[n] = holds(all_known);
+  }
   return {counts, valid, known};
 }
 

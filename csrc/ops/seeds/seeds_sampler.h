@@ -34,10 +34,10 @@ class Sampler {
         claims_(pixels_),
         line_(padded(width)),
         used_rows_(height),
-        indices_(pixels_ + 1),
-        tied_(pixels_ + 1),
-        words_(pixels_ + 1),
-        keys_(new uint64_t[padded(pixels_) + 1]) {}  // not every libc++ can leave it unset
+        indices_(new uint32_t[pixels_ + 1]),  // left unset: most pixels need none of these
+        tied_(new uint32_t[pixels_ + 1]),
+        words_(new uint32_t[pixels_ + 1]),
+        keys_(new uint64_t[padded(pixels_) + 1]) {}
 
   // Writes the image's seeds. False if the map holds NaN.
   bool sample(const float* map, uint64_t key, const Roi& roi, bool background_only,
@@ -166,7 +166,7 @@ class Sampler {
   template <bool Highest>
   int64_t keep_first(int64_t found, int64_t rest, const Stream& ties) {
     for (int64_t i = 0; i < found; ++i) words_[i] = place(Highest, bits_[indices_[i]]);
-    const uint32_t cut = kth_smallest<Loops>(words_.data(), found, rest - 1);
+    const uint32_t cut = kth_smallest<Loops>(words_.get(), found, rest - 1);
     int64_t before = 0, tied = 0;
     for (int64_t i = 0; i < found; ++i) {
       const uint32_t pixel = indices_[i], word = place(Highest, bits_[pixel]);
@@ -177,10 +177,10 @@ class Sampler {
     }
     uint32_t last = ~0u;
     if (before + tied > rest) {
-      Loops::hash_pixels(ties, tied_.data(), tied, words_.data());
-      last = kth_smallest<Loops>(words_.data(), tied, rest - before - 1);
+      Loops::hash_pixels(ties, tied_.get(), tied, words_.get());
+      last = kth_smallest<Loops>(words_.get(), tied, rest - before - 1);
     }
-    Loops::hash_pixels(ties, tied_.data(), tied, words_.data());
+    Loops::hash_pixels(ties, tied_.get(), tied, words_.get());
     for (int64_t i = 0; i < tied; ++i) {
       indices_[before] = tied_[i];
       before += words_[i] <= last;
@@ -316,7 +316,7 @@ class Sampler {
   bool has_roi_ = false;
   std::vector<uint32_t> bits_;
   std::vector<uint8_t> levels_, roi_, region_, spare_, rows_, claims_, line_, used_rows_;
-  std::vector<uint32_t> indices_, tied_, words_;
+  std::unique_ptr<uint32_t[]> indices_, tied_, words_;
   std::unique_ptr<uint64_t[]> keys_;
 };
 

@@ -1,4 +1,6 @@
 // Schemas and CPU kernels of the truncation room.
+#include <numeric>
+
 #include "../../core/memory.h"
 #include "../../core/torch_api.h"
 #include "truncation_rows.h"
@@ -171,11 +173,12 @@ void find_thresholds(const T* grads, const Shape& shape, double percentile, int6
 
 // w_k = (1/Z) sum of the kept gradients (LTGrad-CAM eq. 9)
 template <class Passes, class T>
-acc_t<T> map_weight(const T* row, const Shape& shape, T threshold) {
-  double sum = 0.0;
-  for_chunks(shape.pixels, false, [&](int64_t, int64_t begin, int64_t end) {
-    sum += Passes::sum_at_least(row + begin, end - begin, to_acc(threshold));
+acc_t<T> map_weight(const T* row, const Shape& shape, T threshold, bool parallel) {
+  std::vector<double> sums((shape.pixels + kChunk - 1) / kChunk);
+  for_chunks(shape.pixels, parallel, [&](int64_t k, int64_t begin, int64_t end) {
+    sums[k] = Passes::sum_at_least(row + begin, end - begin, to_acc(threshold));
   });
+  const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
   return static_cast<acc_t<T>>(sum / static_cast<double>(shape.pixels));
 }
 
@@ -203,7 +206,7 @@ void gradcam_maps(const CamArgs<T>& in, acc_t<T>* weights, Out* out) {
             row_threshold<Passes>(row, s.pixels, in.percentile, work, split));
       }
       const T threshold = in.thresholds[s.per_sample ? map / s.channels : map];
-      weights[map] = map_weight<Passes>(row, s, threshold);
+      weights[map] = map_weight<Passes>(row, s, threshold, split);
     });
     sum_channels<T>(s, first, last, out, [&](int64_t map, int64_t at, int64_t n, acc_t<T>* sum) {
       if (weights[map] != acc_t<T>(0)) {
