@@ -131,10 +131,20 @@ def test_sums_round_alike(dtype: torch.dtype) -> None:
     with_threads(lambda: wsfast.cam_boxes(cams, 0.4))
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_otsu_equals_opencv(images: int) -> None:
+    cams = torch.rand(images, HEIGHT, WIDTH) ** 3
+    (thresholds,) = with_threads(lambda: (wsfast.otsu_threshold(cams),))
+    for cam, threshold in zip((cams.numpy() * 255).astype(np.uint8), thresholds, strict=True):
+        level, _ = cv2.threshold(cam, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+        assert (threshold * 255).round() == level + 1
+
+
 def test_nan_is_found_in_any_band() -> None:
     for row in (0, HEIGHT // 2, HEIGHT - 1):
         cams = torch.rand(1, HEIGHT, WIDTH)
         cams[0, row, 7] = math.nan
         torch.set_num_threads(3)
-        with pytest.raises(ValueError, match="got NaN in image 0"):
-            wsfast.cam_boxes(cams)
+        for call in (wsfast.cam_boxes, wsfast.otsu_threshold):
+            with pytest.raises(ValueError, match="NaN"):
+                call(cams)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -24,6 +25,8 @@ WS_DEFINE_DISPATCH_SIMD(Passes)
 int64_t grain(const Shape& shape) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, shape.pixels()));
 }
+
+constexpr int64_t kPixelsPerThread = int64_t{1} << 17;  // of one large map
 
 // body(n) for large images: on several threads where there are enough images; else each image may
 // use all threads.
@@ -337,14 +340,21 @@ std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t
 
 // ---- Otsu ---------------------------------------------------------------------------------------
 
-// False if the map holds NaN.
+// Pixels of each level of one map, which threads share where they are free: whole numbers, so they
+// may add up in any order. False if the map holds NaN.
 template <class Passes, class T>
 bool count_map(const T* map, int64_t pixels, int64_t* histogram) {
-  uint32_t tables[Passes::kTables][kLevels] = {};
-  const bool numbers = Passes::count_levels(map, pixels, tables);
-  for (const auto& table : tables) {
-    for (int level = 0; level < kLevels; ++level) histogram[level] += table[level];
-  }
+  bool numbers = true;
+  std::mutex adding;
+  parallel_for(0, pixels, kPixelsPerThread, [&](int64_t begin, int64_t end) {
+    uint32_t tables[Passes::kTables][kLevels] = {};
+    const bool known = Passes::count_levels(map + begin, end - begin, tables);
+    const std::lock_guard lock(adding);
+    numbers &= known;
+    for (const auto& table : tables) {
+      for (int level = 0; level < kLevels; ++level) histogram[level] += table[level];
+    }
+  });
   return numbers;
 }
 
@@ -355,13 +365,15 @@ std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "otsu_level", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
+      const auto find = [&](int64_t n) {
+        const T* map = read_ptr<T>(maps) + n * shape.pixels();
+        int64_t histogram[kLevels] = {};
+        write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);
+        write_ptr<int32_t>(levels)[n] = repeated_otsu_level(histogram, repeat);
+      };
+      if (shape.pixels() >= 2 * kPixelsPerThread) return for_large_images(shape.images, find);
       share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-        for (int64_t n; tasks.take(n);) {
-          const T* map = read_ptr<T>(maps) + n * shape.pixels();
-          int64_t histogram[kLevels] = {};
-          write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);
-          write_ptr<int32_t>(levels)[n] = repeated_otsu_level(histogram, repeat);
-        }
+        for (int64_t n; tasks.take(n);) find(n);
       });
     });
   });
