@@ -176,6 +176,13 @@ def every_op(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
     ]
 
 
+def test_compile_with_a_list_of_weights(device: torch.device) -> None:
+    cams = [torch.rand(2, 4, 5, device=device), torch.rand(2, 8, 9, device=device)]
+    fuse = lambda layers: wsfast.fuse_cams(layers, (8, 9), weights=[1.0, 2.0])  # noqa: E731
+    compiled = torch.compile(fuse, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(cams), fuse(cams))
+
+
 def test_compile_fullgraph(device: torch.device) -> None:
     compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
     for n in (2, 3):
@@ -223,6 +230,19 @@ def test_autocast(device: torch.device) -> None:
     torch.testing.assert_close(out, reference.fuse_cams([cams[0].float()], (12, 12)))
     out.sum().backward()
     assert cams[0].grad is not None
+
+
+def test_gradient_is_in_float32_under_autocast(device: torch.device) -> None:
+    """Autocast is on in the backward formula where backward is called inside it, or compiled."""
+    cams = torch.rand(2, 6, 6, device=device, requires_grad=True)
+    factors = torch.rand(2, 13, 12, device=device)
+    loss = lambda x: (wsfast.fuse_cams([x], (13, 12)) * factors).sum()  # noqa: E731
+    (expected,) = torch.autograd.grad(loss(cams), cams)
+    with torch.autocast(device.type, torch.bfloat16):
+        (inside,) = torch.autograd.grad(loss(cams), cams)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(cams)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled, cams)[0], expected)
 
 
 def test_deterministic() -> None:

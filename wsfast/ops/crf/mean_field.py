@@ -14,6 +14,7 @@ from ..._check import (
     check_tensor,
     value_error,
 )
+from ..._device import without_autocast
 from ..._scripting import scripted_as
 from ._inputs import (
     check_image,
@@ -42,6 +43,15 @@ def _spatial_matrix(size: int, sigma: float, like: Tensor, normalize: str) -> Te
     if normalize == "symmetric":
         return matrix / torch.sqrt(degree * degree.transpose(0, 1))
     return matrix
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in their own dtype, under autocast too."""
+    if torch.jit.is_scripting():
+        return a @ b
+    else:  # TorchScript compiles no branch after a return
+        with without_autocast(a.device):
+            return a @ b
 
 
 def _bilateral_message(
@@ -122,10 +132,10 @@ def _infer(
             q.flatten(2), vertices, weights, neighbours, offsets, degree, normalize
         )
         message = bilateral_weight * bilateral.view(b, k, height, width)
-        message = message + spatial_weight * (rows @ q @ columns.transpose(0, 1))
+        message = message + spatial_weight * _product(_product(rows, q), columns.transpose(0, 1))
         if compatibility is not None:  # Potts: all classes but one's own cost 1; a constant is left
             matrix = compatibility.to(unary.dtype)
-            message = -(matrix @ message.flatten(2)).view(b, k, height, width)
+            message = -_product(matrix, message.flatten(2)).view(b, k, height, width)
         q = (unary + message).softmax(dim=1)
     return q.to(logits.dtype)
 
