@@ -1,7 +1,4 @@
-"""The device a user names, and what to switch off on it."""
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+"""The device a user names."""
 
 import torch
 
@@ -23,10 +20,3 @@ def parse_device(where: str, argument: str, text: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         value_error(where, argument, "available", f"{text} without a CUDA device")
     return device
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which autocast changes no dtype, for matrix products of float32 results."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)

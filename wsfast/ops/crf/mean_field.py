@@ -6,15 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..._autocast import plain_matmul
 from ..._check import (
     check_choice,
     check_count,
+    check_number,
     check_range,
     check_same_device,
     check_tensor,
     value_error,
 )
-from ..._device import without_autocast
 from ..._scripting import scripted_as
 from ._inputs import (
     check_image,
@@ -43,15 +44,6 @@ def _spatial_matrix(size: int, sigma: float, like: Tensor, normalize: str) -> Te
     if normalize == "symmetric":
         return matrix / torch.sqrt(degree * degree.transpose(0, 1))
     return matrix
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in their own dtype, under autocast too."""
-    if torch.jit.is_scripting():
-        return a @ b
-    else:  # TorchScript compiles no branch after a return
-        with without_autocast(a.device):
-            return a @ b
 
 
 def _bilateral_message(
@@ -132,10 +124,11 @@ def _infer(
             q.flatten(2), vertices, weights, neighbours, offsets, degree, normalize
         )
         message = bilateral_weight * bilateral.view(b, k, height, width)
-        message = message + spatial_weight * _product(_product(rows, q), columns.transpose(0, 1))
+        spatial = plain_matmul(plain_matmul(rows, q), columns.transpose(0, 1))
+        message = message + spatial_weight * spatial
         if compatibility is not None:  # Potts: all classes but one's own cost 1; a constant is left
             matrix = compatibility.to(unary.dtype)
-            message = -_product(matrix, message.flatten(2)).view(b, k, height, width)
+            message = -plain_matmul(matrix, message.flatten(2)).view(b, k, height, width)
         q = (unary + message).softmax(dim=1)
     return q.to(logits.dtype)
 
@@ -228,6 +221,13 @@ def mean_field(
     """
     check_image("mean_field", image)
     sigmas = sigma_list("mean_field", image.shape[1], sigma_rgb)
+    for name, value in (
+        ("bilateral_weight", bilateral_weight),
+        ("sigma_xy", sigma_xy),
+        ("spatial_weight", spatial_weight),
+        ("spatial_sigma", spatial_sigma),
+    ):
+        check_number("mean_field", name, value)
     return _infer(
         logits,
         image,
