@@ -37,6 +37,8 @@ def test_warnings() -> None:
         wsfast.dense_crf_loss(image, prob)
     with pytest.warns(UserWarning, match="colours hardly count; scale the image to 0-255"):
         wsfast.dense_crf_loss(image / 255, soft(1, 2, 6, 6))
+    with pytest.warns(UserWarning, match="mean_field: the image's values end at .*colours hardly"):
+        wsfast.mean_field(soft(1, 2, 6, 6), image / 255)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wsfast.dense_crf_loss(image, prob, form="paper")

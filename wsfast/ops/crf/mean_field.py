@@ -25,6 +25,7 @@ from ._inputs import (
     explain_failure,
     out_of_sight,
     sigma_list,
+    warn_of_scaled_image,
 )
 from .reference import accumulate_dtype
 
@@ -113,6 +114,7 @@ def _infer(
         ones, vertices, weights, neighbours, offsets, "symmetric"
     )
     if not torch.jit.is_scripting() and not out_of_sight(degree):
+        warn_of_scaled_image("mean_field", image, sigma_rgb)
         if not bool(degree.isfinite().all()):
             explain_failure("mean_field", image, sigma_rgb, sigma_xy, unary.dtype)
         if not bool(logits.isfinite().all()):
@@ -206,9 +208,10 @@ def mean_field(
         TypeError: ``logits`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
-        Differentiable in ``logits`` and ``compatibility``. The lattice is built once; each
-        iteration costs O(B K H W (d + H + W)) with a small factor for the latter two (matrix
-        products). Half types are computed in float32. Deterministic.
+        Warns of an image of 0-1 with a sigma for 0-255. Differentiable in ``logits`` and
+        ``compatibility``. The lattice is built once; each iteration costs
+        O(B K H W (d + H + W)) with a small factor for the latter two (matrix products). Half types
+        are computed in float32; autocast runs it in float32. Deterministic.
 
     Example:
         >>> image = torch.zeros(1, 3, 16, 16)
