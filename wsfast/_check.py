@@ -4,10 +4,12 @@ Every message reads ``wsfast.<function>: <argument> must be <expected>, got <act
 Values, shapes and device mixes raise ``ValueError``; types and dtypes raise ``TypeError``.
 """
 
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 
 def value_error(where: str, argument: str, expected: str, actual: str) -> None:
@@ -24,24 +26,39 @@ def type_error(where: str, argument: str, expected: str, actual: str) -> None:
 def _tensor_or_type_error(where: str, argument: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         type_error(where, argument, "a torch.Tensor", type(value).__name__)
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else str(value.layout)
+        type_error(where, argument, "a dense torch.Tensor", kind)
 
 
 @torch.jit.unused
 def _number_or_type_error(where: str, argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
         type_error(where, argument, "a number", type(value).__name__)
 
 
 @torch.jit.unused
 def _whole_or_type_error(where: str, argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         type_error(where, argument, "a whole number", type(value).__name__)
 
 
+@torch.jit.unused
+def _no_tangent_or_error(where: str, argument: str, tensor: Tensor) -> None:
+    if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
+        value_error(where, argument, "differentiated in reverse mode", "a forward-mode tangent")
+
+
 def check_tensor(where: str, argument: str, value: Tensor) -> None:
-    """Raise TypeError unless ``value`` is a tensor (scripted code knows already)."""
+    """Raise TypeError unless ``value`` is a dense tensor (scripted code knows already)."""
     if not torch.jit.is_scripting():
         _tensor_or_type_error(where, argument, value)
+
+
+def check_reverse_mode(where: str, argument: str, tensor: Tensor) -> None:
+    """Raise ValueError where forward-mode differentiation would lose its tangent in silence."""
+    if not torch.jit.is_scripting():
+        _no_tangent_or_error(where, argument, tensor)
 
 
 def check_floating(where: str, argument: str, tensor: Tensor) -> None:
@@ -71,18 +88,28 @@ def check_same_device(
         )
 
 
-def check_range(where: str, argument: str, value: float, low: float, high: float) -> None:
-    """Raise unless ``value`` is a number with ``low <= value <= high`` (NaN is outside)."""
+def check_number(where: str, argument: str, value: float) -> None:
+    """Raise TypeError unless ``value`` is a number; NumPy's are (scripted code knows already)."""
     if not torch.jit.is_scripting():
         _number_or_type_error(where, argument, value)
+
+
+def check_range(where: str, argument: str, value: float, low: float, high: float) -> None:
+    """Raise unless ``value`` is a number with ``low <= value <= high`` (NaN is outside)."""
+    check_number(where, argument, value)
     if not (value >= low and value <= high):
         value_error(where, argument, f"between {low} and {high}", f"{value}")
 
 
+def check_whole(where: str, argument: str, value: int) -> None:
+    """Raise TypeError unless ``value`` is a whole number; NumPy's are, traced shapes too."""
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+        _whole_or_type_error(where, argument, value)
+
+
 def check_count(where: str, argument: str, value: int, low: int) -> None:
     """Raise unless ``value`` is a whole number of at least ``low``."""
-    if not torch.jit.is_scripting():
-        _whole_or_type_error(where, argument, value)
+    check_whole(where, argument, value)
     if value < low:
         value_error(where, argument, f"at least {low}", f"{value}")
 

@@ -362,7 +362,9 @@ def test_unusable_layers_are_named(give: Callable[[Tensor], Any], got: str) -> N
     model = Net()
     model.odd = Odd(give)
     model.between = lambda x: (model.odd(x[:, :3]), F.relu(x))[1]
-    with pytest.raises(ValueError, match=rf"\(N, C, h, w\) outputs with N = 2, got {got}.*'odd'"):
+    with pytest.raises(
+        ValueError, match=rf"\(N, C, h, w\) outputs with N = 2 .*, got {got}.*'odd'"
+    ):
         GradCAM(model, ["conv1", "odd"])(torch.randn(2, 3, 6, 6))
 
 

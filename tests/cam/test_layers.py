@@ -187,6 +187,15 @@ def test_feature_info_of_missing_modules_is_not_believed() -> None:
     assert GradCAM(model, "last").layer_names is None
 
 
+def test_one_stage_per_resolution_of_feature_info() -> None:
+    model = blocks_with_pools().eval()
+    names = ("body.0", "body.1", "body.2")
+    model.feature_info = [
+        {"module": m, "reduction": r} for m, r in zip(names, (2, 4, 4), strict=True)
+    ]
+    assert GradCAM(model).layer_names == ("body.0", "body.2")
+
+
 def test_last_is_the_last_stage() -> None:
     model, images = blocks_with_pools().eval(), torch.randn(2, 3, 16, 16)
     method = GradCAM(model, "last")

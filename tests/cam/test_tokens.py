@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.volo import VOLO
+from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from tests.cam.nets import fuse, passes
@@ -58,6 +60,28 @@ def test_swin_equals_the_formula() -> None:
     assert convolution.per_layer[0].shape == (2, 8, 16)
 
 
+def test_channels_last_without_a_word_of_it() -> None:
+    """VOLO does not say that its maps are (N, h, w, C); (2, 4, 8, 40) of 32 x 64 images does."""
+    model = VOLO(
+        layers=(1, 1, 1, 1), img_size=(32, 64), embed_dims=(40, 32, 32, 32), num_classes=3,
+        num_heads=(2, 2, 2, 2), stem_hidden_dim=8,
+    ).eval()  # fmt: skip
+    images = torch.randn(2, 3, 32, 64)
+    result = LTGradCAM(model, percentile=0)(images, 1)
+    assert [m.shape[1:] for m in result.per_layer] == [(4, 8), (2, 4)]
+    activations, grads, _ = passes(model, images, ["network.0", "network.4"], 1)
+    maps = []
+    for a, g in zip(activations, grads, strict=True):
+        maps.append((g.relu().mean((1, 2), keepdim=True) * a).sum(3).relu())
+    torch.testing.assert_close(result.cams, fuse(maps, images.shape[2:]), rtol=0, atol=5e-6)
+
+
+def test_tokens_before_the_class_token_joins() -> None:
+    """XCiT's blocks see patches alone, though the model has a prefix token."""
+    model = Xcit(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2, num_classes=3).eval()
+    assert LayerCAM(model)(torch.randn(2, 3, 32, 48), 1).per_layer[0].shape == (2, 2, 3)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in CNN_ONLY])
 @pytest.mark.parametrize("make", [small_vit, swin])
 def test_methods_run_on_transformers(method: str, make) -> None:
@@ -84,7 +108,7 @@ def test_torchvision_and_own_reshape() -> None:
 
 def test_other_token_outputs_are_refused() -> None:
     model = small_vit()
-    with pytest.raises(ValueError, match=r"got shape \[1, 3\] of torch.float32 from 'head'"):
+    with pytest.raises(ValueError, match=r"reshape= .*, got shape \[1, 3\] .* from 'head'"):
         GradCAM(model, "head")(torch.randn(1, 3, 32, 48))
 
 

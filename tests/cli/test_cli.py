@@ -202,6 +202,9 @@ BAD = [
     (["--model", "resnet18", "--threshold", "1.5"], "--threshold must be otsu, otsu2"),
     (["--model", "resnet18", "--size", "12y"], "--size must be N or HxW"),
     (["--model", "resnet18", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--model", "resnet18", "--target", "1000"], "target must be between 0 and 999, got 1000"),
+    (["--model", "inception_v3", "--size", "16"], "--size must be one that the model takes, got"),
+    (["--model", "vit_tiny_patch16_224", "--size", "100"], "--size must be one that the model"),
     (["--model", "resnet18", "--percentile", "120"], "percentile must be between"),
     (["--model", "resnet18", "--device", "tpu9"], "--device must be"),
     (["--model", "resnet18", "--checkpoint", "nowhere.pt"], "path must be an existing file"),
@@ -232,6 +235,35 @@ def test_no_images_is_one_line(tmp_path: Path, capsys) -> None:
     assert run("localize", empty, "--model", "resnet18", "--out", tmp_path / "out") == 2
     assert "which matches none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["localize", "x.png", "--out", "o", "--batch-size", "two"], "invalid int value: 'two'"),
+        (["localize"], "arguments are required: images, --out"),
+        (["train", "nothing"], "invalid choice: 'nothing'"),
+        (["train", "classifier", "--out", "o", "--modle", "vgg16"], "unrecognized arguments"),
+        ([], "arguments are required: COMMAND"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "--help` explains" in line
+
+
+@pytest.mark.parametrize("command", ["localize", "harvest"])
+def test_what_is_no_run_is_named(folder: Path, tmp_path: Path, capsys, command: str) -> None:
+    out = tmp_path / "out"
+    assert run(command, folder / "images", "--run", tmp_path / "gone", "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "--run must be the folder of a run of `wsfast train`, got" in said
+    assert "gone\n" in said
+    assert not out.exists()
 
 
 def test_help_teaches(capsys) -> None:

@@ -126,3 +126,18 @@ def test_missing_folders(tmp_path: Path, capsys) -> None:
     split.scoremaps = tmp_path / "nowhere"
     assert run(split) == 2
     assert "--scoremaps must be a folder" in capsys.readouterr().err
+
+
+def test_a_run_takes_no_maps(tmp_path: Path, capsys) -> None:
+    arguments = ["evaluate", "--run", str(tmp_path), "--scoremaps", "maps"]
+    assert main(arguments) == 2
+    assert "--scoremaps must be left out with --run, got maps" in capsys.readouterr().err
+
+
+def test_masks_without_an_object(tmp_path: Path, capsys) -> None:
+    split = write_split(tmp_path, "OpenImages", images=2)
+    for path in split.masks.rglob("*.png"):
+        cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+    assert run(split, "--masks", split.masks) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "--masks must be masks with a foreground pixel, got none" in said[-1]

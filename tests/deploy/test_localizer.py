@@ -186,6 +186,12 @@ def test_other_classifiers_are_refused_with_a_way_out(name) -> None:
         Localizer.from_model(model)
 
 
+def test_input_size_is_a_pair() -> None:
+    model = timm.create_model("resnet18", pretrained=False, num_classes=4).eval()
+    with pytest.raises(TypeError, match=r"from_model: input_size must be .* integers, got 32"):
+        Localizer.from_model(model, input_size=32)
+
+
 def test_timm_encoders_are_taken_behind_this_packages_head() -> None:
     model = WSOLClassifier("timm/mobilenetv3_small_050", 3).eval()
     feed = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "input_size": (64, 64)}

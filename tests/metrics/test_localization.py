@@ -120,8 +120,11 @@ def test_pxap_known_values() -> None:
     assert perfect.compute().item() == 1
     constant.update(torch.full((1, 1, 4), 0.5), masks)
     assert constant.compute().item() == 0.5
+    assert PxAP().compute().isnan()
     with pytest.raises(RuntimeError, match="masks must hold a foreground pixel"):
-        PxAP().compute()
+        PxAP().curve()
+    assert constant(masks.float(), torch.zeros_like(masks)).isnan()  # a batch without an object
+    assert 0 < constant.compute() < 0.5  # counts with those before
 
 
 def test_every_kind_of_error() -> None:

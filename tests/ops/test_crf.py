@@ -275,6 +275,21 @@ def test_compile_fullgraph(device: torch.device) -> None:
         torch.testing.assert_close(ours, torch.autograd.grad(expected, prob))
 
 
+def test_compile_with_what_scripts_cannot_take(device: torch.device) -> None:
+    """Lists of sigmas and kept lattices are the public function's own arguments."""
+    image, prob = smooth_image(2, 8, 9).to(device), soft(2, 2, 8, 9).to(device)
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0)
+
+    def losses(prob: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            wsfast.dense_crf_loss(image, prob, sigma_rgb=[15, 20, 15], sigma_xy=9),
+            wsfast.dense_crf_loss(None, prob, lattice=lattice),
+        ]
+
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(prob), losses(prob))
+
+
 class EveryOp(torch.nn.Module):
     def forward(self, image: torch.Tensor, prob: torch.Tensor) -> list[torch.Tensor]:
         return [*every_op(image, prob), wsfast.mean_field(prob.log(), image, iterations=2)]

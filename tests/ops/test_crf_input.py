@@ -37,6 +37,8 @@ def test_warnings() -> None:
         wsfast.dense_crf_loss(image, prob)
     with pytest.warns(UserWarning, match="colours hardly count; scale the image to 0-255"):
         wsfast.dense_crf_loss(image / 255, soft(1, 2, 6, 6))
+    with pytest.warns(UserWarning, match="mean_field: the image's values end at .*colours hardly"):
+        wsfast.mean_field(soft(1, 2, 6, 6), image / 255)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wsfast.dense_crf_loss(image, prob, form="paper")
@@ -58,6 +60,9 @@ ERRORS = [
     (lambda: loss(IMAGE, PROB, sigma_xy=-1), ValueError, "sigma_xy must be finite and above 0"),
     (lambda: loss(IMAGE, PROB, sigma_xy=math.nan), ValueError, "sigma_xy must be finite"),
     (lambda: loss(IMAGE, PROB, sigma_rgb=1e-6), ValueError, "large enough for vertex keys of 62"),
+    (lambda: loss(IMAGE, PROB, sigma_rgb=["9"] * 3), TypeError, "sigma_rgb must be a number, got"),
+    (lambda: loss(IMAGE, PROB, sigma_xy="9"), TypeError, "sigma_xy must be a number, got str"),
+    (lambda: loss(IMAGE, PROB, scale_factor=None), TypeError, "scale_factor must be a number"),
     (lambda: loss(IMAGE, PROB, scale_factor=0), ValueError, "scale_factor must be finite and"),
     (lambda: loss(IMAGE, PROB, scale_factor=0.1), ValueError, "scale_factor must be large enough"),
     (lambda: loss(IMAGE, PROB, form="l2"), ValueError, "form must be one of rloss, paper"),
@@ -79,6 +84,7 @@ ERRORS = [
         "image must be without gradient (detach it)",
     ),
     (lambda: wsfast.mean_field(PROB, IMAGE, iterations=-1), ValueError, "iterations must be at"),
+    (lambda: wsfast.mean_field(PROB, IMAGE, sigma_xy="9"), TypeError, "sigma_xy must be a number"),
     (lambda: wsfast.mean_field(PROB, IMAGE, spatial_weight=-1), ValueError, "spatial_weight must"),
     (
         lambda: wsfast.mean_field(PROB, IMAGE, compatibility=torch.eye(3)),

@@ -82,3 +82,13 @@ def test_dtypes(device: torch.device, dtype: torch.dtype) -> None:
     assert q.dtype == dtype
     torch.testing.assert_close(q.float(), wsfast.mean_field(logits, image), rtol=0.05, atol=0.05)
     torch.testing.assert_close(q.float().sum(dim=1), torch.ones(2, 9, 8), rtol=0, atol=0.02)
+
+
+def test_autocast(device: torch.device) -> None:
+    """The products of the spatial kernel and the costs stay in float32."""
+    image, logits = torch.rand(1, 3, 9, 8) * 255, torch.randn(1, 3, 9, 8)
+    image, logits = image.to(device), logits.to(device)
+    costs = torch.rand(3, 3, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = wsfast.mean_field(logits, image, compatibility=costs)
+    torch.testing.assert_close(found, wsfast.mean_field(logits, image, compatibility=costs))

@@ -176,6 +176,13 @@ def every_op(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
     ]
 
 
+def test_compile_with_a_list_of_weights(device: torch.device) -> None:
+    cams = [torch.rand(2, 4, 5, device=device), torch.rand(2, 8, 9, device=device)]
+    fuse = lambda layers: wsfast.fuse_cams(layers, (8, 9), weights=[1.0, 2.0])  # noqa: E731
+    compiled = torch.compile(fuse, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(cams), fuse(cams))
+
+
 def test_compile_fullgraph(device: torch.device) -> None:
     compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
     for n in (2, 3):
@@ -223,6 +230,19 @@ def test_autocast(device: torch.device) -> None:
     torch.testing.assert_close(out, reference.fuse_cams([cams[0].float()], (12, 12)))
     out.sum().backward()
     assert cams[0].grad is not None
+
+
+def test_gradient_is_in_float32_under_autocast(device: torch.device) -> None:
+    """Autocast is on in the backward formula where backward is called inside it, or compiled."""
+    cams = torch.rand(2, 6, 6, device=device, requires_grad=True)
+    factors = torch.rand(2, 13, 12, device=device)
+    loss = lambda x: (wsfast.fuse_cams([x], (13, 12)) * factors).sum()  # noqa: E731
+    (expected,) = torch.autograd.grad(loss(cams), cams)
+    with torch.autocast(device.type, torch.bfloat16):
+        (inside,) = torch.autograd.grad(loss(cams), cams)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(cams)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled, cams)[0], expected)
 
 
 def test_deterministic() -> None:
@@ -293,12 +313,17 @@ ERRORS = [
     (lambda: wsfast.fuse_cams([GOOD[0], GOOD[1].to("meta")], (8, 8)), ValueError, "on the device"),
     (lambda: wsfast.fuse_cams([GOOD[0][:, :0]], (8, 8)), ValueError, "maps with H, W >= 1"),
     (lambda: wsfast.fuse_cams(GOOD, (0, 8)), ValueError, "size must be (height, width)"),
+    (lambda: wsfast.fuse_cams(GOOD, (8.0, 8)), TypeError, "size must be a whole number, got float"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, True)), TypeError, "size must be a whole number, got bool"),
     (lambda: wsfast.fuse_cams(GOOD, 8), ValueError, "size must be (height, width)"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), reduce="median"), ValueError, "reduce must be one"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), norm="l2"), ValueError, "norm must be one of"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), layer_norm="l2"), ValueError, "layer_norm must be"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1.0]), ValueError, "weights must be of shape"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), reduce="prod", weights=[1, 1]), ValueError, "weights"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, -1]), ValueError, "of a finite sum other"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, math.nan]), ValueError, "of a finite sum"),
+    (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, "2"]), TypeError, "weights must be a numb"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), eps=-1), ValueError, "eps must be between"),
     (lambda: wsfast.normalize_cams(GOOD[0], mode="l2"), ValueError, "mode must be one of"),
     (lambda: wsfast.normalize_cams([1.0]), TypeError, "cams must be a torch.Tensor"),

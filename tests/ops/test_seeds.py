@@ -402,6 +402,7 @@ BOXES = torch.tensor([[0, 0, 3, 3]] * 2)
 NAN = CAMS.clone()
 NAN[1, 2, 3] = math.nan
 ERRORS = [
+    ({"generator": 3}, TypeError, "generator must be None or a torch.Generator, got int"),
     ({"cams": CAMS[0]}, ValueError, "cams must be a tensor of 3"),
     ({"cams": CAMS[:, :0]}, ValueError, "cams must be maps with H, W >= 1"),
     ({"cams": CAMS.int()}, TypeError, "cams must be float32"),

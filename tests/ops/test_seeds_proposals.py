@@ -156,6 +156,16 @@ def test_blur_wider_than_the_image() -> None:
         np.testing.assert_allclose(found[0, 0].numpy(), blurred, rtol=1e-12)
 
 
+def test_blur_is_in_float32_under_autocast(device: torch.device) -> None:
+    images = torch.rand(2, 3, 20, 30, device=device)
+    boxes = torch.tensor([[2, 3, 9, 9], [5, 5, 20, 15]], device=device)
+    index = torch.arange(2, device=device)
+    expected = wsfast.blur_outside_boxes(images, boxes, index)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = wsfast.blur_outside_boxes(images, boxes, index)
+    torch.testing.assert_close(found, expected)
+
+
 def test_blur_gradient() -> None:
     images = torch.rand(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     boxes, index = torch.tensor([[1, 1, 3, 3], [0, 2, 3, 3]]), torch.tensor([1, 1])

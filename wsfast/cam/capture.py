@@ -187,7 +187,10 @@ class Captured:
             self.layouts[name] = layout
 
     def _refuse(self, name: str, images: Tensor, actual: str) -> None:
-        expected = f"of floating-point (N, C, h, w) outputs with N = {len(images)}"
+        expected = (
+            f"of floating-point (N, C, h, w) outputs with N = {len(images)} "
+            "(reshape= makes such of others)"
+        )
         value_error(self.where, "layers", expected, f"{actual} from '{name}'")
 
     def overwritten(self) -> set[str]:

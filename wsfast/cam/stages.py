@@ -40,16 +40,18 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
 
 
 def timm_stages(model: nn.Module) -> list[str]:
-    """The modules of timm's ``feature_info`` less a trailing pool; empty without one.
+    """The last module of each resolution in timm's ``feature_info`` less a trailing pool.
 
-    Of a vision transformer, whose blocks all have one resolution, the last norm that counts.
+    Empty without one. Of a vision transformer, whose blocks all have one resolution, the last norm
+    that counts.
     """
     if is_token_model(model):
         return token_stages(model)
     info = getattr(model, "feature_info", None)
     if not isinstance(info, (list, tuple)):
         return []
-    names = [entry["module"] for entry in info if "module" in entry]
+    last = {entry.get("reduction", entry["module"]): entry for entry in info if "module" in entry}
+    names = [entry["module"] for entry in last.values()]
     modules = dict(model.named_modules())
     if any(name not in modules for name in names):
         return []

@@ -29,14 +29,17 @@ MAPS = Layout(_unchanged, 1)
 
 def find_layout(model: nn.Module, module: nn.Module, output: Tensor, images: Tensor) -> Layout:
     """The layout of a layer's output, :data:`MAPS` where nothing else is known."""
-    if output.dim() == 4 and is_channels_last(model) and not isinstance(module, nn.Conv2d):
+    if output.dim() == 4 and (
+        _looks_channels_last(module, output, images)
+        or (is_channels_last(model) and not isinstance(module, nn.Conv2d))
+    ):
         return Layout(lambda x: x.permute(0, 3, 1, 2), 3)
     patch = patch_size(model)
     if output.dim() != 3 or patch is None:
         return MAPS
     grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
     prefix = output.shape[1] - grid[0] * grid[1]
-    if prefix < 0 or prefix != prefix_tokens(model):
+    if prefix not in (0, prefix_tokens(model)):  # 0: the class token comes later (XCiT, CaiT)
         return MAPS
     return token_layout(grid, prefix)
 
@@ -56,8 +59,19 @@ def token_layout(grid: tuple[int, int], prefix: int) -> Layout:
 
 
 def is_channels_last(model: nn.Module) -> bool:
-    """Whether a timm model keeps its feature maps as (N, h, w, C) (Swin)."""
+    """Whether a timm model says that its feature maps are (N, h, w, C) (Swin)."""
     return getattr(model, "output_fmt", None) == "NHWC"
+
+
+def _looks_channels_last(module: nn.Module, output: Tensor, images: Tensor) -> bool:
+    """Whether only (N, h, w, C) has the images' shape, and layer norms run over C (VOLO)."""
+    height, width, channels = output.shape[1:]
+    aspect = images.shape[3] / images.shape[2]
+    skewed = abs(channels - width * aspect) > max(1.0, width * aspect / 2)
+    if not skewed or abs(width - height * aspect) >= 1:
+        return False
+    norms = (norm for norm in module.modules() if isinstance(norm, nn.LayerNorm))
+    return any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
 
 
 def patch_size(model: nn.Module) -> tuple[int, int] | None:

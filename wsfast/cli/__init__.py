@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .._version import __version__
 from . import bench, demo, evaluate, export, harvest, info, localize, train
@@ -14,9 +15,17 @@ from . import bench, demo, evaluate, export, harvest, info, localize, train
 _COMMANDS = (localize, train, evaluate, harvest, export, bench, demo, info)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line; the usage is the help's."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` explains)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; a command module adds its own arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="wsfast",
         description="From a classifier trained on image labels to heat maps, masks and boxes.",
         epilog="`wsfast COMMAND --help` explains a command with examples.",

@@ -29,6 +29,7 @@ from ..data import wsol
 from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
 from ..train.evaluation import evaluate_run
+from .arguments import check_left_out
 
 NAME = "evaluate"
 SUMMARY = "score a run on a split, or saved heat maps by MaxBoxAcc and PxAP"
@@ -135,6 +136,8 @@ def evaluate_masks(
             for image_id in ids
         ]
         metric.update(maps, torch.from_numpy(np.stack(masks)))
+    if not metric.histograms[1].any():
+        value_error("evaluate", "--masks", "masks with a foreground pixel", "none")
     precision, recall = metric.curve()
     figures = {
         "images": len(metadata.image_ids),
@@ -186,6 +189,7 @@ def check_options(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate a run, or a folder of maps."""
     if options.folder is not None:
+        check_left_out("evaluate", options, ("scoremaps", "metadata", "masks", "plot"), "--run")
         return _evaluate_run(options)
     check_options(options)
     metadata = wsol.read_wsol_metadata(options.metadata)

@@ -45,7 +45,7 @@ from .arguments import (
 from .classifier import Classifier
 from .drawing import beside, localization_overlay, write_png
 from .methods import build_method
-from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run
+from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run, try_model
 from .records import picture_record
 
 NAME = "localize"
@@ -90,7 +90,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cam.add_argument(
         "--percentile",
         type=float,
-        default=50.0,
         help="of LT methods and RA-CAM, 0-100 (default: 50)",
     )
     cam.add_argument(
@@ -255,6 +254,7 @@ def localize_files(
     options: argparse.Namespace,
 ) -> int:
     """Localize images one batch after the other; what is done is on the disk."""
+    try_model(classifier, method, options.target)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
     results.unlink(missing_ok=True)  # of an earlier run, whose overlays are now replaced

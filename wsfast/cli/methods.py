@@ -36,6 +36,7 @@ def build_method(name: str, options: argparse.Namespace, classifier: Classifier)
     chosen: dict[str, Any] = {}
     if options.layers is not None:
         chosen["layers"] = parse_layers(options.layers)
-    if "percentile" in inspect.signature(method).parameters:
+    takes_percentile = "percentile" in inspect.signature(method).parameters
+    if takes_percentile and options.percentile is not None:
         chosen["percentile"] = options.percentile
     return method(classifier.model, **chosen)

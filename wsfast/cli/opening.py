@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from .._check import value_error
+from ..cam import CAMMethod
+from ..cam.capture import logits_of
+from ..cam.targets import resolve_target
 from ..deploy import GradientLocalizer, Localizer, NeedsGradientsError
 from ..deploy.base import Boxing
 from ..train.evaluation import RunMaps
@@ -55,10 +58,33 @@ def open_run(
     return maps, classifier
 
 
+def try_model(classifier: Classifier, method: CAMMethod | RunMaps, target: int | None) -> None:
+    """Run the model on an empty image, before anything is written.
+
+    Raises:
+        ValueError: a size that the model does not take, or a class that it does not have.
+    """
+    device = next(classifier.model.parameters()).device
+    image = torch.zeros(1, classifier.channels, *classifier.size, device=device)
+    try:
+        if isinstance(method, RunMaps):
+            method(image, target)
+            return
+        with torch.no_grad():
+            logits = logits_of("localize", classifier.model(image), image)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # what layers and timm's checks raise
+        height, width = classifier.size
+        actual = f"{height}x{width} ({str(error).splitlines()[0]})"
+        value_error("localize", "--size", "one that the model takes", actual)
+    resolve_target("localize", target, logits)
+
+
 def check_run_options(options: argparse.Namespace) -> None:
     """Raise ValueError for options that a run decides."""
-    decided = ("model", "checkpoint", "pretrained", "num_classes", "method", "layers", "compare")
-    check_left_out("localize", options, decided, "--run")
+    decided = ("model", "checkpoint", "pretrained", "num_classes", "method", "layers")
+    check_left_out("localize", options, (*decided, "percentile", "compare"), "--run")
 
 
 def open_localizer(

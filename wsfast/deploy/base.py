@@ -114,6 +114,8 @@ def input_settings(
     input_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """How a model is fed: what was given, else what timm knows of it."""
+    if input_size is not None:
+        check_size(where, input_size, 1, "input_size")
     given = {"mean": mean, "std": std, "input_size": input_size}
     known: dict[str, Any] = {}
     if hasattr(model, "pretrained_cfg"):

@@ -102,16 +102,18 @@ class PxAP(Metric):
         """
         background, foreground = self.histograms.cpu().numpy()
         if not foreground.any():
-            raise RuntimeError("wsfast.PxAP.compute: masks must hold a foreground pixel, got none")
+            raise RuntimeError("wsfast.PxAP.curve: masks must hold a foreground pixel, got none")
         precision, recall = precision_recall(background, foreground)
         return torch.from_numpy(precision), torch.from_numpy(recall)
 
     def compute(self) -> Tensor:
-        """Return the area under the curve, float64 in 0-1.
+        """Return the area under the curve, float64 in 0-1; NaN where no foreground was seen.
 
-        Raises:
-            RuntimeError: no foreground pixel was seen.
+        An error here would cost ``forward`` what it has counted, at the first batch without an
+        object.
         """
+        if not self.histograms[1].any():
+            return torch.tensor(torch.nan, dtype=torch.float64)
         precision, recall = (values.numpy() for values in self.curve())
         return torch.tensor(average_precision(precision, recall), dtype=torch.float64)
 

@@ -54,6 +54,8 @@ class RunMaps:
     def __init__(
         self, folder: Path, device: torch.device, *, classifier: Path | None = None
     ) -> None:
+        if not (folder / CONFIG).is_file():
+            value_error("train", "--run", "the folder of a run of `wsfast train`", f"{folder}")
         recipe, settings = read_recipe(folder / CONFIG)
         if recipe not in CONFIGS:
             value_error("train", "--run", "a run of this version", f"{folder}, of '{recipe}'")

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 
 from ..._check import (
     check_floating,
+    check_number,
     check_rank,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     type_error,
@@ -27,7 +30,8 @@ def out_of_sight(tensor: Tensor) -> bool:
 
 
 def check_positive(where: str, argument: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number above 0."""
+    """Raise unless ``value`` is a finite number above 0."""
+    check_number(where, argument, value)
     if not (value > 0 and value < math.inf):
         value_error(where, argument, "finite and above 0", f"{value}")
 
@@ -75,6 +79,7 @@ def check_maps(where: str, argument: str, maps: Tensor, image: Tensor) -> None:
     """Raise unless ``maps`` are floating-point (B, K, H, W) of the image's B, H, W and device."""
     check_tensor(where, argument, maps)
     check_floating(where, argument, maps)
+    check_reverse_mode(where, argument, maps)
     check_rank(where, argument, maps, 4)
     check_same_device(where, "image", image, argument, maps)
     if maps.shape[0] != image.shape[0] or maps.shape[2:] != image.shape[2:]:
@@ -91,8 +96,10 @@ def check_maps(where: str, argument: str, maps: Tensor, image: Tensor) -> None:
 def sigma_list(where: str, channels: int, sigma_rgb: float | Sequence[float]) -> list[float]:
     """One sigma per channel from a number or a sequence."""
     if isinstance(sigma_rgb, Sequence) and not isinstance(sigma_rgb, str):
+        for sigma in sigma_rgb:
+            check_number(where, "sigma_rgb", sigma)
         return [float(sigma) for sigma in sigma_rgb]
-    if isinstance(sigma_rgb, bool) or not isinstance(sigma_rgb, (int, float)):
+    if isinstance(sigma_rgb, bool) or not isinstance(sigma_rgb, Real):
         type_error(where, "sigma_rgb", "a number or a list of numbers", type(sigma_rgb).__name__)
     return [float(sigma_rgb)] * channels
 

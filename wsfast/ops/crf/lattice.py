@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._check import (
     check_choice,
     check_floating,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     type_error,
@@ -255,6 +256,7 @@ def lattice_filter(
         type_error(where, "lattice", "a wsfast.Lattice", type(lattice).__name__)
     check_tensor(where, "values", values)
     check_floating(where, "values", values)
+    check_reverse_mode(where, "values", values)
     check_choice(where, "normalize", normalize, ["none", "after", "symmetric"])
     check_same_device(where, "lattice", lattice.weights, "values", values)
     images, points = lattice.vertices.shape[:2]

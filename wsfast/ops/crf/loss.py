@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..._check import (
     check_choice,
+    check_number,
     check_rank,
     check_same_device,
     check_tensor,
@@ -355,6 +356,8 @@ def dense_crf_loss(
         >>> bool(dense_crf_loss(image, edge) < dense_crf_loss(image, shifted))
         True
     """
+    check_number("dense_crf_loss", "scale_factor", scale_factor)
+    check_number("dense_crf_loss", "sigma_xy", sigma_xy)
     scale_factor, sigma_xy = float(scale_factor), float(sigma_xy)
     if lattice is not None:
         if not isinstance(lattice, Lattice):

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..._autocast import plain_matmul
 from ..._check import (
     check_choice,
     check_count,
+    check_number,
     check_range,
     check_same_device,
     check_tensor,
@@ -23,6 +25,7 @@ from ._inputs import (
     explain_failure,
     out_of_sight,
     sigma_list,
+    warn_of_scaled_image,
 )
 from .reference import accumulate_dtype
 
@@ -111,6 +114,7 @@ def _infer(
         ones, vertices, weights, neighbours, offsets, "symmetric"
     )
     if not torch.jit.is_scripting() and not out_of_sight(degree):
+        warn_of_scaled_image("mean_field", image, sigma_rgb)
         if not bool(degree.isfinite().all()):
             explain_failure("mean_field", image, sigma_rgb, sigma_xy, unary.dtype)
         if not bool(logits.isfinite().all()):
@@ -122,10 +126,11 @@ def _infer(
             q.flatten(2), vertices, weights, neighbours, offsets, degree, normalize
         )
         message = bilateral_weight * bilateral.view(b, k, height, width)
-        message = message + spatial_weight * (rows @ q @ columns.transpose(0, 1))
+        spatial = plain_matmul(plain_matmul(rows, q), columns.transpose(0, 1))
+        message = message + spatial_weight * spatial
         if compatibility is not None:  # Potts: all classes but one's own cost 1; a constant is left
             matrix = compatibility.to(unary.dtype)
-            message = -(matrix @ message.flatten(2)).view(b, k, height, width)
+            message = -plain_matmul(matrix, message.flatten(2)).view(b, k, height, width)
         q = (unary + message).softmax(dim=1)
     return q.to(logits.dtype)
 
@@ -203,9 +208,10 @@ def mean_field(
         TypeError: ``logits`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
-        Differentiable in ``logits`` and ``compatibility``. The lattice is built once; each
-        iteration costs O(B K H W (d + H + W)) with a small factor for the latter two (matrix
-        products). Half types are computed in float32. Deterministic.
+        Warns of an image of 0-1 with a sigma for 0-255. Differentiable in ``logits`` and
+        ``compatibility``. The lattice is built once; each iteration costs
+        O(B K H W (d + H + W)) with a small factor for the latter two (matrix products). Half types
+        are computed in float32; autocast runs it in float32. Deterministic.
 
     Example:
         >>> image = torch.zeros(1, 3, 16, 16)
@@ -218,6 +224,13 @@ def mean_field(
     """
     check_image("mean_field", image)
     sigmas = sigma_list("mean_field", image.shape[1], sigma_rgb)
+    for name, value in (
+        ("bilateral_weight", bilateral_weight),
+        ("sigma_xy", sigma_xy),
+        ("spatial_weight", spatial_weight),
+        ("spatial_sigma", spatial_sigma),
+    ):
+        check_number("mean_field", name, value)
     return _infer(
         logits,
         image,

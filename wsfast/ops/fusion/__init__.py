@@ -10,10 +10,13 @@ from torch import Tensor
 from ..._check import (
     check_choice,
     check_floating,
+    check_number,
     check_range,
     check_rank,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
+    check_whole,
     type_error,
     value_error,
 )
@@ -27,6 +30,7 @@ def _check_maps(where: str, cams: Tensor) -> None:
     check_tensor(where, "cams", cams)
     check_floating(where, "cams", cams)
     check_rank(where, "cams", cams, 3)
+    check_reverse_mode(where, "cams", cams)
     if cams.shape[1] == 0 or cams.shape[2] == 0:
         value_error(where, "cams", "maps with H, W >= 1", f"shape {list(cams.shape)}")
 
@@ -69,6 +73,16 @@ def _normalize_cams(cams: Tensor, mode: str = "minmax", eps: float = 1e-7) -> Te
     return out
 
 
+@torch.jit.unused
+def _raise_unless_divisible(weights: Tensor, total: Tensor) -> None:
+    """On the CPU, where looking costs no device sync."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(total) is not Tensor:
+        return
+    if total.device.type == "cpu" and not (bool(total.isfinite()) and bool(total != 0)):
+        expected = 'of a finite sum other than 0 with reduce="mean"'
+        value_error("fuse_cams", "weights", expected, f"{weights.tolist()}")
+
+
 def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> Tensor:
     """Weights as the op takes them: one accumulator value per layer, the mean's division done."""
     first = cams[0]
@@ -84,7 +98,12 @@ def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> T
             "fuse_cams", "weights", f"of shape ({len(cams)},)", f"shape {list(weights.shape)}"
         )
     scale = weights.to(device=first.device, dtype=dtype)
-    return scale / scale.sum() if reduce == "mean" else scale
+    if reduce != "mean":
+        return scale
+    total = scale.sum()
+    if not torch.jit.is_scripting():
+        _raise_unless_divisible(weights, total)
+    return scale / total
 
 
 def _fuse_cams(
@@ -191,8 +210,9 @@ def fuse_cams(
 
     Raises:
         ValueError: no layers, wrong ranks, mixed devices or batch sizes, a size of 0, unknown
-            options; on the CPU also maps that are not finite.
-        TypeError: layers that are not floating-point tensors of one dtype.
+            options; on the CPU also maps that are not finite and weights of a mean that sum to 0.
+        TypeError: layers that are not floating-point tensors of one dtype, a size that is not
+            whole.
 
     Note:
         Differentiable in the maps and in ``weights``, through minima and maxima too (ties share
@@ -206,10 +226,15 @@ def fuse_cams(
         torch.Size([2, 224, 224])
     """
     if isinstance(weights, (list, tuple)):
+        for weight in weights:
+            check_number("fuse_cams", "weights", weight)
         weights = torch.tensor(weights, dtype=torch.float64)
     if weights is not None:
         check_tensor("fuse_cams", "weights", weights)
+        check_reverse_mode("fuse_cams", "weights", weights)
     if not isinstance(size, (list, tuple, torch.Size)) or len(size) != 2:
         value_error("fuse_cams", "size", "(height, width)", f"{size}")
+    for side in size:
+        check_whole("fuse_cams", "size", side)
     layers = list(cams) if isinstance(cams, (list, tuple)) else cams
     return _fuse_cams(layers, (size[0], size[1]), layer_norm, reduce, norm, weights, eps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import native
+from ..._autocast import plain_matmul
 from . import reference
 
 
@@ -101,7 +102,8 @@ def _resize_backward(grad: Tensor, height: int, width: int) -> Tensor:
         return grad
     rows = _interpolation(grad.shape[1], height, grad)
     columns = _interpolation(grad.shape[2], width, grad)
-    return rows.T @ grad @ columns
+    # Autocast is on where backward is called inside it or a graph of both passes is compiled.
+    return plain_matmul(plain_matmul(rows.T, grad), columns)
 
 
 def _reduce_backward(stacked: Tensor, grad: Tensor, reduce: str) -> Tensor:

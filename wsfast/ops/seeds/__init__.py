@@ -69,6 +69,9 @@ def _seed_word(seed: int | None, generator: torch.Generator | None) -> Tensor:
         return torch.full([1], seed, dtype=torch.int64)
     device = torch.device("cpu")
     if not torch.jit.is_scripting() and generator is not None:
+        if not isinstance(generator, torch.Generator):
+            expected = "None or a torch.Generator"
+            type_error("sample_seeds", "generator", expected, type(generator).__name__)
         device = generator.device
     return torch.randint(
         9223372036854775807, [1], generator=generator, dtype=torch.int64, device=device

@@ -5,12 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._autocast import plain_matmul
 from ..._check import (
     check_count,
     check_floating,
     check_free_of_nan,
     check_range,
     check_rank,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     type_error,
@@ -137,6 +139,7 @@ def _blur_outside_boxes(
     where = "blur_outside_boxes"
     check_tensor(where, "images", images)
     check_floating(where, "images", images)
+    check_reverse_mode(where, "images", images)
     check_rank(where, "images", images, 4)
     check_tensor(where, "boxes", boxes)
     check_tensor(where, "image_index", image_index)
@@ -161,7 +164,7 @@ def _blur_outside_boxes(
     wide = images if images.dtype == torch.float64 else images.float()
     down = _blur_matrix(height, kernel, sigma, wide)
     across = _blur_matrix(width, kernel, sigma, wide)
-    blurred = torch.matmul(torch.matmul(down.t(), wide), across).to(images.dtype)
+    blurred = plain_matmul(plain_matmul(down.t(), wide), across).to(images.dtype)
     x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
     y = torch.arange(height, device=images.device)[:, None]
     x = torch.arange(width, device=images.device)

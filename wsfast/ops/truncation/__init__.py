@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._check import (
     check_floating,
     check_rank,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     check_truncation,
@@ -26,6 +27,7 @@ def _check_gradients(where: str, grads: Tensor, percentile: float, scope: str) -
     check_tensor(where, "grads", grads)
     check_floating(where, "grads", grads)
     check_rank(where, "grads", grads, 4)
+    check_reverse_mode(where, "grads", grads)
     if grads.shape[2] == 0 or grads.shape[3] == 0:
         value_error(where, "grads", "a tensor with H, W >= 1", f"shape {list(grads.shape)}")
     check_truncation(where, percentile, scope)
@@ -34,6 +36,7 @@ def _check_gradients(where: str, grads: Tensor, percentile: float, scope: str) -
 def _check_activations(where: str, activations: Tensor, grads: Tensor) -> None:
     check_tensor(where, "activations", activations)
     check_floating(where, "activations", activations)
+    check_reverse_mode(where, "activations", activations)
     check_same_device(where, "activations", activations, "grads", grads)
     if activations.dtype != grads.dtype:
         type_error(
