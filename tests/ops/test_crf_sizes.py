@@ -30,6 +30,38 @@ def test_shared_simplices(classes: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(filtered, theirs[1], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("bits", [30, 31, 32, 33])
+@pytest.mark.parametrize("d", [5, 6])
+def test_keys_around_a_word(d: int, bits: int) -> None:
+    """Keys that just fit 31 bits and keys that do not; every simplex holds several points."""
+    cloud, scale = torch.rand(500, d), reference.elevation_scales(d)
+    spread = 1.0
+    while (
+        reference.key_bits(reference.feature_bounds(cloud * spread), scale, cloud.dtype)[0]
+        < bits - 0.3
+    ):
+        spread *= 1.01
+    features = (cloud * spread).repeat_interleave(4, dim=0).T[None]
+    lattice, theirs = wsfast.Lattice(features), reference.build_lattice(features)
+    assert torch.equal(lattice.offsets, theirs[3])
+    values = torch.rand(1, 2, 2000)
+    wanted = reference.lattice_filter(values, *theirs, "symmetric")
+    torch.testing.assert_close(wsfast.lattice_filter(values, lattice), wanted)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 15.0])
+def test_one_image_saves_memory_but_no_bits(sigma: float) -> None:
+    """An image alone gives memory back while it is filtered; several keep theirs to use again."""
+    torch.set_num_threads(1)
+    image, prob = torch.rand(1, 3, 190, 200) * 255, soft(1, 5, 190, 200)
+    options = (None, [sigma] * 3, 6 * sigma, "symmetric", True)
+    alone = OPS.dense_crf_energy(image, prob, *options)
+    twice = OPS.dense_crf_energy(image.repeat(2, 1, 1, 1), prob.repeat(2, 1, 1, 1), *options)
+    for one, two in zip(alone, twice, strict=True):
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[0], two[1])
+
+
 @pytest.mark.parametrize("kind", ["constant", "noise", "row", "pixel"])
 def test_stress(kind: str) -> None:
     size = {"constant": (60, 60), "noise": (60, 60), "row": (1, 5000), "pixel": (1, 1)}[kind]

@@ -11,13 +11,15 @@ namespace wsfast::crf {
 
 inline constexpr int64_t kChunk = 32768;       // points of a chunk, roughly
 inline constexpr int64_t kLargestLanes = 16;
+static_assert(kChunk * 3 / 2 + kLargestLanes <= 1 << 16, "NarrowSimplex numbers a chunk's simplices");
 inline constexpr int64_t kBatch = 64;   // look-ups whose first probes go without branches
 inline constexpr int64_t kTrial = 2048;  // points after which a chunk judges whether simplices recur
 
 // What one thread needs while it builds chunks, one after the other.
 template <class A, class Key>
 struct ChunkScratch {
-  SlotTable<SimplexSlot> simplices;
+  SlotTable<NarrowSimplex> narrow_simplices;
+  SlotTable<WideSimplex> wide_simplices;
   SlotTable<VertexSlot> vertices;
   Buffer<A> tile;
   Buffer<Key> keys;        // of the first vertex of a tile's points, then of its new simplices
@@ -26,8 +28,18 @@ struct ChunkScratch {
   Buffer<Key> corners;     // of its new simplices, corner by corner
   int64_t last_simplices = 0, last_vertices = 0;  // of the chunk before: this one's will be alike
 
+  template <int D>
+  auto& simplices() {
+    if constexpr (sizeof(Key) == 4 && D <= 5) {
+      return narrow_simplices;
+    } else {
+      return wide_simplices;
+    }
+  }
+
   void release() {
-    simplices.release();
+    narrow_simplices.release();
+    wide_simplices.release();
     vertices.release();
   }
 };
@@ -36,12 +48,11 @@ template <class A, class Key>
 struct Chunk {
   int64_t begin, end;
   int64_t simplices = 0, vertices = 0;
+  int64_t first_vertex;        // of this chunk among the vertices of all chunks
   Buffer<A> weights;           // of every point: d + 1
   Buffer<int32_t> simplex;     // of every point
   Buffer<int32_t> corners;     // of every simplex: d + 1 vertices of this chunk
   Buffer<Key> keys;            // of every vertex
-  Buffer<int32_t> joined;      // this chunk's vertices as the image's
-  Buffer<A> values;            // rows of this chunk's vertices
   Buffer<A> simplex_values;    // rows of its simplices' corners
 };
 
@@ -56,9 +67,9 @@ VertexSlot* find_vertex(SlotTable<VertexSlot>& table, const Key* known, Key key)
   return table.find(hash_key(key), [=](const VertexSlot& held) { return holds(held, known, key); });
 }
 
-// The numbers of up to kBatch vertices whose first probe decides, without a branch that depends on
-// the image; the others' places go to `missed`. `absent`: an empty slot decides, too: -1.
-template <bool absent, class Key>
+// The numbers of up to kBatch vertices whose first probe finds them, without a branch that depends on
+// the image; the others' places go to `missed`.
+template <class Key>
 int64_t probe_vertices(const SlotTable<VertexSlot>& table, const Key* known, const Key* keys,
                        int64_t count, int32_t* numbers, int32_t* missed) {
   int64_t misses = 0;
@@ -66,7 +77,7 @@ int64_t probe_vertices(const SlotTable<VertexSlot>& table, const Key* known, con
     const VertexSlot slot = table.first(hash_key(keys[i]));
     numbers[i] = slot.number();
     missed[misses] = static_cast<int32_t>(i);
-    misses += !(holds(slot, known, keys[i]) || (absent && slot.empty()));
+    misses += !holds(slot, known, keys[i]);
   }
   return misses;
 }
@@ -100,7 +111,8 @@ struct ChunkBuilder {
     chunk.weights.resize((count + kLargestLanes) * (D + 1) + kLargestLanes);
     chunk.simplex.resize(count);
     chunk.simplices = chunk.vertices = 0;
-    scratch.simplices.clear(std::min(count, std::max(kChunk / 16, scratch.last_simplices)));
+    auto& simplices = scratch.template simplices<D>();
+    simplices.clear(std::min(count, std::max(kChunk / 16, scratch.last_simplices)));
     scratch.vertices.clear(std::min(count, std::max(kChunk / 32, scratch.last_vertices)));
     scratch.tile.resize(D * kTileRow);
     Key* first_keys = scratch.keys.resize(kTileRow);
@@ -121,7 +133,7 @@ struct ChunkBuilder {
       int32_t* simplex = chunk.simplex.data() + first;
       const int64_t before = chunk.simplices;
       if (recurring) {
-        find_simplices(n, simplex);
+        find_simplices(simplices, n, simplex);
         add_corners<D>(before);
       } else {
         number_simplices(n, simplex);
@@ -133,40 +145,41 @@ struct ChunkBuilder {
   }
 
   // Equal simplices get one number; keys and codes of new ones move to the front.
-  void find_simplices(int64_t n, int32_t* simplex) {
+  template <class Slot>
+  void find_simplices(SlotTable<Slot>& table, int64_t n, int32_t* simplex) {
     Key* const first_keys = scratch.keys.data();
     uint32_t* codes = scratch.codes.data();
     const uint32_t* hashes = scratch.hashes.data();
+    const auto slot_of = [=](int64_t i, int32_t number) {
+      return Slot::of(static_cast<uint64_t>(first_keys[i]), codes[i], number);
+    };
     int64_t found = 0, count = chunk.simplices;
     int32_t missed[kBatch];
     for (int64_t begin = 0; begin < n; begin += kBatch) {
       const int64_t end = std::min(begin + kBatch, n);
       int64_t misses = 0;
       for (int64_t i = begin; i < end; ++i) {  // no branch that depends on the image
-        const uint64_t key = static_cast<uint64_t>(first_keys[i]);
-        const SimplexSlot& slot = scratch.simplices.first(hashes[i]);
-        simplex[i] = slot.number;
+        const Slot slot = table.first(hashes[i]);
+        simplex[i] = slot.number();
         missed[misses] = static_cast<int32_t>(i);
-        misses += !slot.holds(key, codes[i]);
+        misses += !slot.same(slot_of(i, 0));
       }
       for (int64_t j = 0; j < misses; ++j) {
         const int64_t i = missed[j];
-        const uint64_t key = static_cast<uint64_t>(first_keys[i]);
-        const uint32_t code = codes[i];
-        SimplexSlot* slot = scratch.simplices.find(
-            hashes[i], [=](const SimplexSlot& held) { return held.holds(key, code); });
+        const Slot wanted = slot_of(i, static_cast<int32_t>(count));
+        Slot* slot = table.find(hashes[i], [=](const Slot& held) { return held.same(wanted); });
         if (!slot->empty()) {
-          simplex[i] = slot->number;
+          simplex[i] = slot->number();
           continue;
         }
-        *slot = {key, code, static_cast<int32_t>(count)};
+        *slot = wanted;
         simplex[i] = static_cast<int32_t>(count++);
-        first_keys[found] = static_cast<Key>(key);
-        codes[found++] = code;
-        scratch.simplices.make_room(count, [](const SimplexSlot& held) {
+        first_keys[found] = first_keys[i];
+        codes[found++] = codes[i];
+        table.make_room(count, [](const Slot& held) {
           using Word = std::make_unsigned_t<Key>;
           return static_cast<uint32_t>(
-              hash_simplex<Word, Word>(static_cast<Word>(held.key), held.code));
+              hash_simplex<Word, Word>(static_cast<Word>(held.key()), held.code()));
         });
       }
     }
@@ -205,7 +218,7 @@ struct ChunkBuilder {
     if (table.large()) {
       for (int64_t i = 0; i < count; ++i) table.prefetch(hash_key(corner[i]));
     }
-    const int64_t misses = probe_vertices<false>(table, known, corner, count, numbers, missed);
+    const int64_t misses = probe_vertices(table, known, corner, count, numbers, missed);
     for (int64_t j = 0; j < misses; ++j) {
       const Key key = corner[missed[j]];
       VertexSlot* slot = find_vertex(table, known, key);

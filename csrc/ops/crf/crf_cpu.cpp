@@ -67,6 +67,8 @@ class Points {
 template <class Loops, class A>
 class Workspace {
  public:
+  explicit Workspace(bool once) : narrow_(once), wide_(once) {}
+
   // body(lattice) after building it; false where the keys do not fit or a feature is not finite.
   template <class Body>
   bool with_lattice(const PointSource<A>& source, const Body& body) {
@@ -103,7 +105,7 @@ struct Energy {
 
   void run() const {
     for_images(images, [&](int64_t begin, int64_t end) {
-      Workspace<Loops, A> workspace;
+      Workspace<Loops, A> workspace(end - begin == 1);
       for (int64_t n = begin; n < end; ++n) {
         const auto apply = [&](auto& lattice) { apply_groups(lattice, n); };
         if (!workspace.with_lattice(points.of_image(n), apply)) fill_nan(n);
@@ -183,16 +185,20 @@ LatticeTensors build(const Points<A>& points, const Tensor& like, int64_t images
   int64_t* const ends = write_ptr<int64_t>(offsets);
   ends[0] = 0;
   for_images(images, [&](int64_t begin, int64_t end) {
-    Workspace<L, A> workspace;
+    Workspace<L, A> workspace(end - begin == 1);
     for (int64_t n = begin; n < end; ++n) {
       int32_t* const vertex = write_ptr<int32_t>(vertices) + n * size;
       A* const weight = write_ptr<A>(weights) + n * size;
       ends[n + 1] = 0;
-      const auto keep = [&](const auto& lattice) {
+      const auto keep = [&](auto& lattice) {
         lattice.export_points(vertex, weight);
         ends[n + 1] = lattice.vertices();
-        found[n].assign(lattice.neighbours(),
-                        lattice.neighbours() + 2 * corners * lattice.vertices());
+        found[n].reserve(2 * corners * lattice.vertices());
+        for (int64_t axis = 0; axis < corners; ++axis) {
+          const NeighbourPair near = lattice.neighbours(axis);
+          found[n].insert(found[n].end(), near.one, near.one + lattice.vertices());
+          found[n].insert(found[n].end(), near.other, near.other + lattice.vertices());
+        }
       };
       if (!workspace.with_lattice(points.of_image(n), keep)) {
         std::fill(vertex, vertex + size, 0);

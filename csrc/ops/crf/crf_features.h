@@ -65,7 +65,7 @@ struct PointSource {
       if (bytes) {
         high[i] = 255.0;
       } else if (!bound_plane<Loops>(c, low[i], high[i])) {
-        return KeySpace{d, {}, 0, 0};
+        return KeySpace{d, {}, 0, 0, 0};
       }
     }
     for (int i = 0; i < d; ++i) {
@@ -99,9 +99,14 @@ struct PointSource {
     high = -INFINITY;
     for (int64_t first = 0; first < points; first += kTile) {
       const int64_t count = std::min(kTile, points - first);
-      read(data + c * plane_bytes, first, count, tile);
-      pad(tile, count);
-      if (!Loops::bounds(tile, count, low, high)) return false;
+      const char* plane = data + c * plane_bytes;
+      const bool in_place = read == read_plane<A, A> && count == kTile;
+      if (!in_place) {
+        read(plane, first, count, tile);
+        pad(tile, count);
+      }
+      const A* values = in_place ? reinterpret_cast<const A*>(plane) + first : tile;
+      if (!Loops::bounds(values, count, low, high)) return false;
     }
     return true;
   }

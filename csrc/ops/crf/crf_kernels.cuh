@@ -113,7 +113,7 @@ WS_GLOBAL void __launch_bounds__(kThreads) space_kernel(const Points points, con
       low[i] *= points.coefficient[i];
       high[i] *= points.coefficient[i];
     }
-    build.spaces[n] = finite ? key_space(points.d, low, high, axis_bits<A>) : KeySpace{points.d, {}, 0, 0};
+    build.spaces[n] = finite ? key_space(points.d, low, high, axis_bits<A>) : KeySpace{points.d, {}, 0, 0, 0};
   }
 }
 
@@ -179,7 +179,7 @@ WS_GLOBAL void __launch_bounds__(kThreads) embed_kernel(const Points points, con
     vertices[0] = insert(table, build.slots, static_cast<int64_t>(key));
     weights[0] = simplex.weight[0];
     for (int k = 1; k <= D; ++k) {
-      key += 1;
+      key += static_cast<uint64_t>(space.colour);
       for (int axis = 0; axis < D; ++axis) {
         if (simplex.rank[axis] == D + 1 - k) key -= static_cast<uint64_t>(space.stride[axis]);
       }
@@ -235,7 +235,7 @@ WS_GLOBAL void __launch_bounds__(kThreads)
     if (key == kNoKey) continue;
     const int64_t image = i / build.slots;
     const KeySpace& space = build.spaces[image];
-    const int64_t colour = key % points.corners(), wrapping = space.wrapping_step();
+    const int64_t colour = key / space.colour, wrapping = space.wrapping_step();
     const int64_t* const table = build.keys + image * build.slots;
     const int32_t* const numbers = build.numbers + image * build.slots;
     const auto number_at = [&](int64_t neighbour) {
@@ -245,8 +245,8 @@ WS_GLOBAL void __launch_bounds__(kThreads)
     int32_t* out = neighbours + build.offsets[image] + build.numbers[i];
     for (int axis = 0; axis < points.corners(); ++axis, out += 2 * vertices) {
       const int64_t stride = space.stride[axis];
-      out[0] = number_at(key + stride + (colour == 0 ? wrapping : -1));
-      out[vertices] = number_at(key - stride - (colour == points.d ? wrapping : -1));
+      out[0] = number_at(key + stride + (colour == 0 ? wrapping : -space.colour));
+      out[vertices] = number_at(key - stride - (colour == points.d ? wrapping : -space.colour));
     }
   }
 }

@@ -4,7 +4,7 @@
 // to them in turn.
 #pragma once
 
-#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "../../core/torch_api.h"
@@ -13,6 +13,7 @@
 namespace wsfast::crf {
 
 inline constexpr int64_t kVertexGrain = 4096;
+inline constexpr int kLookAhead = 4;
 
 // body(first, last) over images, on several threads where there are enough images; else each image
 // may use all threads.
@@ -59,6 +60,9 @@ struct ChunkPoints {
 template <class Loops, class A, class Key>
 class ImageLattice {
  public:
+  // `once`: for one image only; gives back what it no longer needs.
+  explicit ImageLattice(bool once) : once_(once) {}
+
   // `keys` must fit Key.
   void build(const PointSource<A>& source, const KeySpace& keys) {
     keys_ = keys;
@@ -71,14 +75,16 @@ class ImageLattice {
     });
     join_vertices();
     find_neighbours();
-    if (2 * vertices_ > points_) release_scratch();
+    if (frugal_) vertex_keys_.release();
   }
 
   int d() const { return keys_.d; }
   int64_t points() const { return points_; }
   int64_t vertices() const { return vertices_; }
-  // (d + 1, 2, vertices); -1 where there is none
-  const int32_t* neighbours() const { return neighbours_.data(); }
+  NeighbourPair neighbours(int64_t axis) {
+    if (frugal_) reverse_steps(axis);
+    return {steps(axis), steps_back(axis)};
+  }
 
   // Row by row (points, d + 1).
   void export_points(int32_t* vertices, A* weights) const {
@@ -88,7 +94,7 @@ class ImageLattice {
       for (int64_t i = 0; i < chunk.end - chunk.begin; ++i) {
         const int32_t* local = chunk.corners.data() + chunk.simplex[i] * corners;
         for (int64_t k = 0; k < corners; ++k, ++vertices, ++weights) {
-          *vertices = chunk.joined[local[k]];
+          *vertices = joined_[chunk.first_vertex + local[k]];
           *weights = chunk.weights[i * corners + k];
         }
       }
@@ -99,10 +105,13 @@ class ImageLattice {
   template <int W, class T>
   void apply(const T* values, int channels, const A* roi, Direction direction, double* energy,
              T* filtered) {
-    A* v = rows<W>(on_vertices_);
-    A* a = rows<W>(blurred_);
-    A* b = rows<W>(spare_);
-    splat<W>(values, channels, roi, v);
+    const int64_t size = (vertices_ + 1) * W;  // row -1 is 0
+    A* v = rows_.resize(std::max(3 * size, size + chunk_vertices_ * W)) + W;
+    A* own = v + vertices_ * W;  // rows of the chunks' vertices, before and after the blurs
+    A* a = v + size;
+    A* b = a + size;
+    splat<W>(values, channels, roi, own, v);
+    for (A* row : {v, a, b}) std::fill(row - W, row, A(0));
     A* forward = blur<W>(v, a, b, false);
     double sums[W] = {};
     Loops::template dot<A, W>(v, forward, vertices_, sums);
@@ -116,7 +125,8 @@ class ImageLattice {
     }
     if (direction == Direction::symmetric) Loops::add(forward, vertices_ * W, result);
     const double share = direction == Direction::symmetric ? 0.5 : 1.0;
-    slice<W>(result, channels, roi, static_cast<A>(share * scale), filtered);
+    if (result != v) std::copy(result, result + vertices_ * W, v);
+    slice<W>(v, channels, roi, static_cast<A>(share * scale), own, filtered);
   }
 
  private:
@@ -138,102 +148,102 @@ class ImageLattice {
   }
 
   void join_vertices() {
-    int64_t total = 0;
-    for (int64_t c = 0; c < chunk_count_; ++c) total += chunks_[c].vertices;
-    auto* items = sorted_.resize(2 * total);
-    int64_t at = 0;
+    chunk_vertices_ = 0;
     for (int64_t c = 0; c < chunk_count_; ++c) {
-      chunks_[c].joined.resize(chunks_[c].vertices);
-      for (int64_t i = 0; i < chunks_[c].vertices; ++i, ++at) {
-        items[at] = {chunks_[c].keys[i], static_cast<int32_t>(at)};
+      chunks_[c].first_vertex = chunk_vertices_;
+      chunk_vertices_ += chunks_[c].vertices;
+    }
+    frugal_ = once_ && 2 * chunk_vertices_ > points_;
+    if (frugal_) {
+      for (auto& scratch : scratch_) scratch.release();
+    }
+    const int64_t total = chunk_vertices_;
+    auto* items = sorted_.resize(2 * total);
+    for (int64_t c = 0; c < chunk_count_; ++c) {
+      PointChunk& chunk = chunks_[c];
+      for (int64_t i = 0, at = chunk.first_vertex; i < chunk.vertices; ++i, ++at) {
+        items[at] = {chunk.keys[i], static_cast<int32_t>(at)};
       }
+      if (frugal_) chunk.keys.release();
     }
     items = radix_sort(items, items + total, total, keys_.bits);
-    int32_t* number = numbers_.resize(total);
-    Key* keys = vertex_keys_.resize(total);
+    int32_t* number = joined_.resize(total);
+    Key* keys = vertex_keys_.resize(total + kLookAhead);
     vertices_ = 0;
     for (int64_t i = 0; i < total; ++i) {
       if (i == 0 || items[i].key != items[i - 1].key) keys[vertices_++] = items[i].key;
       number[items[i].source] = static_cast<int32_t>(vertices_ - 1);
     }
-    for (int64_t c = 0; c < chunk_count_; ++c) {
-      std::copy(number, number + chunks_[c].vertices, chunks_[c].joined.data());
-      number += chunks_[c].vertices;
-    }
+    std::fill_n(keys + vertices_, kLookAhead, std::numeric_limits<Key>::max());
+    if (frugal_) sorted_.release();
   }
 
   void find_neighbours() {
-    const int64_t n = vertices_;
-    const Key* keys = vertex_keys_.data();
-    SlotTable<VertexSlot>& table = scratch_[0].vertices;
-    table.clear(n);
-    using Unsigned = std::make_unsigned_t<Key>;
-    const Unsigned colours = static_cast<Unsigned>(d() + 1);
-    Key* moved = moved_keys_.resize(n);  // keys one step along an axis, but for its own stride
-    for (int64_t i = 0; i < n; ++i) {
-      *table.find(hash_key(keys[i]), [](const VertexSlot&) { return false; }) = {
-          static_cast<uint32_t>(i + 1), static_cast<uint32_t>(keys[i])};
-      const bool wraps = static_cast<Unsigned>(keys[i]) % colours == 0;
-      moved[i] = keys[i] + (wraps ? static_cast<Key>(keys_.wrapping_step()) : Key(-1));
-    }
-    int32_t* all = neighbours_.resize(2 * (d() + 1) * n);
-    parallel_for(0, d() + 1, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t axis = begin; axis < end; ++axis) {
-        int32_t* one = all + 2 * axis * n;
-        find_along(static_cast<Key>(keys_.stride[axis]), one, one + n);
+    neighbours_.resize((frugal_ ? d() + 2 : 2 * (d() + 1)) * (vertices_ + 1));
+    parallel_for(0, vertices_, kVertexGrain, [&](int64_t begin, int64_t end) {
+      for (int colour = 0; begin < end; ++colour) {
+        const int64_t first = begin;
+        begin = std::min(end, place_of(static_cast<Key>((colour + 1) * keys_.colour)));
+        if (first < begin) find_steps(first, begin, colour == 0);
       }
+    });
+    if (frugal_) return;  // reversed when they are needed
+    parallel_for(0, d() + 1, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t axis = begin; axis < end; ++axis) reverse_steps(axis);
     });
   }
 
-  // The vertices one step along an axis and, of these, the ones they are a step behind.
-  void find_along(Key stride, int32_t* one, int32_t* other) {
-    SlotTable<VertexSlot>& table = scratch_[0].vertices;
+  // The vertices one step along an axis and, of these, the ones they are a step behind; -1 where there
+  // are none. Entry -1 takes what belongs to no vertex.
+  int32_t* steps(int64_t axis) { return neighbours_.data() + axis * (vertices_ + 1) + 1; }
+  int32_t* steps_back(int64_t axis) { return steps(frugal_ ? d() + 1 : d() + 1 + axis); }
+
+  void reverse_steps(int64_t axis) {
+    const int32_t* one = steps(axis);
+    int32_t* other = steps_back(axis);
+    std::fill_n(other, vertices_, -1);
+    for (int64_t i = 0; i < vertices_; ++i) other[one[i]] = static_cast<int32_t>(i);
+  }
+
+  int64_t place_of(Key key) const {
     const Key* known = vertex_keys_.data();
-    Key keys[kBatch];
-    int32_t missed[kBatch];
-    std::fill(other, other + vertices_, -1);
-    for (int64_t first = 0; first < vertices_; first += kBatch) {
-      const int64_t count = std::min(kBatch, vertices_ - first);
-      for (int64_t i = 0; i < count; ++i) keys[i] = moved_keys_[first + i] + stride;
-      if (table.large()) {
-        for (int64_t i = 0; i < count; ++i) table.prefetch(hash_key(keys[i]));
-      }
-      int32_t* numbers = one + first;
-      const int64_t misses = probe_vertices<true>(table, known, keys, count, numbers, missed);
-      for (int64_t j = 0; j < misses; ++j) {
-        numbers[missed[j]] = find_vertex(table, known, keys[missed[j]])->number();
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        int32_t nowhere;
-        *(numbers[i] < 0 ? &nowhere : other + numbers[i]) = static_cast<int32_t>(first + i);
+    return std::lower_bound(known, known + vertices_, key) - known;
+  }
+
+  // The vertices one step along each axis from those of one colour, [begin, end). Both are sorted by
+  // key and a step adds a constant, so places in one and the other move on together.
+  void find_steps(int64_t begin, int64_t end, bool from_colour_0) {
+    const Key* const known = vertex_keys_.data();
+    const int64_t turn = from_colour_0 ? keys_.wrapping_step() : -keys_.colour;
+    const int axes = d() + 1;
+    Key step[kLargestDimension + 1];
+    const Key* place[kLargestDimension + 1];
+    for (int axis = 0; axis < axes; ++axis) {
+      step[axis] = static_cast<Key>(keys_.stride[axis] + turn);
+      place[axis] = known + place_of(known[begin] + step[axis]);
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      int32_t* one = steps(0) + i;
+      for (int axis = 0; axis < axes; ++axis, one += vertices_ + 1) {
+        const Key wanted = known[i] + step[axis];
+        const Key* at = place[axis];
+        int ahead = 0;  // mostly one or two, so counted without a branch that depends on the image
+        for (int k = 0; k < kLookAhead; ++k) ahead += at[k] < wanted;
+        at += ahead;
+        while (*at < wanted) ++at;
+        place[axis] = at;
+        *one = static_cast<int32_t>(at - known) | -static_cast<int32_t>(*at != wanted);
       }
     }
   }
 
-  // Of images with many vertices, where it would take more memory than the lattice.
-  void release_scratch() {
-    for (auto& scratch : scratch_) scratch.release();
-    for (auto& chunk : chunks_) chunk.keys.release();
-    sorted_.release();
-    numbers_.release();
-    vertex_keys_.release();
-    moved_keys_.release();
-  }
-
-  // Room for a row per vertex; row -1 is 0.
-  template <int W>
-  A* rows(Buffer<A>& buffer) {
-    A* all = buffer.resize((vertices_ + 1) * W);
-    std::fill(all, all + W, A(0));
-    return all + W;
-  }
-
+  // `own` takes a row per vertex of every chunk.
   template <int W, class T>
-  void splat(const T* values, int channels, const A* roi, A* vertices) {
+  void splat(const T* values, int channels, const A* roi, A* own, A* vertices) {
     parallel_for(0, chunk_count_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         PointChunk& chunk = chunks_[c];
-        A* sums = chunk.values.resize(chunk.vertices * W);
+        A* sums = own + chunk.first_vertex * W;
         std::fill(sums, sums + chunk.vertices * W, A(0));
         if constexpr (W == 2) {
           if (by_simplex(chunk)) {
@@ -249,12 +259,7 @@ class ImageLattice {
       }
     });
     std::fill(vertices, vertices + vertices_ * W, A(0));
-    for (int64_t c = 0; c < chunk_count_; ++c) {
-      const PointChunk& chunk = chunks_[c];
-      for (int64_t i = 0; i < chunk.vertices; ++i) {
-        Loops::add(chunk.values.data() + i * W, W, vertices + chunk.joined[i] * int64_t{W});
-      }
-    }
+    Loops::template add_rows<A, W>(own, joined_.data(), chunk_vertices_, vertices);
   }
 
   // For the losses' case, two classes on a colour image, where points share simplices.
@@ -269,12 +274,7 @@ class ImageLattice {
     std::fill(rows, rows + chunk.simplices * R::size, A(0));
     Loops::template splat_simplices<A, W, Corners>(values, points_, channels, roi, chunk.begin,
                                                    chunk.end, points_of(chunk), rows);
-    const int32_t* vertex = chunk.corners.data();
-    for (int64_t i = 0; i < chunk.simplices; ++i, vertex += Corners) {
-      for (int k = 0; k < Corners; ++k) {
-        Loops::add(rows + i * R::size + k * W, W, sums + int64_t{vertex[k]} * W);
-      }
-    }
+    Loops::template add_simplices<A, W, Corners>(rows, chunk.corners.data(), chunk.simplices, sums);
   }
 
   template <int W, int Corners, class T>
@@ -282,26 +282,19 @@ class ImageLattice {
                         T* planes) {
     using R = typename Loops::template SimplexRow<A, W, Corners>;
     A* rows = chunk.simplex_values.resize(chunk.simplices * R::size);
-    const int32_t* vertex = chunk.corners.data();
-    for (int64_t i = 0; i < chunk.simplices; ++i, vertex += Corners) {
-      A* row = rows + i * R::size;
-      for (int k = 0; k < Corners; ++k) std::copy_n(own + int64_t{vertex[k]} * W, W, row + k * W);
-      std::fill(row + Corners * W, row + R::size, A(0));
-    }
+    Loops::template take_simplices<A, W, Corners>(own, chunk.corners.data(), chunk.simplices, rows);
     Loops::template slice_simplices<A, W, Corners>(planes, points_, channels, roi, chunk.begin,
                                                    chunk.end, points_of(chunk), rows, scale);
   }
 
   template <int W, class T>
-  void slice(const A* vertices, int channels, const A* roi, A scale, T* planes) {
+  void slice(const A* vertices, int channels, const A* roi, A scale, A* rows, T* planes) {
     parallel_for(0, chunk_count_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         PointChunk& chunk = chunks_[c];
-        A* own = chunk.values.resize(chunk.vertices * W);
-        for (int64_t i = 0; i < chunk.vertices; ++i) {
-          const A* row = vertices + chunk.joined[i] * int64_t{W};
-          std::copy(row, row + W, own + i * W);
-        }
+        A* own = rows + chunk.first_vertex * W;
+        Loops::template take_rows<A, W>(vertices, joined_.data() + chunk.first_vertex, chunk.vertices,
+                                        own);
         if constexpr (W == 2) {
           if (by_simplex(chunk)) {
             slice_by_simplex<W, 6>(own, channels, roi, scale, chunk, planes);
@@ -322,22 +315,23 @@ class ImageLattice {
   }
 
   template <int W>
-  A* blur(const A* in, A* a, A* b, bool transpose) const {
-    const auto pair = [&](int axis) {
-      const int32_t* one = neighbours_.data() + 2 * axis * vertices_;
-      return NeighbourPair{one, one + vertices_};
-    };
+  A* blur(const A* in, A* a, A* b, bool transpose) {
+    const auto pair = [&](int axis) { return neighbours(axis); };
     return blur_axes<Loops, A, W>(in, a, b, d() + 1, vertices_, transpose, pair);
   }
 
   KeySpace keys_{};
   int64_t points_ = 0, chunk_count_ = 0, vertices_ = 0;
+  int64_t chunk_vertices_ = 0;  // of all chunks: those on the seams count more than once
+  bool once_;
+  bool frugal_ = false;  // has many vertices, and memory counts
   std::vector<PointChunk> chunks_;
   std::vector<ChunkScratch<A, Key>> scratch_;
   Buffer<KeyAndSource<Key>> sorted_;
-  Buffer<int32_t> numbers_, neighbours_;
-  Buffer<Key> vertex_keys_, moved_keys_;
-  Buffer<A> on_vertices_, blurred_, spare_;
+  Buffer<int32_t> joined_;  // the chunks' vertices as the image's
+  Buffer<int32_t> neighbours_;
+  Buffer<Key> vertex_keys_;
+  Buffer<A> rows_;
 };
 
 }  // namespace wsfast::crf

@@ -44,19 +44,20 @@ struct SingleLane {
 #include "crf_simplex.h"
 
 // The vertices around points of bounded features, as one integer each: the colour (coordinate
-// modulo d + 1) in the lowest digit, then the quotients of the first d coordinates. All steps
-// between vertices are constants: vertex k of a simplex follows vertex k - 1 by 1 minus the stride of
-// the axis with rank d + 1 - k.
+// modulo d + 1) in the highest digit, then the quotients of the first d coordinates. All steps
+// between vertices are constants: vertex k of a simplex follows vertex k - 1 by one colour minus the
+// stride of the axis with rank d + 1 - k.
 struct KeySpace {
   int d;
   int64_t stride[kLargestDimension + 1];  // per axis; 0 for the last, whose coordinate follows
+  int64_t colour;                         // stride of the colours
   int64_t base;                           // added to the sum of stride * quotient
   int bits;                               // of the largest key; 0 where the keys do not fit
 
   // One step along a blur axis (every coordinate -1, the axis' own +d) adds the stride of the axis
-  // and, to keys of colour 0, this; to other keys -1.
+  // and, to keys of colour 0, this; to others it adds minus one colour.
   WS_HD int64_t wrapping_step() const {
-    int64_t step = d;
+    int64_t step = d * colour;
     for (int i = 0; i < d; ++i) step -= stride[i];
     return step;
   }
@@ -69,7 +70,7 @@ inline constexpr int axis_bits = sizeof(A) == 4 ? 18 : 30;
 // `low` and `high` bound the scaled features. A quotient of more than `axis_bits` would leave too
 // few bits of the features' dtype for the weights.
 WS_HD inline KeySpace key_space(int d, const double* low, const double* high, int axis_bits) {
-  KeySpace space{d, {}, 0, 0};
+  KeySpace space{d, {}, 0, 0, 0};
   double below = 0.0, above = 0.0;  // sums over the axes from j on
   double first[kLargestDimension], last[kLargestDimension];
   for (int j = d - 1; j >= 0; --j) {
@@ -88,15 +89,16 @@ WS_HD inline KeySpace key_space(int d, const double* low, const double* high, in
     if (!(std::fmax(-origin[j], end) <= std::ldexp(1.0, axis_bits))) return space;
   }
   if (!(size <= std::ldexp(1.0, kKeyBits))) return space;
-  int64_t stride = d + 1;
+  int64_t stride = 1;
   uint64_t base = 0;  // modulo 2^64: the sums it takes part in are the keys
   for (int j = 0; j < d; ++j) {
     space.stride[j] = stride;
     base -= static_cast<uint64_t>(static_cast<int64_t>(origin[j])) * static_cast<uint64_t>(stride);
     stride *= static_cast<int64_t>(range[j]);
   }
+  space.colour = stride;
   space.base = static_cast<int64_t>(base);
-  space.bits = 1 + std::ilogb(static_cast<double>(stride));
+  space.bits = 1 + std::ilogb(size);
   return space;
 }
 

@@ -10,7 +10,7 @@ struct Loops {
   static constexpr int lanes = VectorLane<A>::lanes;
 
   // The simplices of `count` points, a multiple of the lanes: D + 1 weights per point, with scratch
-  // behind them. `code` holds the ranks of axes 0..D-1, four bits each; `hash` is of both.
+  // behind them. `code` holds the ranks of axes 0..D-1, `rank_bits` each; `hash` is of both.
   template <class A, class Key, int D>
   static void embed(const A* const* features, const A* coefficient, const KeySpace& space,
                     int64_t count, A* weights, Key* first_key, uint32_t* code, uint32_t* hash) {
@@ -33,7 +33,7 @@ struct Loops {
       for (int i = 0; i < D; ++i) {
         key += __builtin_convertvector(simplex.quotient[i], Keys) *
                static_cast<Word>(space.stride[i]);
-        ranks |= __builtin_convertvector(simplex.rank[i], Codes) << static_cast<uint32_t>(4 * i);
+        ranks |= __builtin_convertvector(simplex.rank[i], Codes) << static_cast<uint32_t>(rank_bits<D> * i);
       }
       store_rows<A, D + 1>(simplex.weight, weights + p * (D + 1));
       const Codes mixed = __builtin_convertvector(
@@ -45,8 +45,8 @@ struct Loops {
   }
 
   // The keys of the D + 1 vertices of simplices given by their first one and code; those of corner k
-  // from k * kTileRow on, with scratch behind them. Vertex k follows vertex k - 1 by 1 minus the stride
-  // of the axis with rank D + 1 - k.
+  // from k * kTileRow on, with scratch behind them. Vertex k follows vertex k - 1 by one colour minus
+  // the stride of the axis with rank D + 1 - k.
   template <class Key, int D>
   static void list_corners(const Key* first_key, const uint32_t* code, const KeySpace& space,
                            int64_t count, Key* corners) {
@@ -63,13 +63,14 @@ struct Loops {
       Keys stride_of_rank[D + 1];
       for (int r = 1; r <= D; ++r) stride_of_rank[r] = Keys{};
       for (int axis = 0; axis < D; ++axis) {
-        const Keys rank = __builtin_convertvector(codes >> static_cast<uint32_t>(4 * axis) & 15u, Keys);
+        const Keys rank = __builtin_convertvector(
+            codes >> static_cast<uint32_t>(rank_bits<D> * axis) & ((1u << rank_bits<D>) - 1), Keys);
         const Keys stride = Keys{} + static_cast<Word>(space.stride[axis]);
         for (int r = 1; r <= D; ++r) stride_of_rank[r] |= rank == static_cast<Word>(r) ? stride : Keys{};
       }
       std::memcpy(corners + i, &key, sizeof(key));
       for (int k = 1; k <= D; ++k) {
-        key += 1 - stride_of_rank[D + 1 - k];
+        key += static_cast<Word>(space.colour) - stride_of_rank[D + 1 - k];
         std::memcpy(corners + k * kTileRow + i, &key, sizeof(key));
       }
     }
@@ -180,7 +181,7 @@ struct Loops {
   static void for_rows_to(T* planes, int64_t pixels, int channels, const A* roi, int64_t begin,
                           int64_t end, const Body& body) {
     T nowhere[kRun];
-    A rows[kRun * W], ones[kRun];
+    A rows[kRun * W + VectorLane<A>::lanes], ones[kRun];
     std::fill(ones, ones + kRun, A(1));
     for (int64_t first = begin; first < end; first += kRun) {
       const int count = static_cast<int>(std::min<int64_t>(kRun, end - first));
@@ -256,6 +257,20 @@ struct Loops {
       }(std::make_integer_sequence<int, parts>());
     }
 
+    // The sums over corners of N points, side by side.
+    template <int N>
+    static V sum_up(V* points) {
+      if constexpr (N == 1) {
+        return points[0];
+      } else {
+        for (int i = 0; i < N / 2; ++i) {
+          const V low = shuffle<A, Exchange<lanes, N / 2 * W, false>>(points[i], points[i + N / 2]);
+          points[i] = low + shuffle<A, Exchange<lanes, N / 2 * W, true>>(points[i], points[i + N / 2]);
+        }
+        return sum_up<N / 2>(points);
+      }
+    }
+
    private:
     template <int Limit>
     static V spread(V weights) { return shuffle<A, Spread<W, Limit>>(weights, weights); }
@@ -287,19 +302,54 @@ struct Loops {
     const Points own = points;
     for_rows_to<A, W>(planes, pixels, channels, roi, begin, end,
                       [=](int64_t first, int count, A* rows) {
-      for (int i = 0; i < count; ++i) {
-        const A* row = simplices + static_cast<int64_t>(own.simplex[first + i]) * R::size;
-        typename R::V x = {};
-        R::for_parts(own.weights + (first + i) * Corners, [&](int part, typename R::V weights) {
-          x += R::load(row + part * R::lanes) * weights;
-        });
-        if constexpr (R::lanes > 8 && W <= 8) x += shuffle<A, Flip<8>>(x, x);
-        if constexpr (R::lanes > 4 && W <= 4) x += shuffle<A, Flip<4>>(x, x);
-        if constexpr (R::lanes > 2 && W <= 2) x += shuffle<A, Flip<2>>(x, x);
-        x *= scale;
-        std::memcpy(rows + i * W, &x, W * sizeof(A));
+      for (int i = 0; i < count; i += R::step) {
+        typename R::V sums[R::step];  // of as many points as a vector holds the rows of
+        for (int j = 0; j < R::step; ++j) {
+          const int64_t point = first + std::min(i + j, count - 1);
+          const A* row = simplices + static_cast<int64_t>(own.simplex[point]) * R::size;
+          typename R::V x = {};
+          R::for_parts(own.weights + point * Corners, [&](int part, typename R::V weights) {
+            x += R::load(row + part * R::lanes) * weights;
+          });
+          sums[j] = x;
+        }
+        const typename R::V x = R::template sum_up<R::step>(sums) * scale;
+        std::memcpy(rows + i * W, &x, kVectorBytes);
       }
     });
+  }
+
+  // sums[at] += rows, one after the other.
+  template <class A, int W>
+  static void add_rows(const A* rows, const int32_t* at, int64_t count, A* sums) {
+    using R = Row<A, W>;
+    for (int64_t i = 0; i < count; ++i) {
+      A* sum = sums + int64_t{at[i]} * W;
+      R::store(sum, R::load(sum) + R::load(rows + i * W));
+    }
+  }
+
+  template <class A, int W>
+  static void take_rows(const A* rows, const int32_t* at, int64_t count, A* taken) {
+    using R = Row<A, W>;
+    for (int64_t i = 0; i < count; ++i) R::store(taken + i * W, R::load(rows + int64_t{at[i]} * W));
+  }
+
+  // The same for the rows of simplices, whose corners lie at `at`.
+  template <class A, int W, int Corners>
+  static void add_simplices(const A* simplices, const int32_t* at, int64_t count, A* sums) {
+    for (int64_t i = 0; i < count; ++i, at += Corners) {
+      add_rows<A, W>(simplices + i * SimplexRow<A, W, Corners>::size, at, Corners, sums);
+    }
+  }
+
+  template <class A, int W, int Corners>
+  static void take_simplices(const A* rows, const int32_t* at, int64_t count, A* simplices) {
+    using R = SimplexRow<A, W, Corners>;
+    for (int64_t i = 0; i < count; ++i, at += Corners, simplices += R::size) {
+      take_rows<A, W>(rows, at, Corners, simplices);
+      std::fill(simplices + Corners * W, simplices + R::size, A(0));
+    }
   }
 
   // One axis of the blur for vertices [begin, end). Row -1 of `in` is 0.

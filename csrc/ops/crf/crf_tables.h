@@ -7,6 +7,8 @@
 #include <memory>
 #include <utility>
 
+#include "../../core/memory.h"
+
 namespace wsfast::crf {
 
 // Memory that keeps its size between images and is not cleared.
@@ -26,12 +28,17 @@ class Buffer {
       const int64_t capacity = std::max(size, std::min(2 * capacity_, largest));
       std::unique_ptr<T[]> larger(new T[capacity]);
       std::copy(data_.get(), data_.get() + used, larger.get());
+      release();
       data_ = std::move(larger);
       capacity_ = capacity;
     }
     return data_.get();
   }
-  void release() { *this = Buffer(); }
+  void release() {
+    give_back_pages(data_.get(), capacity_ * static_cast<int64_t>(sizeof(T)));
+    data_.reset();
+    capacity_ = 0;
+  }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   T& operator[](int64_t i) { return data_[i]; }
@@ -59,14 +66,14 @@ Words hash_simplex(Words key, Words code) {
 }
 
 // A power of two of slots, probed one after the other; at most a quarter of them in use, of large
-// tables a half.
+// tables five eighths.
 template <class Slot>
 class SlotTable {
  public:
   // Empty, with room for so many entries.
   void clear(int64_t entries) {
     int64_t capacity = 64;
-    while (capacity < (capacity >= kLarge ? 2 : 4) * entries) capacity *= 2;
+    while (room_of(capacity) < entries) capacity *= 2;
     reset(capacity);
   }
 
@@ -92,20 +99,24 @@ class SlotTable {
   template <class HashOf>
   void make_room(int64_t used, const HashOf& hash_of) {
     const int64_t capacity = static_cast<int64_t>(mask_ + 1);
-    const bool large = capacity >= kLarge;
-    if ((large ? 2 : 4) * (used + 1) <= capacity) return;
+    if (used < room_of(capacity)) return;
     Buffer<Slot> old;
     std::swap(old, slots_);
-    reset(large ? 2 * capacity : 4 * capacity);
+    reset(capacity >= kLarge ? 2 * capacity : 4 * capacity);
     for (int64_t i = 0; i < capacity; ++i) {
       if (!old[i].empty()) *find(hash_of(old[i]), [](const Slot&) { return false; }) = old[i];
     }
+    old.release();
   }
 
   void release() { slots_.release(); }
 
  private:
   static constexpr int64_t kLarge = 1 << 15;
+
+  static int64_t room_of(int64_t capacity) {
+    return capacity >= kLarge ? capacity / 8 * 5 : capacity / 4;
+  }
 
   void reset(int64_t capacity) {
     std::memset(static_cast<void*>(slots_.resize(capacity)), 0, capacity * sizeof(Slot));
@@ -126,16 +137,38 @@ struct VertexSlot {
   int32_t number() const { return static_cast<int32_t>(number_and_1 - 1); }
 };
 
-// A simplex by its first vertex, whose key is not 0, and the code of its ranks.
-struct SimplexSlot {
-  uint64_t key;
-  uint32_t code;
-  int32_t number;
+// Bits of an axis' rank, 0..D, in the code of a simplex.
+template <int D>
+inline constexpr int rank_bits = D < 8 ? 3 : 4;
 
-  bool empty() const { return key == 0; }
-  bool holds(uint64_t other_key, uint32_t other_code) const {
-    return ((key ^ other_key) | (code ^ other_code)) == 0;
+// A simplex by its first vertex, whose key is not 0, and the code of its ranks.
+struct WideSimplex {
+  uint64_t first_key;
+  uint32_t ranks;
+  int32_t index;
+
+  static WideSimplex of(uint64_t key, uint32_t code, int32_t number) { return {key, code, number}; }
+  uint64_t key() const { return first_key; }
+  uint32_t code() const { return ranks; }
+  int32_t number() const { return index; }
+  bool empty() const { return first_key == 0; }
+  bool same(const WideSimplex& other) const {
+    return ((first_key ^ other.first_key) | (ranks ^ other.ranks)) == 0;
   }
+};
+
+// The same in one word: keys of 31 bits, ranks of up to five axes, numbers within a chunk.
+struct NarrowSimplex {
+  uint64_t word;
+
+  static NarrowSimplex of(uint64_t key, uint32_t code, int32_t number) {
+    return {key << 31 | uint64_t{code} << 16 | static_cast<uint32_t>(number)};
+  }
+  uint64_t key() const { return word >> 31; }
+  uint32_t code() const { return static_cast<uint32_t>(word >> 16) & 0x7fff; }
+  int32_t number() const { return static_cast<int32_t>(word & 0xffff); }
+  bool empty() const { return word == 0; }
+  bool same(const NarrowSimplex& other) const { return (word ^ other.word) < 0x10000; }
 };
 
 template <class Key>
