@@ -160,7 +160,7 @@ def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, al
     sizes = (replace(sizes[0], headline=headline), *sizes[1:])
     scope = "extractor alone" if alone else "end to end"
     return Case(
-        room="cam",
+        room="cam_grid",
         operation=f"{name}, {architecture.title}, {height}x{width}, {scope}",
         inputs=partial(make_inputs, architecture, alone),
         sizes=sizes,
