@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsfast._files import AppendedFile, JSONLines, write_atomically
+from wsfast._files import AppendedFile, JSONLines, made_folder, write_atomically
 
 
 class FullFile:
@@ -66,3 +66,27 @@ def test_a_file_that_cannot_be_replaced_stays_and_is_named(tmp_path: Path, monke
         write_atomically(path, b"new", durable=True)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_folder_made_in_vain_goes_again(tmp_path: Path) -> None:
+    def stop(folder: Path, file: str) -> None:
+        with made_folder(folder):
+            if file:
+                (folder / file).touch()
+            raise KeyboardInterrupt
+
+    def fail(folder: Path, file: str = "") -> None:
+        with pytest.raises(KeyboardInterrupt):
+            stop(folder, file)
+
+    fail(tmp_path / "runs" / "first")
+    assert not list(tmp_path.iterdir())
+    fail(tmp_path / "runs" / "second", "log.jsonl")
+    assert (tmp_path / "runs" / "second" / "log.jsonl").exists()
+    (tmp_path / "there").mkdir()
+    fail(tmp_path / "there")
+    fail(tmp_path / "there" / "third")
+    assert list((tmp_path / "there").iterdir()) == []
+    with made_folder(tmp_path / "kept"):
+        pass
+    assert (tmp_path / "kept").is_dir()

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -37,6 +37,20 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Write beside the target and rename, so that readers never meet half a file."""
     with atomic_file(path, durable=durable) as file:
         file.write(data)
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder; an error in the block removes what was made of it again, where it is empty."""
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty, and then nor are the folders around it
+            for place in new:
+                place.rmdir()
+        raise
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -1,15 +1,24 @@
 """Vision transformers and channels-last models."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import HybridEmbed
+from timm.models.efficientformer import EfficientFormer
+from timm.models.hiera import Hiera
+from timm.models.levit import Levit
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.vision_transformer import VisionTransformer
 from timm.models.volo import VOLO
 from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from tests.cam.nets import fuse, passes
 from wsfast.cam import METHODS, AblationCAM, GradCAM, LayerCAM, LTGradCAM
+from wsfast.cam.stages import timm_stages
 
 CNN_ONLY = ("cam", "fullgrad", "ltfullgrad", "racam")  # a mean, biases, ReLUs
 
@@ -80,6 +89,102 @@ def test_tokens_before_the_class_token_joins() -> None:
     """XCiT's blocks see patches alone, though the model has a prefix token."""
     model = Xcit(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2, num_classes=3).eval()
     assert LayerCAM(model)(torch.randn(2, 3, 32, 48), 1).per_layer[0].shape == (2, 2, 3)
+
+
+def raster(tokens: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
+    return tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def levit() -> nn.Module:
+    return Levit(
+        img_size=(64, 96), embed_dim=(16, 24, 32), key_dim=8, depth=(1, 1, 1),
+        num_heads=(2, 3, 4), num_classes=3,
+    )  # fmt: skip
+
+
+def efficientformer() -> nn.Module:
+    return EfficientFormer(
+        depths=(1, 1, 1, 2), embed_dims=(8, 12, 16, 24), num_classes=3, num_vit=1
+    )
+
+
+def mixer() -> nn.Module:
+    model = MlpMixer(img_size=(32, 48), patch_size=8, num_blocks=2, embed_dim=16, num_classes=3)
+    nn.init.normal_(model.head.weight)  # zeros so far
+    return model
+
+
+def hybrid() -> nn.Module:
+    """Patches of 2 x 2 pixels of a map of half the image's size, and a class token."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+    return VisionTransformer(
+        img_size=(32, 48), embed_dim=16, depth=2, num_heads=2, num_classes=3, patch_size=2,
+        embed_layer=partial(HybridEmbed, backbone=network),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "names", "grids", "prefix"),
+    [
+        (levit, (64, 96), ["stages.0", "stages.1", "stages.2"], [(4, 6), (2, 3), (1, 2)], 0),
+        (mixer, (32, 48), ["blocks.1"], [(4, 6)], 0),
+        (hybrid, (32, 48), ["blocks.1.norm1"], [(8, 12)], 1),
+    ],
+)
+def test_rows_of_tokens_equal_the_formula(make, size, names, grids, prefix) -> None:
+    torch.manual_seed(0)
+    model, images = make().eval(), torch.randn(2, 3, *size)
+    method = LTGradCAM(model, percentile=0)
+    result = method(images, 1)
+    assert list(method.layer_names or ()) == names
+    activations, grads, _ = passes(model, images, names, 1)
+    maps = []
+    for a, g, grid in zip(activations, grads, grids, strict=True):
+        a, g = raster(a, grid, prefix), raster(g, grid, prefix)
+        maps.append((g.relu().mean((2, 3), keepdim=True) * a).sum(1).relu())
+    torch.testing.assert_close(result.cams, fuse(maps, size), rtol=0, atol=5e-6)
+    assert result.cams.amax() > 0
+
+
+def test_a_last_stage_of_tokens() -> None:
+    torch.manual_seed(0)
+    model, images = efficientformer().eval(), torch.randn(1, 3, 224, 224)
+    shapes = [tuple(m.shape[1:]) for m in LayerCAM(model)(images, 1).per_layer]
+    assert shapes == [(56, 56), (28, 28), (14, 14), (7, 7)]
+
+
+def test_hieras_tokens_are_put_back_into_rows() -> None:
+    torch.manual_seed(0)
+    model = Hiera(
+        img_size=(64, 96), embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), num_classes=3
+    ).eval()  # fmt: skip
+    nn.init.normal_(model.head.fc.weight)  # zeros so far
+    images = torch.randn(2, 3, 64, 96)
+    names = [f"blocks.{i}" for i in range(4)]
+    rows = model.forward_intermediates(images, intermediates_only=True)  # timm's own, in rows
+    positive = [False] * 4
+    for target in range(3):
+        method = GradCAM(model, "stages")
+        result = method(images, target)
+        assert list(method.layer_names or ()) == names
+        _, grads, _ = passes(model, images, names, target)
+        for i, (a, g) in enumerate(zip(rows, grads, strict=True)):
+            expected = (g.mean(1)[:, :, None, None] * a).sum(1).detach()
+            atol = 1e-5 * float(expected.abs().amax())
+            found = result.per_layer[i]
+            torch.testing.assert_close(found, expected.relu(), rtol=0, atol=atol)
+            positive[i] |= bool(expected.amax() > atol)
+    assert all(positive)
+    assert [m.shape[1:] for m in result.per_layer] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert AblationCAM(model, "last")(images, 1).valid.all()
+
+
+def test_a_stem_without_a_name_is_no_stage() -> None:
+    """TResNet's feature_info has one, which would be the model itself."""
+    model = timm.create_model("tresnet_m", pretrained=False, num_classes=3).eval()
+    names = timm_stages(model)
+    assert len(names) == 4
+    assert all(names)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in CNN_ONLY])

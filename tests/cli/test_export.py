@@ -72,6 +72,7 @@ def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:
         (["--checkpoint", "NET", "--target", "7"], "target must be below 2"),
         (["--checkpoint", "NET", "--device", "abacus"], "--device must be auto, cpu or cuda"),
         (["--checkpoint", "NET", "--out", "missing/it.ts"], "path must be in an existing folder"),
+        (["--checkpoint", "NET", "--out", "."], "path must be a file, got the folder ."),
         (["--checkpoint", "NET", "--format", "pt2"], "path must be a file that ends in .pt2"),
         (["--checkpoint", "UNET"], "classifier must be given for a localizer"),
     ],

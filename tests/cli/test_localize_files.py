@@ -5,12 +5,25 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from tests.cli.live_files import lines
 from wsfast.cli import localize, main
 from wsfast.models import SmallVGG, save_checkpoint
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of a.png, b.png and c.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
+    for name, picture in zip("abc", noise, strict=True):
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return folder
 
 
 def test_a_stopped_run_over_files_has_its_results(
@@ -87,3 +100,45 @@ def test_options_are_checked_in_the_commands_own_name(
     assert main([*command, str(clip), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_earlier_run_has_left_is_counted(
+    pictures: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    command = ["--checkpoint", str(checkpoint), "--method", "cam", "--out", str(out)]
+    assert main(["localize", str(pictures), *command, "--npy"]) == 0
+    assert "earlier" not in capsys.readouterr().err
+    (out / "notes.png").touch()  # of the user, no run's
+    assert main(["localize", str(pictures / "a.png"), *command]) == 0
+    line = f"wsfast localize: 5 files of an earlier run are left in {out}, not in results.json"
+    assert line in capsys.readouterr().err.splitlines()  # a.npy, and both files of b and c
+    assert len(json.loads((out / "results.json").read_text())["images"]) == 1
+    assert main(["localize", str(pictures / "a.png"), *command, "--npy"]) == 0
+    assert "earlier" not in capsys.readouterr().err
+
+
+def test_images_are_not_replaced_by_their_overlays(
+    pictures: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    before = (pictures / "a.png").read_bytes()
+    command = ["localize", str(pictures / "*.png"), "--checkpoint", str(checkpoint)]
+    assert main([*command, "--out", f"{pictures}/../{pictures.name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--out must be another folder than the images', whose PNGs would be replaced" in line
+    assert (pictures / "a.png").read_bytes() == before
+    assert len(list(pictures.iterdir())) == 3
+    assert main([*command, "--out", str(pictures / "found")]) == 0
+
+
+def test_an_error_of_the_system_is_one_plain_line(
+    pictures: Path, checkpoint: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def full(item: Any, out: Path, *, npy: bool) -> None:
+        raise OSError(28, "No space left on device", str(out / "a.png"))
+
+    monkeypatch.setattr(localize, "write_localization", full)
+    command = ["localize", str(pictures), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"wsfast localize: error: {tmp_path / 'a.png'}: No space left on device"

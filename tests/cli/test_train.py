@@ -121,6 +121,7 @@ def test_bad_input_gives_one_plain_line(tmp_path, capsys, arguments, message):
     assert len(said) == 1
     assert said[0].startswith("wsfast train: error: ")
     assert message in said[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,60 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
     for box in record["boxes"][record["boxes"][:, 0] >= 0]:
         x0, y0, x1, y1 = box
         assert record["mask"][y0:y1, x0:x1].any()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_strict_harvest_of_a_bad_image_leaves_nothing(runs, tmp_path, capsys, there):
+    (tmp_path / "images").mkdir()
+    for number, sample in enumerate(SyntheticDefects(5, size=(48, 24))):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), sample.image[0].numpy())
+    (tmp_path / "images" / "torn.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    command = ["harvest", tmp_path / "images", "--run", runs / "fcam", "--device", "cpu"]
+    assert run(*command, "--batch-size", "2", "--strict", "--out", out) == 2
+    assert "torn.png (not an image or damaged)" in capsys.readouterr().err
+    assert out.exists() == there
+    assert not list(out.glob("*"))  # pathlib's patterns match hidden files, too
+    assert run(*command, "--out", out) == 0
+    assert run(*command, "--strict", "--out", out) == 2  # what is there has no torn.png
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_no_folder_is_told_before_any_work(runs, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    run_of = ["--run", runs / "fcam"]
+    for out, got in ((file, f"the file {file}"), (file / "x", f"{file}/x below the file {file}")):
+        for command in (
+            ["train", "classifier", "--out", out],
+            ["harvest", tmp_path, *run_of, "--out", out],
+            ["localize", tmp_path, *run_of, "--out", out],
+            ["localize", "0", "--live", *run_of, "--out", out],
+            ["demo", "--out", out],
+        ):
+            assert run(*command) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            named = f"wsfast.{command[0]}: --out must be a folder, got {got}"
+            assert line == f"wsfast {command[0]}: error: {named}"
+    pictures = ["train", "fcam", "--classifier", runs / "classifier", "--out", tmp_path / "run"]
+    for command, argument in (
+        (pictures, "--preview"),
+        (["evaluate", *run_of], "--out"),
+        (["evaluate"], "--plot"),
+        (["bench"], "--json"),
+        (["bench"], "--html"),
+    ):
+        assert run(*command, argument, tmp_path) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f": {argument} must be a file, got the folder {tmp_path}")
+        assert run(*command, argument, file / "x") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f": {argument} must be " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert run("evaluate", *run_of, "--out", tmp_path / "no" / "scores.json") == 2
+    assert "--out must be in an existing folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])

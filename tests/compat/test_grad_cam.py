@@ -249,6 +249,12 @@ def test_errors(model: nn.Module) -> None:
         compat.RefineCAM(model, [model.act3], base_method=methods.GradCAM)
     with pytest.raises(ImportError, match=r"has no SESS: wsfast\.cam\.multiscale"):
         from wsfast.compat.grad_cam import SESS  # noqa: F401
+    with pytest.raises(ImportError, match="has no AblationLayer: wsfast's AblationCAM needs none"):
+        exec("from wsfast.compat.grad_cam import GradCAM, AblationLayer")
+    assert not hasattr(compat, "AblationLayer")
+    assert getattr(compat, "KPCA_CAM", None) is None
+    with pytest.raises(AttributeError, match=r"no attribute 'SESS': wsfast\.cam\.multi"):
+        _ = compat.SESS
     with pytest.raises(AttributeError, match="has no attribute 'Grad'"):
         _ = compat.Grad
     with pytest.raises(ValueError, match="detach must be True"):

@@ -69,6 +69,31 @@ def test_targets(model: nn.Module, name: str) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("class_idx", [4, [0, 3, 4]])
+def test_a_class_that_there_is_not(model: nn.Module, name: str, class_idx: Any) -> None:
+    message = r"compat\.torchcam\.\w+: class_idx must be class numbers from 0 to 3, got "
+    for kind in (IndexError, RuntimeError):  # one of which torchcam raises
+        extractor = getattr(compat, name)(model, layers_of(name), **OPTIONS.get(name, {}))
+        with extractor, pytest.raises(kind, match=message):
+            extractor(class_idx, model(IMAGES))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("class_idx", [4, [0, 3, 4]])
+def test_torchcams_users_catch_it_as_before(model: nn.Module, class_idx: Any) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    for name in ("CAM", "GradCAM"):
+        with getattr(peer, name)(model, layers_of(name)) as extractor:
+            scores = model(IMAGES)
+            with pytest.raises((IndexError, RuntimeError)) as caught:
+                extractor(class_idx, scores)
+        with getattr(compat, name)(model, layers_of(name)) as extractor:
+            scores = model(IMAGES)
+            with pytest.raises(caught.type):
+                extractor(class_idx, scores)
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("name", NAMES)
 def test_accelerate(model: nn.Module, name: str) -> None:
@@ -231,6 +256,7 @@ ERRORS = [
         ImportError,
         "attention_rollout",
     ),
+    (lambda m, s: compat.LeGrad, AttributeError, "attention_rollout"),
     (lambda m, s: compat.accelerate(object()), TypeError, "extractor must be a torchcam extractor"),
 ]
 

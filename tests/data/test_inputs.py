@@ -4,6 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsfast.data import ImageFiles, expand_inputs
 
@@ -34,6 +35,15 @@ def test_folders_are_searched_recursively_sorted_and_without_hidden_files(tmp_pa
     (tmp_path / "readme.md").touch()
     (tmp_path / "folder.png").mkdir()
     assert names(expand_inputs([tmp_path]), tmp_path) == ["a/c.tiff", "a/z.JPG", "b.png"]
+
+
+def test_a_gif_is_an_image_in_a_folder_as_by_its_name(tmp_path):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.gif")
+    assert expand_inputs([tmp_path]) == expand_inputs([tmp_path / "a.gif"]) == [tmp_path / "a.gif"]
+    if not cv2.haveImageWriter(".gif"):
+        pytest.skip("this OpenCV reads no GIF")
+    ((name, image),) = ImageFiles([tmp_path])
+    assert (name, image.shape, image[0, 0].tolist()) == ("a", (6, 8, 3), [255, 0, 0])
 
 
 def test_a_folder_inside_a_hidden_place_is_searched(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,10 @@ from wsfast.models import FCAMModel, UNetLocalizer, WSOLClassifier, save_checkpo
 from wsfast.train.runs import load_run
 
 FEED = {"mean": (0.4,), "std": (0.2,), "input_size": INPUT}
+
+
+def gradient_localizer(**options: object) -> GradientLocalizer:
+    return GradientLocalizer.from_model(small_model(), "gradcam", **FEED, **options)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,42 @@ def test_uint8_and_floats_of_0_to_1_are_the_same_picture(size) -> None:
     expected = localizer(images)
     for same in (images.float() / 255, (images.double() / 255)):
         assert all(map(torch.equal, localizer(same), expected))
+
+
+@pytest.mark.parametrize("kind", [small_localizer, gradient_localizer])
+def test_floats_of_0_to_255_are_warned_of_at_each_call(kind) -> None:
+    localizer, images = kind(), defects(2).float()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="images must be of 0-1 .* got values up to") as caught:
+            localizer(images)
+        assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (images / 255, images / 255 * 1.3, images.byte(), images[:0]):
+            if len(fine) or kind is small_localizer:
+                localizer(fine)
+
+
+def test_no_program_looks_at_the_values_of_its_pictures() -> None:
+    images = defects(2).float()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*images must be of 0-1")
+        torch.jit.script(Localizer(TwoLayers(), **FEED))(images)
+        program = torch.export.export(small_localizer(), (images,), strict=False)
+        program.module()(images)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        small_localizer()(torch.empty(2, 1, 50, 40))
+
+
+def test_class_names_are_one_per_class() -> None:
+    names = ("good", "scratch", "dent")
+    for kind in (small_localizer, gradient_localizer):
+        with pytest.raises(ValueError, match=r"class_names must be one per class \(2\), got 3"):
+            kind(class_names=names)
+    network = Localizer(TwoLayers(), **FEED, class_names=names[:2])  # it has three
+    with pytest.raises(ValueError, match=r"class_names must be one per class \(3\), got 2"):
+        network(defects(1))
+    assert Localizer(TwoLayers(), **FEED, class_names=names)(defects(1)).logits.shape == (1, 3)
 
 
 def test_the_explained_class_is_the_predicted_one_unless_it_is_given() -> None:

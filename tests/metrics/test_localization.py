@@ -222,7 +222,17 @@ BAD_UPDATES = (
      "logits must be of shape (2, classes)"),
     (TopKLocalization, (MAPS, [BOX, BOX], torch.rand(2, 4), torch.tensor([0.0, 1])), TypeError,
      "target must be int64"),
+    (TopKLocalization, (MAPS, [BOX, BOX], torch.rand(2, 4), torch.tensor([0, 4])), ValueError,
+     "target must be class numbers from 0 to 3, got 4"),
+    (TopKLocalization, (MAPS, [BOX, BOX], torch.rand(2, 4), torch.tensor([-1, 3])), ValueError,
+     "target must be class numbers from 0 to 3, got -1"),
+    (TopKLocalization, (MAPS, [BOX, BOX], torch.rand(2, 4), [0, 1]), TypeError,
+     "target must be a torch.Tensor"),
     (LocalizationErrors, (BOX[0], [BOX], BOX[0], BOX[0]), ValueError, "preds must be of shape"),
+    (LocalizationErrors, (BOX, [BOX], torch.tensor([-1]), torch.tensor([1])), ValueError,
+     "classes must be class numbers of 0 or more, got -1"),
+    (LocalizationErrors, (BOX, [BOX], torch.tensor([1]), torch.tensor([1.0])), TypeError,
+     "target must be integer class numbers, got torch.float32"),
 )  # fmt: skip
 
 

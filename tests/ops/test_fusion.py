@@ -302,6 +302,14 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
     assert out[0].isfinite().all()
 
 
+@pytest.mark.parametrize("largest", [1e-30, 1.0, 1e37, 1.6e38])
+def test_a_finite_range_gives_no_nan(largest: float) -> None:
+    maps = largest * torch.tensor([[[-1.0, 0.0, 1.0]]])
+    eps = 1e-7 if largest >= 1 else 0.0
+    out = wsfast.normalize_cams(maps, eps=eps)
+    torch.testing.assert_close(out, torch.tensor([[[0.0, 0.5, 1.0]]]), rtol=0, atol=1e-5)
+
+
 GOOD = [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]
 ERRORS = [
     (lambda: wsfast.fuse_cams([], (8, 8)), ValueError, "cams must be a list of at least one"),

@@ -50,7 +50,8 @@ def timm_stages(model: nn.Module) -> list[str]:
     info = getattr(model, "feature_info", None)
     if not isinstance(info, (list, tuple)):
         return []
-    last = {entry.get("reduction", entry["module"]): entry for entry in info if "module" in entry}
+    named = [entry for entry in info if entry.get("module")]  # TResNet's stem has no name
+    last = {entry.get("reduction", entry["module"]): entry for entry in named}
     names = [entry["module"] for entry in last.values()]
     modules = dict(model.named_modules())
     if any(name not in modules for name in names):

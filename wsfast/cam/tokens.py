@@ -1,11 +1,13 @@
 """Layers whose outputs are not (N, C, h, w): tokens of vision transformers, channels-last maps."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 Reshape = Callable[[Tensor], Tensor]
+
+_TOKEN_STAGES = {"Levit", "EfficientFormer"}  # timm's classes whose stages end in rows of tokens
 
 
 class Layout(NamedTuple):
@@ -34,10 +36,14 @@ def find_layout(model: nn.Module, module: nn.Module, output: Tensor, images: Ten
         or (is_channels_last(model) and not isinstance(module, nn.Conv2d))
     ):
         return Layout(lambda x: x.permute(0, 3, 1, 2), 3)
-    patch = patch_size(model)
-    if output.dim() != 3 or patch is None:
+    if output.dim() != 3:
         return MAPS
-    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    rolled = _rolled_layout(model, module)
+    if rolled is not None:
+        return rolled
+    grid = _token_grid(model, module, images)
+    if grid is None:
+        return MAPS
     prefix = output.shape[1] - grid[0] * grid[1]
     if prefix not in (0, prefix_tokens(model)):  # 0: the class token comes later (XCiT, CaiT)
         return MAPS
@@ -58,6 +64,30 @@ def token_layout(grid: tuple[int, int], prefix: int) -> Layout:
     return Layout(to_maps, 2)
 
 
+def _rolled_layout(model: nn.Module, module: nn.Module) -> Layout | None:
+    """Layout of a block of Hiera, whose tokens lie in the order of its windows, not of rows."""
+    reroll, blocks = getattr(model, "reroll", None), getattr(model, "blocks", None)
+    if not isinstance(reroll, nn.Module) or not isinstance(blocks, nn.ModuleList):
+        return None
+    places = [place for place, block in enumerate(blocks) if block is module]
+    if not places:
+        return None
+    return Layout(lambda tokens: reroll(tokens, places[0]).permute(0, 3, 1, 2), 2)
+
+
+def _token_grid(model: nn.Module, module: nn.Module, images: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of a layer's tokens; None where they are not known."""
+    height, width = images.shape[2:]
+    if not _TOKEN_STAGES.isdisjoint(kind.__name__ for kind in type(model).__mro__):
+        info: Any = model.feature_info
+        for stage in info:
+            if model.get_submodule(stage["module"]) is module:
+                stride = stage["reduction"]
+                return -(-height // stride), -(-width // stride)
+    patch = patch_size(model)
+    return None if patch is None else (height // patch[0], width // patch[1])
+
+
 def is_channels_last(model: nn.Module) -> bool:
     """Whether a timm model says that its feature maps are (N, h, w, C) (Swin)."""
     return getattr(model, "output_fmt", None) == "NHWC"
@@ -75,8 +105,14 @@ def _looks_channels_last(module: nn.Module, output: Tensor, images: Tensor) -> b
 
 
 def patch_size(model: nn.Module) -> tuple[int, int] | None:
-    """Height and width of a vision transformer's patches; None for any other model."""
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    """Height and width of the pixels of one token; None for models without patches.
+
+    timm's vision transformers, those behind a convolutional network, and MLP-Mixers; torchvision's.
+    """
+    embed = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    # A hybrid's patch_size counts pixels of its network's map, its feat_ratio those of the image.
+    ratio = getattr(embed, "feat_ratio", None)
+    size = getattr(embed, "patch_size", None) if ratio is None else ratio(as_scalar=False)
     if size is None and hasattr(model, "class_token"):  # torchvision
         size = getattr(model, "patch_size", None)
     if isinstance(size, int):

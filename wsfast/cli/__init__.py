@@ -45,6 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _one_line(error: Exception) -> str:
+    """What an error says, the system's without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
@@ -55,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it once more at exit
         return 0
     except (ValueError, TypeError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"wsfast {options.command}: error: {line}", file=sys.stderr)
+        print(f"wsfast {options.command}: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"wsfast {options.command}: interrupted", file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import Any
 
 from .._check import check_choice, check_range, value_error
 from .._device import parse_device
+from .outputs import check_file
 
 NAME = "bench"
 SUMMARY = "measure speed, memory and errors side by side with the reference and peers"
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     check_choice("bench", "--device", device, ["cpu", "cuda"])
     if options.fail_on_regression and options.compare is None:
         value_error("bench", "--fail-on-regression", "used with --compare", "no --compare")
+    for name in ("json", "html"):
+        check_file("bench", f"--{name}", getattr(options, name), made=True)
     _check_extra()
     flags = ["--quick"] if options.quick else []
     flags += ["--no-compile"] if options.no_compile else []

@@ -31,6 +31,7 @@ from .drawing import (
     heat_overlay,
     write_png,
 )
+from .outputs import check_folder
 
 NAME = "demo"
 SUMMARY = "train a small classifier and localise defects, from nothing to pictures"
@@ -140,6 +141,7 @@ def run(options: argparse.Namespace) -> int:
     check_range("demo", "--epochs", options.epochs, 1, 1000)
     check_range("demo", "--seed", options.seed, 0, 2**31)
     out: Path = options.out
+    check_folder("demo", "--out", out)
     out.mkdir(parents=True, exist_ok=True)
     print(f"making {options.images} + {options.test_images} images in {out / 'data'}")
     train, test = make_data(out, options.images, options.test_images, options.seed)

@@ -30,6 +30,7 @@ from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
 from ..train.evaluation import evaluate_run
 from .arguments import check_left_out
+from .outputs import check_file
 
 NAME = "evaluate"
 SUMMARY = "score a run on a split, or saved heat maps by MaxBoxAcc and PxAP"
@@ -188,6 +189,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate a run, or a folder of maps."""
+    for name in ("out", "plot"):
+        check_file("evaluate", f"--{name}", getattr(options, name))
     if options.folder is not None:
         check_left_out("evaluate", options, ("scoremaps", "metadata", "masks", "plot"), "--run")
         return _evaluate_run(options)

@@ -17,6 +17,7 @@ from ..train import distributed
 from ..train.evaluation import RunMaps
 from ..train.harvest import harvest
 from .arguments import parse_threshold
+from .outputs import check_folder
 
 NAME = "harvest"
 SUMMARY = "maps, pseudo-labels and boxes of a large folder, on any number of processes"
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     for name in ("max_boxes", "min_area", "batch_size"):
         check_range("harvest", f"--{name.replace('_', '-')}", getattr(options, name), 1, 10**6)
+    check_folder("harvest", "--out", options.out)
     threshold = None if options.threshold is None else parse_threshold(options.threshold, NAME)
     files = [f for f in expand_inputs(options.images) if f.suffix.lower() not in VIDEO_SUFFIXES]
     if not files:

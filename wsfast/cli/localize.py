@@ -3,7 +3,8 @@
 Every image gets an overlay PNG (image, heat map, mask outline, boxes with scores) and a line in
 results.jsonl with boxes, scores, the predicted class and the timing; results.json has them all at
 the end. A file that cannot be read is reported, skipped and counted; the rest goes on. Ctrl-C and
-SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143.
+SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143. In a
+folder with results of an earlier run these are replaced, overlays of other images left and counted.
 
 With --live a video, camera or stream is localized while its frames come in.
 """
@@ -44,8 +45,10 @@ from .arguments import (
 )
 from .classifier import Classifier
 from .drawing import beside, localization_overlay, write_png
+from .live_output import RESULTS
 from .methods import build_method
 from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run, try_model
+from .outputs import check_folder, check_images_kept, written_files
 from .records import picture_record
 
 NAME = "localize"
@@ -224,6 +227,7 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, argument)
         if value is not None and value < 1:
             value_error("localize", "--" + argument.replace("_", "-"), "at least 1", f"{value}")
+    check_folder("localize", "--out", options.out)
     if options.live:
         source = live.open_source(options)
         device = parse_device("localize", "--device", options.device)
@@ -232,6 +236,8 @@ def run(options: argparse.Namespace) -> int:
         live.keep_live_results(options.out)
     options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
+    if not options.compare:
+        check_images_kept("localize", images.files, options.out)
     device = parse_device("localize", "--device", options.device)
     method: CAMMethod | RunMaps
     if options.folder is not None:
@@ -257,12 +263,13 @@ def localize_files(
     try_model(classifier, method, options.target)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
-    results.unlink(missing_ok=True)  # of an earlier run, whose overlays are now replaced
+    results.unlink(missing_ok=True)  # of an earlier run
+    earlier = written_files(options.out, RESULTS)
     start = time.perf_counter()
     records = []
     with (
         stop_on_signals() as request,
-        JSONLines(options.out / "results.jsonl") as lines,
+        JSONLines(options.out / RESULTS) as lines,
         tqdm(total=images.__length_hint__(), unit="image", desc="localizing") as bar,
     ):
         for batch in batches(images, options.batch_size):
@@ -293,6 +300,11 @@ def localize_files(
     write_atomically(results, json.dumps(summary, indent=1).encode())
     for file in images.skipped:
         print(f"wsfast localize: skipped {file.path} ({file.reason})", file=sys.stderr)
+    suffixes = (".png", ".npy") if options.npy else (".png",)
+    left = earlier - {options.out / (item["name"] + end) for item in records for end in suffixes}
+    if left:
+        told = f"{len(left)} files of an earlier run are left in {options.out}"
+        print(f"wsfast localize: {told}, not in results.json", file=sys.stderr)
     print(
         f"{len(records)} images localized, {len(images.skipped)} files skipped; "
         f"overlays and results.json in {options.out}"

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .._check import value_error
 from ..train.config import TrainConfig, documented
 from ..train.distributed import started_as_writer
 from ..train.images import TrainingSample
@@ -34,6 +33,7 @@ from ..train.runs import CONFIGS, configure, preview
 from ..train.runs import run as train
 from .arguments import read_size
 from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png, write_text
+from .outputs import check_file, check_folder
 
 _PREVIEW_SIDE = 256  # small images are enlarged to about this
 
@@ -132,8 +132,8 @@ def run(options: argparse.Namespace) -> int:
     config = configure(
         options.recipe, given, file=options.config, out=options.out, resume=options.resume
     )
-    if options.out.exists() and not options.out.is_dir():
-        value_error("train", "--out", "a folder", f"the file {options.out}")
+    check_folder("train", "--out", options.out)
+    check_file("train", "--preview", options.preview, made=True)
     if options.preview is not None:
         _preview(config, options.out, options.preview)
         return 0
@@ -154,6 +154,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _preview(config: TrainConfig, out: Path, file: Path) -> None:
     batch, found = preview(config, out)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_png(file, seeds_sheet(batch, found))
     print(f"image, map and seeds (foreground red, background blue): {file}")
     if found.proposals:

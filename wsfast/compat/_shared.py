@@ -1,5 +1,6 @@
 """What the two interfaces to CAM libraries share."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -47,12 +48,17 @@ def per_image_scores(where: str, targets: Sequence[OutputTarget], logits: Tensor
 
 
 def not_offered(module: str, name: str, alternatives: Mapping[str, str]) -> None:
-    """Raise for an attribute that a module does not have, naming what serves instead.
+    """Raise for an attribute that a package does not have, naming what serves instead.
+
+    Call it from the package's ``__getattr__`` alone: the frame above that one is looked at.
 
     Raises:
-        ImportError: one of ``alternatives``: ``from ... import`` hides the words of any other.
-        AttributeError: any other name.
+        ImportError: ``from ... import`` of one of ``alternatives``; it would replace the words of
+            an AttributeError by its own.
+        AttributeError: otherwise, as ``hasattr`` and ``getattr`` with a default expect.
     """
-    if name in alternatives:
+    importing = sys._getframe(2).f_code.co_name == "_handle_fromlist"  # importlib's, of packages
+    if importing and name in alternatives:
         raise ImportError(f"{module} has no {name}: {alternatives[name]}")
-    raise AttributeError(f"module '{module}' has no attribute '{name}'")
+    instead = f": {alternatives[name]}" if name in alternatives else ""
+    raise AttributeError(f"module '{module}' has no attribute '{name}'{instead}")

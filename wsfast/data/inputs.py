@@ -12,7 +12,8 @@ from wsfast._check import value_error
 from wsfast.data.images import SkippedFile, UnreadableImageError, read_image
 from wsfast.data.video import VideoFrames
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+# Of an animated .gif the first frame is read, by OpenCV 4.11 and later.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"})
 _NO_FRAME = "no video frame could be decoded"
 

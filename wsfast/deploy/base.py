@@ -15,6 +15,7 @@ from wsfast.deploy.steps import (
     find_boxes,
     prepare_images,
     resize_cams,
+    warn_of_other_scales,
 )
 
 
@@ -82,10 +83,14 @@ class LocalizerBase(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Turn pictures into the network's input, see :func:`prepare_images`."""
         check_images(self.where, images, self.channels)
+        if not torch.jit.is_scripting():
+            warn_of_other_scales(self.where, images)
         return prepare_images(images, self.input_size, self.mean, self.std)
 
     def finish(self, images: Tensor, logits: Tensor, cams: Tensor) -> LocalizerOutput:
         """Bring maps to the pictures' size and box what lies above the threshold."""
+        if not torch.jit.is_scripting():
+            self._check_names(logits)
         wanted = self.output_size
         size = (images.shape[2], images.shape[3]) if wanted is None else wanted
         return find_boxes(
@@ -97,12 +102,22 @@ class LocalizerBase(nn.Module):
             self.min_area,
         )
 
+    @torch.jit.unused
+    def _check_names(self, logits: Tensor) -> None:
+        check_class_names(self.where, self.class_names, logits.shape[1])
+
     def extra_repr(self) -> str:
         """The settings."""
         return (
             f"input_size={self.input_size}, channels={self.channels}, "
             f"threshold={self.threshold}, max_boxes={self.max_boxes}"
         )
+
+
+def check_class_names(where: str, class_names: Sequence[str], classes: int) -> None:
+    """Raise ValueError unless there is one name per class, or none at all."""
+    if len(class_names) not in (0, classes):
+        value_error(where, "class_names", f"one per class ({classes})", f"{len(class_names)}")
 
 
 def input_settings(

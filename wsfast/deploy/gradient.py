@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsfast._check import check_choice, type_error, value_error
 from wsfast.cam import METHODS, CAMMethod
-from wsfast.deploy.base import Boxing, LocalizerBase, input_settings
+from wsfast.deploy.base import Boxing, LocalizerBase, check_class_names, input_settings
 from wsfast.deploy.steps import LocalizerOutput
 from wsfast.models import load_checkpoint
 from wsfast.train.evaluation import RunMaps
@@ -130,6 +130,9 @@ class GradientLocalizer(LocalizerBase):
         """
         where = "deploy.GradientLocalizer.from_model"
         feed = input_settings(where, model, mean=mean, std=std, input_size=input_size)
+        classes = getattr(model, "num_classes", None)
+        if isinstance(classes, int):
+            check_class_names(where, class_names, classes)
         found = _method(where, model, method, method_options)
         return cls(found, class_names=class_names, target=target, **feed, **boxing)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsfast import ops
 from wsfast._check import check_choice, type_error, value_error
-from wsfast.deploy.base import Boxing, LocalizerBase, input_settings
+from wsfast.deploy.base import Boxing, LocalizerBase, check_class_names, input_settings
 from wsfast.deploy.networks import DecoderNetwork, PairNetwork, cam_network
 from wsfast.deploy.steps import LocalizerOutput
 from wsfast.models import (
@@ -111,8 +111,13 @@ class Localizer(LocalizerBase):
             images: (N, C, H, W), uint8 of 0-255 or floating point of 0-1, RGB or grey.
 
         Raises:
-            ValueError: another shape than (N, channels, H, W).
+            ValueError: another shape than (N, channels, H, W); a network with another number of
+                classes than ``class_names``.
             TypeError: neither uint8 nor floating point.
+
+        Warns:
+            UserWarning: floating-point images far above 1, where looking costs no device sync: on
+                the CPU, in eager mode.
         """
         with torch.no_grad():
             logits, cams = self.heat_maps(self.prepare(images))
@@ -245,6 +250,7 @@ class Localizer(LocalizerBase):
         feed = input_settings(where, model, mean=mean, std=std, input_size=input_size)
         shape = (len(feed["mean"]), *feed["input_size"])
         network = cam_network(where, model, shape, target=target, relu=relu)
+        check_class_names(where, class_names, network.head.out_features)
         return cls(network, class_names=class_names, **feed, **boxing)
 
 

@@ -4,6 +4,7 @@ The command line prepares pictures and resizes maps by the same functions, so th
 localizer finds what it finds.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from wsfast import ops
 from wsfast._check import check_rank, check_tensor, type_error, value_error
+
+_BRIGHTEST = 2.0  # of floating-point pictures of 0-1: no resizing overshoots so far
 
 
 class LocalizerOutput(NamedTuple):
@@ -44,6 +47,25 @@ def check_images(where: str, images: Tensor, channels: int) -> None:
     if images.shape[1] != channels or images.shape[2] == 0 or images.shape[3] == 0:
         expected = f"of shape (N, {channels}, H, W)"
         value_error(where, "images", expected, f"shape {list(images.shape)}")
+
+
+@torch.jit.unused
+def warn_of_other_scales(where: str, images: Tensor) -> None:
+    """Warn of floating-point pictures far above 1, where looking costs no device sync.
+
+    To be called from what a module's ``forward`` calls: the warning names the caller's line.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(images) is not Tensor:
+        return
+    if not images.is_floating_point() or images.device.type != "cpu" or images.numel() == 0:
+        return
+    highest = float(images.detach().amax())
+    if highest > _BRIGHTEST:
+        warnings.warn(
+            f"wsfast.{where}: images must be of 0-1 where they are floating point, got values up "
+            f"to {highest:.4g} (pictures of 0-255 are taken as uint8)",
+            stacklevel=6,
+        )
 
 
 def prepare_images(images: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:

@@ -44,6 +44,22 @@ def check_maps(where: str, maps: Tensor) -> None:
             value_error(where, "maps", "free of NaN and within 0-1", f"values of {low} to {high}")
 
 
+def check_labels(where: str, name: str, labels: Tensor, classes: int | None = None) -> None:
+    """Raise unless ``labels`` are class numbers: not negative and below ``classes`` where given.
+
+    The values are looked at on the CPU only, where that costs no device sync.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        type_error(where, name, "integer class numbers", f"{labels.dtype}")
+    if labels.device.type == "cpu" and labels.numel() > 0:
+        low, high = (int(extreme) for extreme in labels.long().aminmax())
+        if low < 0 or (classes is not None and high >= classes):
+            expected = "class numbers of 0 or more"
+            if classes is not None:
+                expected = f"class numbers from 0 to {classes - 1}"
+            value_error(where, name, expected, f"{low if low < 0 else high}")
+
+
 def flatten_boxes(where: str, boxes: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
     """All images' boxes (G, 4) int64 and where each image's begin, (N + 1,)."""
     if isinstance(boxes, Tensor):

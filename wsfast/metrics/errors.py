@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from .._check import check_same_device, check_tensor, type_error, value_error
 from ..ops.levels.protocol import inclusive_areas, inclusive_iou, shared_areas
-from ._protocol import flatten_boxes
+from ._protocol import check_labels, flatten_boxes
 
 KINDS = ("correct", "class", "multi_instance", "part", "more", "other")
 
@@ -59,8 +59,8 @@ class LocalizationErrors(Metric):
             target: (N,) integer true classes.
 
         Raises:
-            ValueError: wrong shapes or devices.
-            TypeError: boxes that are not integers.
+            ValueError: wrong shapes or devices; on the CPU also negative classes.
+            TypeError: boxes or classes that are not integers.
         """
         where = "LocalizationErrors.update"
         check_tensor(where, "preds", preds)
@@ -74,6 +74,7 @@ class LocalizationErrors(Metric):
             check_same_device(where, "preds", preds, name, labels)
             if labels.shape != (n,):
                 value_error(where, name, f"of shape ({n},)", f"shape {list(labels.shape)}")
+            check_labels(where, name, labels)
         truth, offsets = flatten_boxes(where, boxes, preds)
         kinds = self._kinds(preds.long(), truth, offsets, classes == target)
         self.counts += torch.bincount(kinds, minlength=len(KINDS))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .._check import check_range, type_error, value_error
+from .._check import check_range, check_same_device, check_tensor, type_error, value_error
 from ._curve import draw_curves
-from ._protocol import best_iou_at_thresholds, protocol_thresholds
+from ._protocol import best_iou_at_thresholds, check_labels, protocol_thresholds
 
 
 class BoxAccuracy(Metric):
@@ -180,10 +180,14 @@ class TopKLocalization(BoxAccuracy):
             target: (N,) int64 true classes.
 
         Raises:
-            ValueError: wrong shapes or devices, and as :meth:`MaxBoxAcc.update`.
+            ValueError: wrong shapes or devices, and as :meth:`MaxBoxAcc.update`; on the CPU also
+                classes that the logits do not have.
             TypeError: wrong dtypes.
         """
         where = "TopKLocalization.update"
+        for name, value in (("maps", maps), ("logits", logits), ("target", target)):
+            check_tensor(where, name, value)
+            check_same_device(where, "maps", maps, name, value)
         n = maps.shape[0]
         if logits.dim() != 2 or logits.shape[0] != n:
             value_error(where, "logits", f"of shape ({n}, classes)", f"shape {list(logits.shape)}")
@@ -191,5 +195,6 @@ class TopKLocalization(BoxAccuracy):
             value_error(where, "target", f"of shape ({n},)", f"shape {list(target.shape)}")
         if target.dtype != torch.int64:
             type_error(where, "target", "int64", f"{target.dtype}")
+        check_labels(where, "target", target, logits.shape[1])
         first = logits.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         self.count(maps, boxes, (first == target[:, None]).any(dim=1))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wsfast import ops
-from wsfast._files import write_atomically
+from wsfast._files import made_folder, write_atomically
 from wsfast.data import SkippedFile, UnreadableImageError, read_image
 from wsfast.data.sample import image_to_tensor
 from wsfast.train import distributed
@@ -75,7 +75,8 @@ def harvest(
         progress: show a bar.
 
     Raises:
-        UnreadableImageError: with ``strict``, a file cannot be read.
+        UnreadableImageError: with ``strict``, a file cannot be read; nothing is left of what was
+            done.
         OSError: the disk refuses a file.
     """
     limit = maps.threshold if threshold is None else threshold
@@ -88,10 +89,19 @@ def harvest(
         "min_area": min_area,
         "files": _listed(files),
     }
+    if strict:
+        settings["strict"] = True  # what was harvested without may lack images
     kind = _record(size, max_boxes)
     store = ArrayStore(out, "harvest", settings, (len(files),), kind)
     worker = _Worker(maps, files, limit, target, max_boxes, min_area, strict, kind)
-    records = store.fill(worker, batch_size=batch_size, description="harvesting", progress=progress)
+    with made_folder(out):
+        try:
+            records = store.fill(
+                worker, batch_size=batch_size, description="harvesting", progress=progress
+            )
+        except UnreadableImageError:
+            store.discard()  # with the file replaced or left out it is another array
+            raise
     skipped = [
         SkippedFile(files[row], "not an image or damaged")
         for row in np.flatnonzero(~records["readable"]).tolist()

@@ -9,6 +9,7 @@ from torch import nn
 
 from wsfast._check import check_choice, value_error
 from wsfast._device import parse_device
+from wsfast._files import made_folder
 from wsfast.models import (
     Checkpoint,
     DeepLabV3,
@@ -86,8 +87,8 @@ def run(
         ValueError: data, models or settings that do not fit; as :func:`wsfast.train.fit`.
         Interrupted: the run was asked to stop and is saved.
     """
-    with distributed.process_group(parse_device("train", "device", config.device)) as device:
-        out.mkdir(parents=True, exist_ok=True)
+    wanted = parse_device("train", "device", config.device)
+    with distributed.process_group(wanted) as device, made_folder(out):
         check_out(out, resume=resume)  # before maps are made, which may take hours
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
         return fit(recipe, out=out, resume=resume, progress=progress)

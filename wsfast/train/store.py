@@ -97,6 +97,11 @@ class ArrayStore:
             distributed.barrier()
         return self.open()
 
+    def discard(self) -> None:
+        """Delete what there is of an array that is not complete."""
+        for path in (self._partial, self._done):
+            path.unlink(missing_ok=True)
+
     def _prepare(self) -> None:
         if distributed.is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)

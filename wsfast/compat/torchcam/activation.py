@@ -12,7 +12,7 @@ from ..._check import value_error
 from ...cam.base import weighted_sum
 from ...cam.targets import Target
 from .._shared import per_image_scores
-from .extractor import Extractor, InputExtractor, Layer, as_list
+from .extractor import Extractor, InputExtractor, Layer, as_list, check_classes
 
 
 class CAM(Extractor):
@@ -56,6 +56,7 @@ class CAM(Extractor):
             value_error(self._where, "targets", "None for this method", "callables")
         (activations,) = self._activations()
         weight: Tensor = self._head.weight
+        check_classes(self._where, class_idx, len(weight))
         rows = [class_idx] * len(activations) if isinstance(class_idx, int) else class_idx
         return [weighted_sum(weight.flatten(1)[rows].float(), activations).to(activations.dtype)]
 
@@ -150,6 +151,8 @@ class ScoreCAM(InputExtractor):
             if targets is not None:
                 chosen = as_list(targets, len(images))
                 target = partial(per_image_scores, self._where, chosen)
+            elif isinstance(scores, Tensor):
+                check_classes(self._where, class_idx, scores.shape[1])
             return self._method(images, target).per_layer
 
 

@@ -129,6 +129,7 @@ class Extractor(Managed):
             AssertionError: the model has not been called yet.
             ValueError: not exactly one of ``class_idx`` and ``targets``, another number of either
                 than images, no scores where they are needed.
+            ClassIndexError: a class that the model does not have.
             RuntimeError: scores without a graph to the layers.
         """
         self._check(class_idx, scores, targets)
@@ -221,10 +222,27 @@ class InputExtractor(Extractor):
             self._hooks_enabled = before
 
 
+class ClassIndexError(IndexError, RuntimeError):
+    """A class that the model does not have: torchcam raises one of the two, by the index's kind."""
+
+
+def check_classes(where: str, class_idx: int | list[int], classes: int) -> None:
+    """Raise ClassIndexError for a class that the model does not have."""
+    numbers = class_idx if isinstance(class_idx, list) else [class_idx]
+    if any(number >= classes for number in numbers):
+        expected = f"class numbers from 0 to {classes - 1}"
+        raise ClassIndexError(f"wsfast.{where}: class_idx must be {expected}, got {class_idx}")
+
+
 def image_scores(where: str, scores: Tensor, class_idx: Any, targets: Any) -> Tensor:
-    """(N,) scores to explain, from the model's output and what was asked for."""
+    """(N,) scores to explain, from the model's output and what was asked for.
+
+    Raises:
+        ClassIndexError: a class that there is not.
+    """
     if targets is not None:
         return per_image_scores(where, as_list(targets, len(scores)), scores)
+    check_classes(where, class_idx, scores.shape[1])
     if isinstance(class_idx, int):
         return scores[:, class_idx]
     return scores.gather(1, torch.tensor(class_idx, device=scores.device)[:, None])[:, 0]

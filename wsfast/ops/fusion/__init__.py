@@ -153,9 +153,10 @@ def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> 
         eps: absolute, added to the divisor; 0 to 1.
 
     Returns:
-        A tensor like ``cams``. A flat map gives 0, never NaN; with ``"max"`` a map without a
-        positive value gives 0. A map that is not finite gives 0 where it cannot be seen without a
-        device sync.
+        A tensor like ``cams``. A flat map gives 0, and a map of finite range (max - min must not
+        overflow, for half types in float32) never NaN; with ``"max"`` a map without a positive
+        value gives 0. A map that is not finite gives 0 where it cannot be seen without a device
+        sync.
 
     Raises:
         ValueError: wrong rank, empty maps, unknown mode; on the CPU also maps that are not finite.
@@ -204,9 +205,9 @@ def fuse_cams(
 
     Returns:
         (N, H, W) in the layers' dtype. Resizing is half-pixel bilinear without antialiasing
-        (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Flat maps give 0, never NaN.
-        An image with a map that is not finite gives a zero map where it cannot be seen without a
-        device sync.
+        (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Flat maps give 0, and maps
+        of finite range, as :func:`normalize_cams` has it, never NaN. An image with a map that is
+        not finite gives a zero map where it cannot be seen without a device sync.
 
     Raises:
         ValueError: no layers, wrong ranks, mixed devices or batch sizes, a size of 0, unknown
