@@ -147,6 +147,17 @@ def test_suppression_of_nothing() -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_suppression_as_an_op_and_in_scripts() -> None:
+    found = scored(3, 8)
+    arguments = (found.boxes, found.scores, found.areas > 0, 0.3)
+    opcheck(torch.ops.wsfast.non_maximum_suppression.default, arguments)
+    scripted = torch.jit.script(wsfast.suppress_overlaps)
+    torch.testing.assert_close(
+        tuple(scripted(found, 0.3)), tuple(wsfast.suppress_overlaps(found, 0.3)), rtol=0, atol=0
+    )
+
+
 LABELS = torch.ones(2, 5, 6, dtype=torch.int32)
 ERRORS = [
     (lambda: wsfast.label_boxes(LABELS[0]), ValueError, "labels must be a tensor of 3"),

@@ -275,6 +275,18 @@ def test_compile_and_export(device: torch.device) -> None:
     torch.testing.assert_close(program.module()(image, maps), Smooth()(image, maps))
 
 
+def test_export_leaves_a_kept_lattice_usable() -> None:
+    lattice = wsfast.Lattice(torch.randn(2, 3, 4, 5))
+
+    class Smooth(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return wsfast.lattice_filter(values, lattice, normalize="after")
+
+    values = torch.rand(2, 2, 4, 5)
+    program = torch.export.export(Smooth(), (values,))
+    torch.testing.assert_close(program.module()(values), Smooth()(values))
+
+
 def test_empty_batch_and_strides() -> None:
     empty = wsfast.Lattice(torch.rand(0, 3, 8))
     assert wsfast.lattice_filter(torch.rand(0, 2, 8), empty).shape == (0, 2, 8)

@@ -1,9 +1,32 @@
 """Non-maximum suppression, by torchvision."""
 
 import torch
+from torch import Tensor
 
 from ..._check import check_range
 from .results import ScoredBoxes
+
+
+@torch.library.custom_op("wsfast::non_maximum_suppression", mutates_args=())
+def _non_maximum_suppression(
+    boxes: Tensor, scores: Tensor, taken: Tensor, iou_threshold: float
+) -> Tensor:
+    """(N, K) bool, the ``taken`` slots that are left; the numbers of boxes stay inside."""
+    from torchvision.ops import batched_nms  # optional: only this function needs it
+
+    n, k = scores.shape
+    image = torch.arange(n, device=scores.device).repeat_interleave(k)
+    places = taken.flatten().nonzero()[:, 0]
+    kept = batched_nms(
+        boxes.flatten(0, 1)[places].float(), scores.flatten()[places], image[places], iou_threshold
+    )
+    left = torch.zeros(n * k, dtype=torch.bool, device=scores.device)
+    return left.index_fill(0, places[kept], True).view(n, k)
+
+
+@_non_maximum_suppression.register_fake
+def _(boxes: Tensor, scores: Tensor, taken: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty_like(taken)
 
 
 def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredBoxes:
@@ -23,7 +46,8 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
         ImportError: torchvision is not installed.
 
     Note:
-        Not differentiable. Quadratic in the boxes of an image.
+        Not differentiable. Shapes depend on arguments only: it compiles and exports. Quadratic in
+        the boxes of an image.
 
     Example:
         >>> boxes = torch.tensor([[[0, 0, 4, 4], [0, 0, 4, 3], [6, 6, 8, 8]]], dtype=torch.int32)
@@ -31,20 +55,10 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
         >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
         [[12, 4, -1]]
     """
-    from torchvision.ops import batched_nms  # optional: only this function needs it
-
     check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
-    n, k = found.scores.shape
-    taken = (found.areas > 0).flatten()
-    image = torch.arange(n, device=taken.device).repeat_interleave(k)
-    scores = found.scores.flatten()
-    places = taken.nonzero()[:, 0]
-    kept = places[
-        batched_nms(
-            found.boxes.flatten(0, 1)[places].float(), scores[places], image[places], iou_threshold
-        )
-    ]
-    left = torch.zeros_like(taken).index_fill(0, kept, True).view(n, k)
+    left = torch.ops.wsfast.non_maximum_suppression(
+        found.boxes, found.scores, found.areas > 0, float(iou_threshold)
+    )
     order = torch.where(left, found.scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
     left = left.gather(1, order)
     box_order = order[:, :, None].expand(-1, -1, 4)

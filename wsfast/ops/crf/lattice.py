@@ -161,7 +161,10 @@ class Lattice:
                 dtype=key[1],
                 device=self.device,
             )
-            self._degrees[key] = self.apply(ones, direction)
+            degree = self.apply(ones, direction)
+            if type(degree) is not Tensor:  # fake, of a graph being exported
+                return degree
+            self._degrees[key] = degree
         return self._degrees[key]
 
     def __repr__(self) -> str:

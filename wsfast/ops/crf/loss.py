@@ -79,6 +79,8 @@ def _resized(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
             f"large enough to leave a pixel of {maps.shape[-2]} x {maps.shape[-1]}",
             f"{scale_factor}",
         )
+    if mode == "bilinear":  # its sums are not rounded to half types
+        maps = maps.to(accumulate_dtype(maps.dtype))
     if maps.dim() == 3:
         return rescale(maps.unsqueeze(1), scale_factor, mode).squeeze(1)
     return rescale(maps, scale_factor, mode)
@@ -92,9 +94,9 @@ def _quadratic_channels(prob: Tensor, form: str, normalize: str) -> Tensor:
     """
     channels = [prob]
     if form == "paper":
+        prob = prob.to(accumulate_dtype(prob.dtype))  # half types would round t, (t + 1) / 2
         total = prob.sum(dim=1, keepdim=True)
-        channels.append((total + 1) * 0.5)
-        channels.append((total - 1) * 0.5)
+        channels = [prob, (total + 1) * 0.5, (total - 1) * 0.5]
     if normalize == "affinity":
         channels.append(torch.ones_like(prob[:, :1]))
     return torch.cat(channels, dim=1) if len(channels) > 1 else prob

@@ -12,6 +12,7 @@ from ..._check import (
     check_count,
     check_number,
     check_range,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     value_error,
@@ -70,6 +71,7 @@ def _bilateral_message(
 
 def _check_compatibility(logits: Tensor, compatibility: Tensor) -> None:
     check_tensor("mean_field", "compatibility", compatibility)
+    check_reverse_mode("mean_field", "compatibility", compatibility)
     check_same_device("mean_field", "logits", logits, "compatibility", compatibility)
     classes = logits.shape[1]
     if list(compatibility.shape) != [classes, classes]:
