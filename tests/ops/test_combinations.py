@@ -165,7 +165,7 @@ COMPILED = {
 @pytest.mark.parametrize("situation", COMPILED)
 @pytest.mark.parametrize("op", OPS)
 def test_compile(op: str, situation: str) -> None:
-    """All calls of an op in one graph, their backward in another; of other batches its last call."""
+    """All calls of an op in one graph with its backward; for other batches, its last call."""
     n, around = COMPILED[situation]
     cases = [case for case in CASES if case.op == op and case.compiles]
     cases = cases if n == N else cases[-1:]
