@@ -231,7 +231,7 @@ def test_leaves_gradients_and_memory_alone(model: nn.Module) -> None:
     before = tensors()
     for _ in range(10):
         extractor(IMAGES)
-    assert tensors() == before
+    assert tensors() <= before  # fewer where what earlier tests left went away meanwhile
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
