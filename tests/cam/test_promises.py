@@ -214,7 +214,7 @@ def test_memory_stays_flat() -> None:
     before = tensors()
     for _ in range(10):
         call()
-    assert tensors() == before
+    assert tensors() <= before  # fewer where what earlier tests left went away meanwhile
 
 
 IMAGES = torch.randn(2, 3, 16, 16)
