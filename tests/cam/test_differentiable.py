@@ -1,13 +1,13 @@
 """``create_graph``: losses on maps, against plain autograd in float64."""
 
 import copy
-import gc
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.cam.nets import GapNet, SmallNet, passes
+from tests.leaks import assert_no_growth
 from wsfast.cam import CAM, METHODS, RACAM, CAMMethod, GradCAM, HiResCAM, LayerCAM, LTGradCAM
 from wsfast.ops.truncation import reference as truncation
 
@@ -103,16 +103,11 @@ def test_memory_of_training_steps_stays_flat() -> None:
     model, images = SmallNet().eval(), torch.randn(2, 3, 16, 16)
     method = LTGradCAM(model)
 
-    def tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-    counts = []
-    for _ in range(4):
+    def step() -> None:
         method(images, create_graph=True).cams.sum().backward()
         model.zero_grad()
-        counts.append(tensors())
-    assert counts[1] == counts[-1]
+
+    assert_no_growth(step)
 
 
 def test_cam_of_the_classifiers_weights() -> None:

@@ -1,6 +1,5 @@
 """What every method promises: nothing left behind, invariances, clear errors."""
 
-import gc
 import math
 
 import pytest
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.cam.formulas import MULTI_LAYER
 from tests.cam.nets import Branches, GapNet, SmallNet
+from tests.leaks import assert_no_growth
 from wsfast.cam import (
     METHODS,
     FullGrad,
@@ -202,19 +202,11 @@ def test_memory_stays_flat() -> None:
     model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
     methods = [make(model) for make in METHODS.values()]
 
-    def tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
     def call() -> None:
         for method in methods:
             method(images)
 
-    call()
-    before = tensors()
-    for _ in range(10):
-        call()
-    assert tensors() <= before  # fewer where what earlier tests left went away meanwhile
+    assert_no_growth(call)
 
 
 IMAGES = torch.randn(2, 3, 16, 16)

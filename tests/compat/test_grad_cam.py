@@ -1,6 +1,5 @@
 """pytorch-grad-cam's interface: against wsfast.cam always, against the package where installed."""
 
-import gc
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cam.nets import GapNet
+from tests.leaks import assert_no_growth
 from wsfast import cam as methods
 from wsfast.compat import grad_cam as compat
 from wsfast.compat.grad_cam.eigen import principal_maps
@@ -222,16 +222,7 @@ class Mean(nn.Module):
 
 def test_leaves_gradients_and_memory_alone(model: nn.Module) -> None:
     extractor = compat.LayerCAM(model, [model.act1, model.act3])
-
-    def tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-    extractor(IMAGES)
-    before = tensors()
-    for _ in range(10):
-        extractor(IMAGES)
-    assert tensors() <= before  # fewer where what earlier tests left went away meanwhile
+    assert_no_growth(lambda: extractor(IMAGES))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -1,0 +1,31 @@
+"""Tensors that stay alive: what a call leaves behind must not grow with the number of calls."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def live_tensors() -> list[Tensor]:
+    """Every tensor that Python can reach."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+
+
+def assert_no_growth(call: Callable[[], object], times: int = 10) -> None:
+    """Many calls leave as many new tensors alive as one does.
+
+    Only tensors younger than the first call count: those that earlier tests left may go away.
+    """
+    call()
+    older = {id(tensor): weakref.ref(tensor) for tensor in live_tensors()}
+
+    def younger() -> int:
+        return sum(id(t) not in older or older[id(t)]() is not t for t in live_tensors())
+
+    call()
+    left = younger()
+    for _ in range(times):
+        call()
+    assert younger() == left
