@@ -166,7 +166,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"\nOtsu masks of {len(names)} held-out defects, all stages fused, pooled pixels:")
     print(format_table(rows))
     print(f"\npictures: {out / 'contact_sheet.png'}   scores: {out / 'report.json'}")
-    images = out / "data" / "test" / "*[0-9].png"  # not the masks beside them
-    print(f"next: wsfast localize '{images}' --checkpoint "
+    pattern = out / "data" / "test" / "*[0-9].png"  # not the masks beside them
+    print(f"next: wsfast localize '{pattern}' --checkpoint "
           f"{out / 'classifier.safetensors'} --target 1 --out {out / 'localized'}")  # fmt: skip
     return 0
