@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "boxes_components.h"
+#include "boxes_union.h"
 
 namespace wsfast::boxes {
 
@@ -120,23 +121,9 @@ class Seams {
     for (const Stretch& stretch : below) {
       while (a < above.size() && above[a].end + reach <= stretch.begin) ++a;
       for (size_t k = a; k < above.size() && above[k].begin < stretch.end + reach; ++k) {
-        unite(above_start + above[k].piece, below_start + stretch.piece);
+        unite(first_.data(), above_start + above[k].piece, below_start + stretch.piece);
       }
     }
-  }
-
-  int32_t find(int32_t piece) {
-    while (first_[piece] != piece) {
-      first_[piece] = first_[first_[piece]];
-      piece = first_[piece];
-    }
-    return piece;
-  }
-
-  void unite(int32_t a, int32_t b) {
-    a = find(a);
-    b = find(b);
-    first_[std::max(a, b)] = std::min(a, b);
   }
 
   std::vector<int32_t> start_, first_;

@@ -39,6 +39,14 @@ void for_large_images(int64_t images, const Body& body) {
   for (int64_t n = 0; n < images; ++n) body(n);
 }
 
+template <class Body>
+void for_images(const Shape& shape, bool large, const Body& body) {
+  if (large) return for_large_images(shape.images, body);
+  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+    for (int64_t n; tasks.take(n);) body(n);
+  });
+}
+
 template <class Passes>
 struct MaskRows {
   const uint8_t* pixels;
@@ -328,13 +336,7 @@ std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t
         measure_labels(image, max_labels, write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
                        write_ptr<int32_t>(out.areas) + n * max_labels);
   };
-  if (Bands(shape.height, shape.width).count() > 1) {
-    for_large_images(shape.images, measure_one);
-  } else {
-    share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-      for (int64_t n; tasks.take(n);) measure_one(n);
-    });
-  }
+  for_images(shape, Bands(shape.height, shape.width).count() > 1, measure_one);
   return {out.boxes, out.areas, out.counts};
 }
 
@@ -371,10 +373,7 @@ std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
         write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);
         write_ptr<int32_t>(levels)[n] = repeated_otsu_level(histogram, repeat);
       };
-      if (shape.pixels() >= 2 * kPixelsPerThread) return for_large_images(shape.images, find);
-      share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
-        for (int64_t n; tasks.take(n);) find(n);
-      });
+      for_images(shape, shape.pixels() >= 2 * kPixelsPerThread, find);
     });
   });
   return {levels, valid};

@@ -4,6 +4,8 @@
 // half as many runs to join. With 4 neighbours a strip is one row. Labels are written only by who
 // asks for them. No recursion, so no shape can overflow the stack. No include guard.
 
+#include "boxes_union.h"
+
 namespace wsfast::boxes::WS_SIMD {
 
 // Labels masks of one size, one after the other, in memory that is kept between them.
@@ -214,8 +216,8 @@ class RunLabeler {
     const uint64_t left_joins = contacts & later;  // few loops: the end of each is hard to predict
     for_bits(left_joins | (right_contacts & (later | contacts)), [&](int bit) {
       const int32_t above_run = upper.run_at(bit), run = lower.run_at(bit);
-      if (left_joins >> bit & 1) unite(above_run, run);
-      if (right_contacts >> bit & 1) unite(above_run + 1, run);
+      if (left_joins >> bit & 1) unite(parent_.data(), above_run, run);
+      if (right_contacts >> bit & 1) unite(parent_.data(), above_run + 1, run);
     });
     return after >> 63;
   }
@@ -226,21 +228,6 @@ class RunLabeler {
   }
 
   void adopt(int32_t above, int32_t run) { parent_[run] = parent_[parent_[above]]; }
-
-  int32_t find(int32_t run) {
-    while (parent_[run] != run) {
-      parent_[run] = parent_[parent_[run]];
-      run = parent_[run];
-    }
-    return run;
-  }
-
-  // The smaller run, of an earlier strip or further left, becomes the root.
-  void unite(int32_t a, int32_t b) {
-    a = find(a);
-    b = find(b);
-    parent_[std::max(a, b)] = std::min(a, b);
-  }
 
   // Turns parents, which never come after their run, into component numbers.
   int32_t number_components(int32_t runs) {
