@@ -222,6 +222,14 @@ def test_nan_is_found_anywhere(dtype: torch.dtype) -> None:
                 call(cams)
 
 
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_otsu_counts_every_pixel(dtype: torch.dtype) -> None:
+    """One pixel stands out of each map, at every place of it."""
+    for pixels in (2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 200):
+        cams = (0.25 + 0.5 * torch.eye(pixels)).to(dtype)[:, None]
+        assert (wsfast.otsu_threshold(cams) * 255).round().unique().tolist() == [int(255 / 4) + 1]
+
+
 def test_any_strides_and_empty_batch() -> None:
     mask = torch.from_numpy(make_mask("noise", 20, 30, 0))[None].expand(3, -1, -1)
     flipped = mask.transpose(1, 2)

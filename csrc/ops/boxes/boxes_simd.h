@@ -67,23 +67,29 @@ struct Passes {
     return total;
   }
 
-  // Adds the levels of n < 2^32 values to the tables. False if one is NaN.
+  // Adds the levels of n < 2^32 values to the tables. False if one is NaN. The levels of a block are
+  // found while those of the block before are counted, so that neither waits for the other.
   template <class T>
   static bool count_levels(const T* values, int64_t n, uint32_t (*tables)[kLevels]) {
-    constexpr int64_t block = 256;
-    alignas(64) uint8_t levels[block];
-    bool numbers = true;
-    int64_t i = 0;
-    for (; i + block <= n; i += block) {
-      numbers &= find_levels(values + i, block, levels);
-      const auto* ahead = reinterpret_cast<const char*>(values + std::min(i + 2 * block, n - block));
-      for (int64_t j = 0; j < block; j += 8) {
-        __builtin_prefetch(ahead + j * sizeof(T));
-        count_eight(levels + j, tables);
+    constexpr int64_t block = 64, ahead = 8 * block;
+    alignas(64) uint8_t levels[2][block];
+    int64_t found = std::min(n, block), counted = 0;
+    bool numbers = find_levels(values, found, levels[0]);
+    unsigned known = ~0u;
+    int now = 0;
+    for (; found + block <= n; counted = found, found += block, now ^= 1) {
+      const T* later = values + std::min(found + ahead, n - block);
+      for (int64_t j = 0; j < block; j += 16) {
+        __builtin_prefetch(later + j);
+        known &= find_sixteen(values + found + j, levels[now ^ 1] + j);
+        count_eight(levels[now] + j, tables);
+        count_eight(levels[now] + j + 8, tables);
       }
     }
-    numbers &= find_levels(values + i, n - i, levels);
-    for (int64_t j = 0; j < n - i; ++j) ++tables[j % kTables][levels[j]];
+    numbers &= known == ~0u;
+    for (int64_t j = 0; j < found - counted; ++j) ++tables[j % kTables][levels[now][j]];
+    numbers &= find_levels(values + found, n - found, levels[now]);
+    for (int64_t j = 0; j < n - found; ++j) ++tables[j % kTables][levels[now][j]];
     return numbers;
   }
 
@@ -111,29 +117,43 @@ struct Passes {
     }
   }
 
-  // Levels of n values. False if one is NaN.
+  // Levels of 16 values. Not all bits of the result are set if one is NaN.
   template <class T>
-  static bool find_levels(const T* values, int64_t n, uint8_t* levels) {
-    bool numbers = true;
-    int64_t i = 0;
+  static unsigned find_sixteen(const T* values, uint8_t* levels) {
     if constexpr (kVectorised<T>) {
       using Vec = simd::WS_SIMD::Vec;
       const Vec scale = Vec::set1(255.0f), zero = Vec::set1(0.0f);
       unsigned known = ~0u;
-      for (const int64_t end = n - n % Vec::lanes; i < end; i += Vec::lanes) {
+      for (int i = 0; i < 16; i += Vec::lanes) {
         const Vec x = Vec::load(values + i);
-        known &= Vec::bits(Vec::at_least(x, x));
+        known &= Vec::bits(Vec::at_least(x, x)) | ~0u << Vec::lanes;
         Vec::min(Vec::max(x * scale, zero), scale).store_bytes(levels + i);  // NaN becomes 0
       }
-      constexpr unsigned lanes = (1u << Vec::lanes) - 1;
-      numbers = (known & lanes) == lanes;
+      return known;
+    } else {
+      return find_each(values, 16, levels) ? ~0u : 0;
     }
-    for (; i < n; ++i) {
+  }
+
+  // Levels of n values, one by one. False if one is NaN.
+  template <class T>
+  static bool find_each(const T* values, int64_t n, uint8_t* levels) {
+    bool numbers = true;
+    for (int64_t i = 0; i < n; ++i) {
       const acc_t<T> x = to_acc(values[i]);
       numbers &= x == x;
       levels[i] = static_cast<uint8_t>(level_of(x));
     }
     return numbers;
+  }
+
+  // Levels of n values. False if one is NaN.
+  template <class T>
+  static bool find_levels(const T* values, int64_t n, uint8_t* levels) {
+    unsigned known = ~0u;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) known &= find_sixteen(values + i, levels + i);
+    return find_each(values + i, n - i, levels + i) && known == ~0u;
   }
 
   static void count_eight(const uint8_t* levels, uint32_t (*tables)[kLevels]) {
