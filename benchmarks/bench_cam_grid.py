@@ -2,8 +2,13 @@
 
 Each case is one method on one architecture at one image size, twice: end to end, and the extractor
 alone, from the layers' activations and gradients to the fused maps. Batches are 1, 8 and 32; peak
-memory is measured at the first. By default the batch of one 224² image runs for the methods in
-``HEADLINES``; ``--grid full`` runs everything, which takes hours on a few CPU cores.
+memory is measured at the first, of extractors alone at the first image size only.
+
+By default the batch of one 224² image runs for the methods in ``HEADLINES``. ``--grid axes`` adds
+the larger batches of 224² images and one image of the larger sizes, for every extractor and, end to
+end, for the first method: the passes through a network cost nearly all of that and are the same for
+every method, so the others run end to end on one 224² image alone. ``--grid full`` runs everything
+that fits in memory: many hours on a few CPU cores.
 """
 
 from collections.abc import Callable
@@ -20,8 +25,8 @@ from wsfast.cam import METHODS
 from wsfast.ops.fusion import reference as fusion
 from wsfast.ops.truncation import reference as truncation
 
-from .bench_cam import FORMULAS, MINUTES
-from .harness import Case, Contender, MemoryLimit, Run, eager
+from .bench_cam import FORMULAS
+from .harness import Budget, Case, Contender, MemoryLimit, Run, eager
 from .records import OURS, Size
 
 BATCHES = (1, 8, 32)
@@ -31,6 +36,7 @@ PERCENTILE = 50.0
 PATCH = 16
 Layers = tuple[list[Tensor], list[Tensor]]
 WARM_UP = Size(1, 64)
+BUDGET = Budget(seconds=3.0, one_round_above=20.0)
 
 
 class Architecture(NamedTuple):
@@ -63,16 +69,35 @@ def make_inputs(
     architecture: Architecture, with_passes: bool, size: Size, generator: torch.Generator
 ) -> Any:
     """A model with random weights, Gaussian images, and the layers' tensors where asked for."""
-    options = {"dynamic_img_size": True} if architecture.tokens else {}
     with torch.random.fork_rng([]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        model = timm.create_model(architecture.name, pretrained=False, **options).eval()
+        model = make_model(architecture)
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # under it, plain hooks would see something else
     images = torch.randn(size.batch, 3, *size.shape, generator=generator)
     layers = passes(architecture, model, images) if with_passes else ([], [])
     return model, images, *layers
+
+
+def make_model(architecture: Architecture) -> nn.Module:
+    """The model with random weights, for images of any size."""
+    options = {"dynamic_img_size": True} if architecture.tokens else {}
+    return timm.create_model(architecture.name, pretrained=False, **options).eval()
+
+
+def bytes_needed(architecture: Architecture, size: Size) -> int:
+    """About what the peers' passes take: every module's output, its gradient and scratch."""
+    outputs = []
+    with torch.device("meta"):
+        model = make_model(architecture)
+        images = torch.empty(size.batch, 3, *size.shape)
+    for module in model.modules():
+        if not any(module.children()):
+            module.register_forward_hook(lambda _m, _i, output: outputs.append(output.nbytes))
+    model(images)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return 3 * sum(outputs) + 2 * weights
 
 
 def as_maps(architecture: Architecture, images: Tensor, values: Tensor) -> Tensor:
@@ -128,6 +153,19 @@ def options_of(name: str) -> dict[str, Any]:
     return {"percentile": PERCENTILE} if name.startswith("LT") else {}
 
 
+def on_axis(batch: int, shape: tuple[int, int], name: str, alone: bool) -> bool:
+    """Whether ``--grid axes`` runs it: see above."""
+    grown = (batch > BATCHES[0]) + (shape != SHAPES[0])
+    return grown == 0 or (grown == 1 and (alone or name == HEADLINES[0]))
+
+
+def memory_limit(size: Size, contenders: list[Contender]) -> MemoryLimit:
+    names = tuple(contender.name for contender in contenders)
+    return MemoryLimit(
+        size, "the images' bytes", lambda inputs: inputs[1].nbytes, None, names, WARM_UP
+    )
+
+
 def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, alone: bool) -> Case:
     """One method on one architecture at one image size."""
 
@@ -156,7 +194,10 @@ def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, al
         contenders.append(peer)
     height, width = shape
     headline = shape == SHAPES[0] and name in HEADLINES
-    sizes = tuple(Size(batch, height, width=width) for batch in BATCHES)
+    sizes = tuple(
+        Size(batch, height, width=width, axis=on_axis(batch, shape, name, alone))
+        for batch in BATCHES
+    )
     sizes = (replace(sizes[0], headline=headline), *sizes[1:])
     scope = "extractor alone" if alone else "end to end"
     return Case(
@@ -167,15 +208,9 @@ def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, al
         contenders=tuple(contenders),
         oracle=partial(by_reference, torch.float64),
         tolerance=1e-4,
-        memory=MemoryLimit(
-            sizes[0],
-            "the images' bytes",
-            lambda inputs: inputs[1].nbytes,
-            None,
-            tuple(contender.name for contender in contenders),
-            WARM_UP,
-        ),
-        budget=MINUTES,
+        memory=None if alone and shape != SHAPES[0] else memory_limit(sizes[0], contenders),
+        budget=BUDGET,
+        needs=partial(bytes_needed, architecture),
         grid=True,
     )
 

@@ -10,6 +10,7 @@ import torch
 from . import machine
 from .harness import Case, Settings
 from .laboratory import LABORATORY, PLAYBACK, Laboratory
+from .records import GRIDS, Grid
 
 SETTINGS = pytest.StashKey[Settings]()
 
@@ -23,8 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--grid",
         default="headlines",
-        choices=("headlines", "full"),
-        help="of the grids of models, batches and sizes: their headlines (default) or all, hours",
+        choices=GRIDS,
+        help="of the grids of models, batches and sizes: headlines (default), axes or all",
     )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption(
@@ -62,11 +63,14 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("--quick")
-    full = metafunc.config.getoption("--grid") == "full"
+    grid: Grid = metafunc.config.getoption("--grid")
     rooms: Sequence[str] | None = metafunc.config.getoption("--room")
     cases: Sequence[Case] = getattr(metafunc.module, "CASES", ())
     sizes = {
-        case.operation: (case, case.chosen_sizes(headlines=quick or (case.grid and not full)))
+        case.operation: (
+            case,
+            case.chosen_sizes("headlines" if quick else grid if case.grid else "full"),
+        )
         for case in cases
         if rooms is None or case.room in rooms
     }

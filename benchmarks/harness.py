@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .records import Row, Size, Target
+from .machine import free_memory
+from .records import Grid, Row, Size, Target
 
 Run = Callable[[], Any]
 WARM_UP = Size(batch=1, side=16)
@@ -122,7 +123,9 @@ class Case:
         memory: Bound on extra memory, measured in processes of its own.
         budget: Time per contender and size.
         figures: More about a result, in columns of their own, from the inputs and the result.
-        grid: One of many: without ``--grid full`` only its headline sizes run, if it has any.
+        needs: Bytes that the hungriest contender takes, about, for a size; one that is not free
+            leaves the size out.
+        grid: One of many: ``--grid`` chooses among its sizes, if any is chosen.
     """
 
     room: str
@@ -137,15 +140,17 @@ class Case:
     memory: MemoryLimit | None = None
     budget: Budget = field(default_factory=Budget)
     figures: Callable[[Any, Any], dict[str, float]] | None = None
+    needs: Callable[[Size], int] | None = None
     grid: bool = False
 
     def contender(self, name: str) -> Contender:
         """Return the contender called ``name``."""
         return next(contender for contender in self.contenders if contender.name == name)
 
-    def chosen_sizes(self, *, headlines: bool) -> list[Size]:
-        """Return its sizes, or its headline sizes alone."""
-        return [size for size in self.sizes if size.headline or not headlines]
+    def chosen_sizes(self, grid: Grid) -> list[Size]:
+        """Return its headline sizes, those and the ones along the axes of a grid, or all."""
+        along = grid == "axes"
+        return [s for s in self.sizes if s.headline or (s.axis and along) or grid == "full"]
 
     def entries(self, size: Size) -> list[Contender]:
         """Return the contenders that run on ``size``."""
@@ -274,34 +279,51 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
     """
     clock = clock or (cuda_clock if settings.device.type == "cuda" else wall_clock)
     budget = case.budget.quick() if settings.quick else case.budget
+    too_large = why_too_large(case, size, settings.device)
+    if too_large:
+        return [_blank(case, size, contender, too_large) for contender in case.entries(size)]
     inputs = case.make_inputs(size, settings.device)
     expected = case.oracle(inputs)
     traffic = case.traffic(inputs) if case.traffic else None
     rows: dict[str, Row] = {}
     lanes: list[_Lane] = []
     for contender in case.entries(size):
-        blank = Row(
-            room=case.room,
-            operation=case.operation,
-            size=size,
-            contender=contender.name,
-            state="absent",
-            same_work=contender.same_work,
-            note=contender.note,
-            traffic=traffic,
-        )
         reason = why_absent(contender, settings)
         if not reason:
             try:
                 lanes.append(_prepare(case, contender, inputs, expected, budget, clock))
             except Exception as error:  # a peer that breaks must not hide the others
                 reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        rows[contender.name] = dataclasses.replace(blank, reason=reason)
+        rows[contender.name] = _blank(case, size, contender, reason, traffic)
     del expected
     run_interleaved(lanes, clock)
     for lane in lanes:
         rows[lane.contender.name] = _finished(rows[lane.contender.name], lane, case.tolerance)
     return list(rows.values())
+
+
+def _blank(
+    case: Case, size: Size, contender: Contender, reason: str, traffic: int | None = None
+) -> Row:
+    return Row(
+        room=case.room,
+        operation=case.operation,
+        size=size,
+        contender=contender.name,
+        state="absent",
+        reason=reason,
+        same_work=contender.same_work,
+        note=contender.note,
+        traffic=traffic,
+    )
+
+
+def why_too_large(case: Case, size: Size, device: torch.device) -> str:
+    """Return why ``size`` does not fit in the device's memory, or an empty string."""
+    free = free_memory(device) if case.needs else None
+    if not case.needs or free is None or (needed := case.needs(size)) <= free:
+        return ""
+    return f"needs about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
 
 
 def why_absent(contender: Contender, settings: Settings) -> str:

@@ -65,6 +65,18 @@ def copy_bandwidth(device: torch.device, *, megabytes: int = 256, rounds: int = 
     return 2 * source.nbytes / statistics.median(seconds)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that can be taken without swapping, None where that is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

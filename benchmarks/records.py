@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Measure = Literal["speedup", "slowdown", "copy_bandwidth", "milliseconds"]
 State = Literal["timed", "wrong", "absent"]
+Grid = Literal["headlines", "axes", "full"]
+GRIDS: tuple[Grid, ...] = ("headlines", "axes", "full")
 OURS = "wsfast"
 
 
@@ -19,6 +21,7 @@ class Size:
         variant: Kind of content when a case has several, such as "noisy".
         headline: The size people quote: all contenders run on it, also under ``--quick``.
         width: Of one image in pixels; None for square ones.
+        axis: Of a grid: along an axis of it, where only one thing grows.
     """
 
     batch: int
@@ -26,6 +29,7 @@ class Size:
     variant: str = ""
     headline: bool = False
     width: int | None = None
+    axis: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -49,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--grid",
-        choices=("headlines", "full"),
-        help="of the grids of models, batches and sizes: their headlines (default) or all, hours",
+        choices=("headlines", "axes", "full"),
+        help="of the grids of models, batches and sizes: their headlines (default), all along "
+        "their axes, an hour or two on two cores, or all, many hours",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
