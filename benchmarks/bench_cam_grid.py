@@ -87,7 +87,7 @@ def make_model(architecture: Architecture) -> nn.Module:
 
 
 def bytes_needed(architecture: Architecture, size: Size) -> int:
-    """About what the peers' passes take: every module's output, its gradient and scratch."""
+    """About what the peers' passes take: every module's output, gradients and scratch."""
     outputs = []
     with torch.device("meta"):
         model = make_model(architecture)
@@ -97,7 +97,7 @@ def bytes_needed(architecture: Architecture, size: Size) -> int:
             module.register_forward_hook(lambda _m, _i, output: outputs.append(output.nbytes))
     model(images)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return 3 * sum(outputs) + 2 * weights
+    return 4 * sum(outputs) + 2 * weights
 
 
 def as_maps(architecture: Architecture, images: Tensor, values: Tensor) -> Tensor:
@@ -244,7 +244,14 @@ def grad_cam_of(name: str, inputs: Inputs) -> Any:
 
 def grad_cam_whole(name: str, inputs: Inputs) -> Run:
     cam = grad_cam_of(name, inputs)
-    return lambda: cam(inputs.images.clone(), targets=None)
+
+    def run() -> Any:
+        maps = cam(inputs.images.clone(), targets=None)
+        cam.outputs = cam.loss = None  # else it keeps the graph, beside which others run
+        cam.activations_and_grads.activations = cam.activations_and_grads.gradients = []
+        return maps
+
+    return run
 
 
 def grad_cam_alone(name: str, inputs: Inputs) -> Run:
@@ -270,7 +277,9 @@ def torchcam_whole(name: str, inputs: Inputs) -> Run:
 
     def run() -> Tensor:
         scores = inputs.model(inputs.images)
-        return cam.fuse_cams(cam(scores.argmax(dim=1).tolist(), scores))
+        maps = cam.fuse_cams(cam(scores.argmax(dim=1).tolist(), scores))
+        cam.reset_hooks()  # else it keeps the graph, beside which others run
+        return maps
 
     return run
 

@@ -1,10 +1,12 @@
 """The benchmark harness: interleaving, errors, ratios, verdicts and the written report."""
 
+import dataclasses
 import doctest
 import importlib
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -95,6 +97,25 @@ def test_contenders_are_interleaved_and_wrong_results_are_found() -> None:
     timed = order[-2 * len(rows["wsfast"].rounds) :]
     assert {timed.count("wsfast"), timed.count("wrong")} == {len(rows["wsfast"].rounds)}
     assert timed[:4] == ["wsfast", "wrong", "wrong", "wsfast"]  # the order turns
+
+
+def test_a_grid_runs_as_far_as_it_is_asked_for() -> None:
+    headline, along, inner = Size(1, 8, headline=True, axis=True), Size(2, 8, axis=True), Size(2, 9)
+    case = dataclasses.replace(case_of(), sizes=(headline, along, inner), grid=True)
+    assert case.chosen_sizes("headlines") == [headline]
+    assert case.chosen_sizes("axes") == [headline, along]
+    assert case.chosen_sizes("full") == [headline, along, inner]
+
+
+def test_a_size_that_does_not_fit_in_memory_is_left_out_and_says_so() -> None:
+    doubled = Contender("wsfast", eager(lambda x: 2 * x))
+    for needed, state in ((1e3, "timed"), (1e18, "absent")):
+        case = dataclasses.replace(case_of(doubled), needs=lambda size, needed=needed: int(needed))
+        (found,) = measure(case, SIZE, Settings())
+        assert found.state == state
+    assert re.fullmatch("needs about 1000000000 GB of memory, [0-9]+ GB are free", found.reason), (
+        found.reason
+    )
 
 
 def test_inputs_are_the_same_in_every_run() -> None:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from wsfast.data import SyntheticDefects
-from wsfast.deploy import Localizer
+from wsfast.deploy import Localizer, LocalizerOutput
 from wsfast.models import SmallVGG
 from wsfast.train.runs import configure, run
 
 INPUT = (32, 16)
+FEED = {"mean": (0.4,), "std": (0.2,), "input_size": INPUT}
 _DATA = {"size": list(INPUT), "images": 24, "channels": 1, "batch_size": 8, "holdout": 0.25}
 _SETTINGS = {
     "fcam": {"preset": "small"},
@@ -46,8 +47,7 @@ def small_model(seed: int = 0, channels: int = 1, classes: int = 2) -> SmallVGG:
 
 def small_localizer(**options: object) -> Localizer:
     """A localizer of :func:`small_model` for one-channel images."""
-    settings = {"mean": (0.4,), "std": (0.2,), "input_size": INPUT, "relu": False, **options}
-    return Localizer.from_model(small_model(), **settings)
+    return Localizer.from_model(small_model(), **{**FEED, "relu": False, **options})
 
 
 class TwoLayers(nn.Module):
@@ -69,3 +69,13 @@ def defects(count: int, size: tuple[int, int] = (64, 32)) -> Tensor:
     """Generated pictures (N, 1, H, W) uint8."""
     data = SyntheticDefects(count, split="test", size=size)
     return torch.stack([data[index].image for index in range(count)])
+
+
+def assert_same(found: LocalizerOutput, expected: LocalizerOutput) -> None:
+    """Scores and maps up to rounding, masks and boxes exactly."""
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.cams, expected.cams, atol=1e-4, rtol=0)
+    assert torch.equal(found.masks, expected.masks)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.counts, expected.counts)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.deploy.small import INPUT, TwoLayers, defects, small_localizer, small_model, train_runs
+from tests.deploy.small import (
+    FEED,
+    INPUT,
+    TwoLayers,
+    defects,
+    small_localizer,
+    small_model,
+    train_runs,
+)
 from wsfast import ops
 from wsfast.deploy import (
     ExportError,
@@ -23,7 +31,6 @@ from wsfast.deploy import (
     load,
 )
 
-FEED = {"mean": (0.4,), "std": (0.2,), "input_size": INPUT}
 PICTURES = (64, 32)
 KEYS = {
     "wsfast_version", "input_height", "input_width", "image_height", "image_width", "channels",

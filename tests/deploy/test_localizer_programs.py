@@ -1,0 +1,70 @@
+"""The deployed module in the hands of torch's compilers."""
+
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.deploy.small import FEED, TwoLayers, assert_same, defects, small_localizer
+from wsfast.deploy import Localizer, capture
+
+
+def test_no_program_looks_at_the_values_of_its_pictures() -> None:
+    images = defects(2).float()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*images must be of 0-1")
+        torch.jit.script(Localizer(TwoLayers(), **FEED))(images)
+        program = torch.export.export(small_localizer(), (images,), strict=False)
+        program.module()(images)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        small_localizer()(torch.empty(2, 1, 50, 40))
+
+
+def test_it_compiles_in_one_graph() -> None:
+    torch._dynamo.reset()
+    localizer, images = small_localizer(threshold=0.5), defects(3)
+    compiled = torch.compile(localizer, fullgraph=True, backend="aot_eager", dynamic=False)
+    assert_same(compiled(images), localizer(images))
+
+
+def test_it_waits_for_no_value_and_shapes_need_none() -> None:
+    """Under fake tensors there are no values: anything that looked at one would raise."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = small_localizer()(torch.empty(2, 1, 50, 40, dtype=torch.uint8))
+    assert found.boxes.shape == (2, 16, 4)
+
+
+def test_it_exports_with_a_dynamic_batch() -> None:
+    localizer, images = small_localizer(), defects(5)
+    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(localizer, (images[:2],), dynamic_shapes=batch).module()
+    for count in (1, 5):
+        assert all(map(torch.equal, program(images[:count]), localizer(images[:count])))
+
+
+def test_it_scripts_where_its_network_does(tmp_path) -> None:
+    images = defects(4)
+    for options in ({}, {"threshold": 0.4, "output_size": (20, 30)}, {"norm": None}):
+        localizer = Localizer(TwoLayers(), **FEED, **options)
+        scripted = torch.jit.script(localizer)
+        for given in (images, images.float() / 255, images[:1]):
+            assert all(map(torch.equal, scripted(given), localizer(given)))
+    with pytest.raises(torch.jit.Error, match="images must be of shape"):
+        scripted(torch.zeros(1, 3, 8, 8))
+
+
+def test_cuda_graphs_need_cuda() -> None:
+    with pytest.raises(ValueError, match=r"deploy.capture: example must be on a CUDA device"):
+        capture(small_localizer(), defects(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_graph_gives_the_same_boxes() -> None:
+    localizer, images = small_localizer(threshold=0.5).cuda(), defects(6).cuda()
+    captured = capture(localizer, images[:2])
+    for first in (0, 2, 4):
+        batch = images[first : first + 2]
+        assert_same(captured(batch), localizer(batch))
+    with pytest.raises(ValueError, match="images must be"):
+        captured(images)
