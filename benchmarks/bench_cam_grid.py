@@ -247,7 +247,7 @@ def grad_cam_whole(name: str, inputs: Inputs) -> Run:
 
     def run() -> Any:
         maps = cam(inputs.images.clone(), targets=None)
-        cam.outputs = cam.loss = None  # else it keeps the graph, beside which others run
+        cam.outputs = None  # else it keeps the graph, beside which others run
         cam.activations_and_grads.activations = cam.activations_and_grads.gradients = []
         return maps
 

@@ -39,9 +39,9 @@ def test_pixel_figures_are_those_of_the_best_common_threshold():
 
 
 def test_boxes_are_scored_where_there_are_no_masks():
-    maps = torch.zeros(2, 12, 12)
-    maps[0, 2:8, 3:9] = 1.0
-    maps[1, :2, :2] = 1.0
+    maps = torch.full((2, 12, 12), 0.3)  # to be cut away
+    maps[0, 2:8, 3:9] = 0.5
+    maps[1, :2, :2] = 0.9
     box = torch.tensor([[3, 2, 9, 8]], dtype=torch.int32)
     image = torch.zeros(1, 12, 12, dtype=torch.uint8)
     samples = [DefectSample(image, None, 0, "a", box), DefectSample(image, None, 0, "b", box)]
@@ -50,8 +50,24 @@ def test_boxes_are_scored_where_there_are_no_masks():
     score_regions(scores, samples, maps)
     figures = scores.compute()
     assert figures["max_box_acc"] == 0.5
-    assert 0 <= figures["box_threshold"] < 1
-    assert "threshold" not in figures  # that one cuts maps as they are, not by their maximum
+    assert figures["box_acc"] == 0.5
+    assert 0.3 < figures["threshold"] <= 0.5  # of maps as they are, not of their maximum
+
+
+def test_one_threshold_of_the_maps_as_they_are_is_found_for_boxes():
+    """Where maximums differ, shares of them box everything and a common threshold half of it."""
+    box = torch.tensor([[3, 2, 8, 7]])
+    maps = torch.zeros(4, 12, 12)
+    for n, (halo, inside) in enumerate([(0.3, 0.4), (0.32, 0.42), (0.6, 0.8), (0.36, 0.9)]):
+        maps[n] = halo
+        maps[n, 2:8, 3:9] = inside
+    scores = MapScores(torch.device("cpu"))
+    for part in (slice(0, 3), slice(3, 4)):
+        scores.update_boxes(maps[part], [box] * len(maps[part]))
+    figures = scores.compute()
+    assert figures["max_box_acc"] == 1.0
+    assert figures["box_acc"] == 0.75  # the third image needs more than 0.6
+    assert 0.36 < figures["threshold"] <= 0.4
 
 
 def test_nothing_to_score_gives_no_figures():

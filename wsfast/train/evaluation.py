@@ -15,6 +15,7 @@ from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import DefectSegmentation, MaxBoxAcc, MaxBoxAccV2, PxAP
 from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
 from wsfast.models.localizers import foreground_maps
+from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import CONFIG, TrainConfig, read_recipe
 from wsfast.train.data import open_split
@@ -43,7 +44,7 @@ class RunMaps:
         model: that model, on the device.
         classifier: what gives the class scores where the model gives none; else None.
         config: settings of the run.
-        threshold: the best one on masks of validation images; 0.5 where there were none.
+        threshold: the best one on masks or boxes of validation images; 0.5 where there were none.
 
     Raises:
         ValueError: no run, or a classifier that is not where it was.
@@ -132,7 +133,8 @@ def evaluate_run(
         Accuracies of the classes; with masks, pooled pixel scores of the images with an object at
         the threshold chosen in training (``threshold``) and at Otsu's of each map (``otsu``), the
         mean of the IoU per image, PxAP and the share of false pixels on images without an object;
-        with boxes, MaxBoxAcc and MaxBoxAccV2.
+        with boxes, MaxBoxAcc, MaxBoxAccV2 and ``box_acc``, the share of images whose largest region
+        at ``threshold`` has a box of IoU >= 0.5.
 
     Raises:
         ValueError: no run, data without labels of its classes.
@@ -178,6 +180,7 @@ class _Scores:
         self.fixed, self.otsu = DefectSegmentation(), DefectSegmentation()
         self.curve = PxAP()
         self.boxes = [MaxBoxAcc(), MaxBoxAccV2()]
+        self.box_hits: list[bool] = []
         self.per_image: list[Tensor] = []
         self.clean: list[Tensor] = []
 
@@ -190,8 +193,7 @@ class _Scores:
             elif sample.mask is not None:
                 self.clean.append((one >= self.threshold).float().mean())
             elif len(sample.boxes):
-                for metric in self.boxes:
-                    metric.update(one, [inclusive_corners(sample.boxes)])
+                self._score_boxes(one, inclusive_corners(sample.boxes))
 
     def _mask(self, one: Tensor, mask: Tensor) -> None:
         self.curve.update(one, mask.to(torch.uint8))
@@ -202,17 +204,26 @@ class _Scores:
         self.otsu.update((one >= limit) & counted, truth)
         self.per_image.append((found & truth).sum() / (found | truth).sum())
 
+    def _score_boxes(self, one: Tensor, truth: Tensor) -> None:
+        for metric in self.boxes:
+            metric.update(one, [truth])
+        largest = ops.cam_boxes(one, self.threshold, max_boxes=1).boxes[0]
+        found = inclusive_iou(inclusive_corners(largest).long(), truth.long())
+        self.box_hits.append(bool((found >= 0.5).any()))
+
     def compute(self) -> dict[str, Any]:
         figures: dict[str, Any] = dict(self.classes.compute())
-        if self.per_image:
+        if self.per_image or self.box_hits:
             figures["threshold"] = self.threshold
+        if self.per_image:
             for name, metric in (("at_threshold", self.fixed), ("at_otsu", self.otsu)):
                 figures[name] = {k: float(v) for k, v in metric.compute().items()}
             figures["iou_per_image"] = float(torch.stack(self.per_image).mean())
             figures["pxap"] = float(self.curve.compute())
         if self.clean:
             figures["false_positives"] = float(torch.stack(self.clean).mean())
-        if int(self.boxes[0].total):
+        if self.box_hits:
+            figures["box_acc"] = sum(self.box_hits) / len(self.box_hits)
             figures["max_box_acc"] = float(self.boxes[0].compute())
             figures["max_box_acc_v2"] = float(self.boxes[1].compute())
         return figures

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import MaxBoxAcc, PxAP
+from wsfast.metrics._protocol import best_iou_of_largest, flatten_boxes
 from wsfast.metrics.pixels import average_precision, precision_recall
 from wsfast.train import distributed
+
+_LEVELS = 256  # of 8-bit maps
 
 
 class ClassScores:
@@ -41,9 +44,10 @@ class MapScores:
 
     Of images with a mask: IoU of all their pixels together at the best common threshold, that
     threshold, and PxAP; the share of pixels above it on images without an object; and the share of
-    pixels above 0.5 on those with one, which tells a collapsed map. Of images with boxes: MaxBoxAcc
-    and ``box_threshold``, in shares of each map's own maximum. ``localization`` is the one that
-    selects the best model.
+    pixels above 0.5 on those with one, which tells a collapsed map. Of images with boxes:
+    MaxBoxAcc, whose thresholds are shares of each map's own maximum, and the best common threshold
+    of the maps as they are, with the share of images whose largest region it boxes at IoU >= 0.5.
+    ``localization`` is the one that selects the best model.
 
     Args:
         device: of the maps.
@@ -56,6 +60,7 @@ class MapScores:
         self._objects = PxAP(thresholds=thresholds).to(device)
         self._clean = torch.zeros(len(thresholds) + 2, dtype=torch.int64, device=device)
         self._boxes = MaxBoxAcc(thresholds=thresholds).to(device)
+        self._level_hits = torch.zeros(_LEVELS, dtype=torch.int64, device=device)
         self._edges = self._objects.edges
 
     def update_masks(self, maps: Tensor, masks: Tensor) -> None:
@@ -70,20 +75,26 @@ class MapScores:
 
     def update_boxes(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
         """Count a batch of maps with inclusive boxes, one (G, 4) tensor per image."""
-        self._boxes.update(maps, [b.to(maps.device) for b in boxes])
+        boxes = [b.to(maps.device) for b in boxes]
+        self._boxes.update(maps, boxes)
+        iou = best_iou_of_largest(maps, *flatten_boxes("train", boxes, maps))
+        self._level_hits += (iou >= 0.5).sum(dim=0)
 
     def compute(self) -> dict[str, float]:
         """The figures of what was counted; empty where nothing has a region."""
         histograms = self._objects.histograms.cpu()
         clean, boxed = self._clean.cpu(), self._boxes.num_correct.cpu()
-        counted = self._boxes.total.cpu()
-        parts = distributed.gather_objects([histograms, clean, boxed, counted])
-        histograms, clean, boxed, counted = (sum(part) for part in zip(*parts, strict=True))
+        hits, counted = self._level_hits.cpu(), self._boxes.total.cpu()
+        parts = distributed.gather_objects([histograms, clean, boxed, hits, counted])
+        histograms, clean, boxed, hits, counted = (sum(part) for part in zip(*parts, strict=True))
         if int(counted):
-            accuracy = boxed[0].double() / counted
-            best = int(accuracy.argmax())
-            value, share = float(accuracy[best]), float(self._edges[best])
-            return {"localization": value, "max_box_acc": value, "box_threshold": share}
+            value, best = float(boxed.max() / counted), int(hits.argmax())
+            return {
+                "localization": value,
+                "max_box_acc": value,
+                "box_acc": float(hits[best] / counted),
+                "threshold": (best + 1) / (_LEVELS - 1),  # x >= (L + 1) / 255 is u8 > L
+            }
         if not int(histograms[1].sum()):
             return {}
         return self._mask_figures(histograms, clean)
