@@ -36,7 +36,7 @@ PERCENTILE = 50.0
 PATCH = 16
 Layers = tuple[list[Tensor], list[Tensor]]
 WARM_UP = Size(1, 64)
-BUDGET = Budget(seconds=3.0, one_round_above=20.0)
+BUDGET = Budget(seconds=3.0, min_rounds=3)
 
 
 class Architecture(NamedTuple):
