@@ -1,14 +1,15 @@
 """From a configuration to training and validation images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from wsfast._check import value_error
-from wsfast.data import open_dataset
+from wsfast.data import detect_format, open_dataset
 from wsfast.models import Checkpoint
-from wsfast.train.config import TrainConfig
+from wsfast.train.config import CONFIG, HELD_OUT, TrainConfig, as_saved, read_recipe
 from wsfast.train.images import ImageData
 
 SYNTHETIC = "synthetic"
@@ -45,11 +46,46 @@ def open_split(
         channels=channels,
         strict=config.strict or None,
         holdout=config.holdout or None,
-        seed=config.seed,
+        seed=config.split_seed,
         normal=config.normal or None,
         merge=config.merge or None,
         **own,
     )
+
+
+def check_shared_split(config: TrainConfig, classifier: Path, extra: Mapping[str, Any]) -> None:
+    """Raise ValueError where a classifier may have learnt from images held out from a run.
+
+    Args:
+        config: of the run that starts from the classifier.
+        classifier: its run or checkpoint.
+        extra: what the checkpoint says besides; enough where there is no run around it.
+    """
+    run = classifier if classifier.is_dir() else classifier.parent
+    known = as_saved(read_recipe(run / CONFIG)[1]) if (run / CONFIG).is_file() else dict(extra)
+    trained = str(known.get("data", config.data))
+    if trained != SYNTHETIC and not Path(trained).exists():
+        trained = config.data  # moved since: it may be the same
+    if not _overlap(trained, config.data):
+        return
+    now = {**config.as_dict(), "format": _format(config.data, config.format)}
+    before = {**known, "format": _format(trained, known.get("format", config.format))}
+    for name in ("format",) if now["format"] == "wsol" else ("format", *HELD_OUT):
+        if name in known and before[name] != now[name]:
+            expected = f"the classifier's ({before[name]}), which else saw images held out here"
+            value_error("train", name, expected, f"{now[name]}")
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether two data sets may have images in common."""
+    if SYNTHETIC in (first, second):  # whose splits are drawn apart
+        return False
+    one, other = Path(first).resolve(), Path(second).resolve()
+    return one == other or one in other.parents or other in one.parents
+
+
+def _format(data: str, format: str) -> str:
+    return detect_format(data) if format == "auto" else format
 
 
 class OpenedData:

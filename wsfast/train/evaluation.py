@@ -17,7 +17,7 @@ from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
 from wsfast.models.localizers import foreground_maps
 from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
-from wsfast.train.config import CONFIG, TrainConfig, read_recipe
+from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
 from wsfast.train.data import open_split
 from wsfast.train.images import normalization
 from wsfast.train.runs import CONFIGS, load_run
@@ -60,7 +60,7 @@ class RunMaps:
         recipe, settings = read_recipe(folder / CONFIG)
         if recipe not in CONFIGS:
             value_error("train", "--run", "a run of this version", f"{folder}, of '{recipe}'")
-        self.config: TrainConfig = CONFIGS[recipe].build(settings)
+        self.config: TrainConfig = CONFIGS[recipe].build(as_saved(settings))
         self.checkpoint: Checkpoint = load_run(folder)
         self.model = self.checkpoint.model.to(device)
         self.threshold = float(self.checkpoint.extra.get("threshold", 0.5))

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from wsfast.data import JointTransform
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
-from wsfast.train.config import TrainConfig
+from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.validation import with_regions
 
@@ -219,6 +219,7 @@ class ImageRecipe(Recipe):
 
     def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
         """Write the model with all that is needed to use it."""
+        split = {name: getattr(self.config, name) for name in HELD_OUT}
         kept = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         save_checkpoint(
             self.model,
@@ -227,7 +228,7 @@ class ImageRecipe(Recipe):
             mean=self.data.mean,
             std=self.data.std,
             input_size=self.data.input_size,
-            extra={"recipe": self.name, **kept, **self.extra()},
+            extra={"recipe": self.name, **split, **kept, **self.extra()},
         )
 
     def extra(self) -> dict[str, Any]:
