@@ -9,9 +9,9 @@ import yaml
 from tests.data.pictures import picture
 from wsfast.train.config import CONFIG
 from wsfast.train.data import open_split
-from wsfast.train.evaluation import RunMaps
+from wsfast.train.evaluation import RunMaps, evaluate_run
 from wsfast.train.log import read_log
-from wsfast.train.runs import _BUILDERS, configure, run
+from wsfast.train.runs import _BUILDERS, configure, load_run, run
 from wsfast.train.state import STATE
 
 TINY = {"size": [32, 16], "channels": 1, "batch_size": 8, "epochs": 1}
@@ -130,3 +130,30 @@ def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, 
     assert more.split_seed == 3
     run(more, tmp_path / "old", resume=True, progress=False)
     assert len(read_log(tmp_path / "old")) == 2
+
+
+@pytest.mark.parametrize("recipe", ["classifier", "pseudo"])
+def test_a_run_without_validation_trains_on_all_and_keeps_its_last_model(folder, tmp_path, recipe):
+    settings = {**TINY, "data": str(folder), "holdout": 0, "select_on": "last"}
+    first = tmp_path / "classifier"
+    run(configure("classifier", {**settings, "epochs": 2}), first, progress=False)
+    if recipe == "pseudo":
+        more = {"classifier": str(first), "method": "cam", "epochs": 2}
+        run(configure(recipe, {**settings, **more}), tmp_path / recipe, progress=False)
+    out = tmp_path / recipe
+    assert not {"balanced_accuracy", "masked_accuracy"} & read_log(out)[-1].keys()
+    extra = load_run(out).extra
+    assert (extra["epoch"], extra["holdout"]) == (2, 0)
+    maps = RunMaps(out, torch.device("cpu"))
+    assert maps.threshold == 0.5
+    train, test = names(maps.config, "train"), names(maps.config, "test")
+    assert (len(train), len(test), len(train & test)) == (32, 8, 0)
+    assert evaluate_run(out, progress=False)["images"] == 8
+    with pytest.raises(ValueError, match="with images for val"):
+        evaluate_run(out, split="val", progress=False)
+
+
+def test_what_validation_would_choose_needs_validation(folder, tmp_path):
+    settings = {**TINY, "data": str(folder), "holdout": 0}
+    with pytest.raises(ValueError, match="select_on must be last for this data, got class"):
+        run(configure("classifier", settings), tmp_path / "run", progress=False)

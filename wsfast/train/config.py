@@ -44,7 +44,7 @@ class TrainConfig:
             takes ``size``.
         flips: ``"none"``, ``"horizontal"`` or ``"both"``.
         holdout: share of the training split that validation takes where there is no such split; 0
-            for no validation at all.
+            for no validation at all, which needs ``select_on`` to be ``"last"``.
         split_seed: which images are held out for validation and test where the data do not say so;
             another one draws other synthetic data. Runs that build on one another must share it.
         strict: an unreadable file is an error instead of being reported and skipped.

@@ -45,7 +45,7 @@ def open_split(
         size=size,
         channels=channels,
         strict=config.strict or None,
-        holdout=config.holdout or None,
+        holdout=config.holdout,
         seed=config.split_seed,
         normal=config.normal or None,
         merge=config.merge or None,
