@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from tests.data.pictures import picture
+from wsfast.data import SyntheticDefects
 from wsfast.train.config import CONFIG
 from wsfast.train.data import open_split
 from wsfast.train.evaluation import RunMaps, evaluate_run
@@ -157,3 +158,21 @@ def test_what_validation_would_choose_needs_validation(folder, tmp_path):
     settings = {**TINY, "data": str(folder), "holdout": 0}
     with pytest.raises(ValueError, match="select_on must be last for this data, got class"):
         run(configure("classifier", settings), tmp_path / "run", progress=False)
+
+
+def test_a_run_on_synthetic_images_is_scored_on_those_it_had(tmp_path):
+    settings = {**TINY, "images": 16, "holdout": 0.25, "split_seed": 5}
+    run(configure("classifier", settings), tmp_path / "run", progress=False)
+    for split, images in (("train", 16), ("val", 4)):
+        assert evaluate_run(tmp_path / "run", split=split, progress=False)["images"] == images
+    config = RunMaps(tmp_path / "run", torch.device("cpu")).config
+    assert len(open_split(config, "test", channels=1, size=(32, 16))) == 600
+    drawn = SyntheticDefects(16, size=(32, 16), seed=5)
+    assert torch.equal(open_split(config, "train", channels=1, size=(32, 16))[9].image,
+                       drawn[9].image)  # fmt: skip
+
+
+def test_synthetic_images_of_a_run_without_validation_have_no_such_split():
+    config = configure("classifier", {**TINY, "images": 16, "holdout": 0})
+    with pytest.raises(ValueError, match=r"holdout must be above 0 for validation images, got 0$"):
+        open_split(config, "val", channels=1, size=(32, 16))

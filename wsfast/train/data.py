@@ -32,10 +32,13 @@ def open_split(
         split: ``"train"``, ``"val"`` or ``"test"``.
         channels: of the images.
         size: height and width of the images; None keeps their own.
-        length: of synthetic data.
+        length: of synthetic data; None takes as many as the configuration says, and of the test
+            split, or of other data, as many as :class:`wsfast.data.SyntheticDefects` draws.
         data: other data than the configuration's.
         format: of the other data.
     """
+    if config.data == SYNTHETIC and data in ("", SYNTHETIC) and length is None:
+        length = _drawn(config, split)
     own = {} if data else {"metadata": config.metadata or None, "masks": config.masks or None}
     return open_dataset(
         data or config.data,
@@ -88,6 +91,17 @@ def _format(data: str, format: str) -> str:
     return detect_format(data) if format == "auto" else format
 
 
+def _drawn(config: TrainConfig, split: str) -> int | None:
+    """How many images a run on synthetic data has of a split; None for the test split."""
+    if split == "test":
+        return None
+    if split == "train":
+        return config.images
+    if not config.holdout:
+        value_error("train", "holdout", "above 0 for validation images", "0")
+    return max(2, round(config.images * config.holdout))
+
+
 class OpenedData:
     """Images of a configuration, before it is known what they are normalised with.
 
@@ -114,16 +128,14 @@ class OpenedData:
             self.size = like.input_size
         channels = config.channels or (3 if like is None else len(like.mean))
         drawn = self.size if synthetic else None  # other images are resized when augmented
-        length = config.images if synthetic else None
-        self.train = open_split(config, "train", channels=channels, size=drawn, length=length)
+        self.train = open_split(config, "train", channels=channels, size=drawn)
         if self.size is None and not synthetic:
             height, width = self.train[0].image.shape[1:]
             self.size = (height, width)
         self.validation = None
         if config.holdout:
-            held = max(2, round(config.images * config.holdout)) if synthetic else None
             seen = config.crop or self.size
-            self.validation = open_split(config, "val", channels=channels, size=seen, length=held)
+            self.validation = open_split(config, "val", channels=channels, size=seen)
         self.class_names = tuple(self.train.class_names)
         normal = self.train.normal_label
         self.clean_class = -1 if normal is None else normal
