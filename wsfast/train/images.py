@@ -20,6 +20,7 @@ from wsfast.train.validation import with_regions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+_LEVELS = 256  # of 8-bit images
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
 _VALIDATION_BATCH = 64
 _LOOKED_AT = 16  # images, to see whether there are masks or boxes
@@ -110,11 +111,18 @@ class ImageData:
 
 
 def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over images spread evenly over the data set."""
+    """Mean and standard deviation per channel of uint8 images spread evenly over the data set."""
     step = max(1, len(dataset) // _STATISTICS_IMAGES)
-    images = [dataset[index].image for index in range(0, len(dataset), step)]
-    values = torch.cat([image.flatten(1) for image in images], dim=1).float() / 255
-    return values.mean(1).tolist(), values.std(1).clamp_min(1e-3).tolist()
+    # Counts of the 256 levels say as much as the pixels, of which there may be too many to keep.
+    counts = torch.zeros(1, _LEVELS, dtype=torch.float64)
+    for index in range(0, len(dataset), step):
+        channels = dataset[index].image.flatten(1)
+        counts = counts + torch.stack([torch.bincount(c, minlength=_LEVELS) for c in channels])
+    levels = torch.arange(_LEVELS, dtype=torch.float64) / 255
+    total = counts.sum(1)
+    mean = (counts @ levels) / total
+    squares = (counts * (levels - mean[:, None]).square()).sum(1)
+    return mean.tolist(), (squares / (total - 1)).sqrt().clamp_min(1e-3).tolist()
 
 
 def normalization(mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
