@@ -21,7 +21,7 @@ from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
 from wsfast.train.data import open_split
 from wsfast.train.images import normalization
 from wsfast.train.runs import CONFIGS, load_run
-from wsfast.train.validation import ClassScores
+from wsfast.train.validation import ClassScores, explained_classes
 
 _BATCH = 32
 
@@ -158,8 +158,7 @@ def evaluate_run(
             samples = [dataset[index] for index in range(first, last)]
             labels = torch.tensor([int(sample.label) for sample in samples])
             images = normalize(torch.stack([sample.image for sample in samples]).to(device))
-            explained = torch.where(labels == clean, int(clean == 0), labels).to(device)
-            found = maps(images, explained)
+            found = maps(images, explained_classes(labels, clean).to(device))
             scores.update(samples, labels, found.logits.cpu(), found.cams.cpu())
             bar.update(len(samples))
     return {

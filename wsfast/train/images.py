@@ -16,7 +16,7 @@ from wsfast.models import save_checkpoint
 from wsfast.train import distributed
 from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
-from wsfast.train.validation import with_regions
+from wsfast.train.validation import explained_classes, with_regions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -106,8 +106,7 @@ class ImageData:
 
     def targets(self) -> Tensor:
         """The class to explain in each training image; of clean images the object's."""
-        labels = self.train.labels
-        return torch.where(labels == self.clean_class, int(self.clean_class == 0), labels)
+        return explained_classes(self.train.labels, self.clean_class)
 
 
 def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
