@@ -30,8 +30,9 @@ class TrainConfig:
     """What every recipe is told.
 
     Attributes:
-        data: ``"synthetic"`` or the folder of a data set.
-        format: of the folder, see :func:`wsfast.data.open_dataset`; ``"auto"`` looks.
+        data: ``"synthetic"``, the folder of a data set or a CSV file.
+        format: of the data: ``"folder"`` (one subfolder per class), ``"csv"``, ``"ksdd"``,
+            ``"ksdd2"`` or ``"wsol"`` (the localisation benchmark's metadata); ``"auto"`` looks.
         images: training images of the synthetic data set.
         metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
         masks: folder of mask files, for the formats that have one.
