@@ -1,6 +1,7 @@
 """Which images a run trains, is validated and tested on, and what its models say of it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +113,13 @@ def _of_folder(classifier, tmp_path):
     settings = yaml.safe_load((here / CONFIG).read_text())
     (here / CONFIG).write_text(yaml.safe_dump({**settings, "format": "folder"}))
     return here
+
+
+def test_maps_of_other_synthetic_images_are_made_anew(classifier):
+    made = [pseudo(classifier, Path("synthetic"), images=16, split_seed=seed) for seed in (0, 0, 1)]
+    assert made[0].fingerprint() == made[2].fingerprint()
+    assert made[0].key == made[1].key
+    assert made[0].key != made[2].key
 
 
 def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, tmp_path):

@@ -9,10 +9,15 @@ import torch
 from wsfast._check import value_error
 from wsfast.data import detect_format, open_dataset
 from wsfast.models import Checkpoint
-from wsfast.train.config import CONFIG, HELD_OUT, TrainConfig, as_saved, read_recipe
+from wsfast.train.config import (
+    CONFIG,
+    HELD_OUT,
+    SYNTHETIC,
+    TrainConfig,
+    as_saved,
+    read_recipe,
+)
 from wsfast.train.images import ImageData
-
-SYNTHETIC = "synthetic"
 
 
 def open_split(
@@ -69,7 +74,7 @@ def check_shared_split(config: TrainConfig, classifier: Path, extra: Mapping[str
     trained = str(known.get("data", config.data))
     if trained != SYNTHETIC and not Path(trained).exists():
         trained = config.data  # moved since: it may be the same
-    if not _overlap(trained, config.data):
+    if not Path(config.data).exists() or not _overlap(trained, config.data):
         return
     now = {**config.as_dict(), "format": _format(config.data, config.format)}
     before = {**known, "format": _format(trained, known.get("format", config.format))}

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from wsfast.data import JointTransform
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
-from wsfast.train.config import HELD_OUT, TrainConfig
+from wsfast.train.config import HELD_OUT, SYNTHETIC, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.validation import explained_classes, with_regions
 
@@ -211,7 +211,10 @@ class ImageRecipe(Recipe):
 
     def image_key(self) -> dict[str, Any]:
         """What maps of whole training images depend on, beside the model."""
+        # Other synthetic images have the same names.
+        drawn = {"drawn": self.config.split_seed} if self.config.data == SYNTHETIC else {}
         return {
+            **drawn,
             "images": self.fingerprint(),
             "resized": list(self.data.map_size),
             "mean": list(self.data.mean),

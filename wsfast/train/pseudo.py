@@ -90,7 +90,7 @@ class PseudoConfig(TrainConfig):
         return epoch * self.rounds // self.epochs
 
 
-# A resumed run's own, and what the names of the images say.
+# A resumed run's own, and what the key of the images says.
 _NOT_IN_MASKS = frozenset({"device", "workers", "tensorboard", "epochs", "split_seed"})
 
 
