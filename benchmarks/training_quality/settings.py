@@ -54,6 +54,7 @@ class Source:
             "channels_last": True,
             "device": "cpu",
             "seed": seed,
+            "split_seed": seed,
         }
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from wsfast.cli import main
-from wsfast.data import SyntheticDefects
+from wsfast.data import FORMATS, SyntheticDefects
 from wsfast.train import harvest as harvesting
 from wsfast.train.evaluation import RunMaps
 from wsfast.train.runs import configure, preview
@@ -41,6 +41,15 @@ def runs(tmp_path_factory):
         out = ["--classifier", root / "classifier", "--epochs", "1", "--out", root / recipe]
         assert run("train", recipe, *TINY, *out, *more) == 0
     return root
+
+
+@pytest.mark.parametrize("command", [["train", "classifier"], ["train", "fcam"], ["evaluate"]])
+def test_the_formats_of_data_are_named_in_the_help(command, capsys):
+    with pytest.raises(SystemExit):
+        run(*command, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    told = said[said.rindex("--format") :].partition(" --")[0]
+    assert [name for name in ("auto", *FORMATS) if name not in told] == []
 
 
 def test_a_run_is_summed_up(runs, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Small pictures and masks on disk."""
 
+import struct
+
 import cv2
 import numpy as np
 
@@ -29,3 +31,11 @@ def torn(path):
     picture(path)
     path.write_bytes(path.read_bytes()[:40])
     return path
+
+
+def with_orientation(jpeg, orientation):
+    """Insert an EXIF block with nothing but an orientation after the start marker."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+    payload = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.pictures import with_orientation
 from wsfast.data import UnreadableImageError, read_image
 from wsfast.data.images import _is_cut_short
 
@@ -16,14 +17,6 @@ NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 def saved(path, image):
     assert cv2.imwrite(str(path), image)
     return path
-
-
-def with_orientation(jpeg, orientation):
-    """Insert an EXIF block with nothing but an orientation after the start marker."""
-    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
-    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
-    payload = b"Exif\0\0" + tiff
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.pictures import mask, picture
-from wsfast.data import MetadataError, WSOLImages, inclusive_corners
+from tests.data.pictures import mask, picture, with_orientation, write
+from wsfast.data import ImageFolder, MetadataError, WSOLImages, inclusive_corners
 from wsfast.data.wsol import read_protocol_mask, read_wsol_metadata
 
 SIZES = {"cat/1.jpg": (300, 200), "cat/2.jpg": (90, 131), "dog/3.jpg": (64, 64)}
@@ -58,6 +58,44 @@ def test_boxes_of_images_in_their_own_size_are_half_open(root):
     data = WSOLImages(root, "test")
     assert data[1].boxes.tolist() == [[0, 0, 6, 6], [7, 8, 81, 91]]
     assert data[1].boxes.dtype == torch.int32
+
+
+@pytest.fixture
+def sideways(tmp_path):
+    """Files of 40 x 20 that are to be shown turned, with an object in their left half."""
+    left = np.zeros((20, 40), np.uint8)
+    left[:, :20] = 255
+    for name in SIZES:
+        path = write(tmp_path / name, left)
+        path.write_bytes(with_orientation(path.read_bytes(), 6))
+    return tmp_path
+
+
+def test_images_lie_as_their_boxes_do_whatever_exif_says(sideways):
+    folder = write_split(sideways, "test", localization=[f"{name},0,0,19,19" for name in SIZES])
+    (folder / "image_sizes.txt").write_text("\n".join(f"{name},40,20" for name in SIZES))
+    for sample in WSOLImages(sideways, "test"):
+        assert sample.image.shape == (3, 20, 40)
+        x0, y0, x1, y1 = sample.boxes[0].tolist()
+        assert (x0, y0, x1, y1) == (0, 0, 20, 20)
+        assert int(sample.image[:, y0:y1, x0 : x1 - 2].min()) > 200
+        assert int(sample.image[:, :, x1 + 2 :].max()) < 50
+
+
+def test_images_lie_as_their_masks_do_whatever_exif_says(sideways):
+    for name in SIZES:
+        mask(sideways / "masks" / f"{name}.png", (0, 0, 20, 20), size=(20, 40))
+    lines = [f"{name},{name}.png," for name in SIZES]
+    write_split(sideways, "val", localization=lines, sizes=False)
+    for sample in WSOLImages(sideways, "val", masks=sideways / "masks"):
+        assert sample.mask.shape == (20, 40)
+        assert sample.image[0][sample.mask == 1].float().mean() > 230
+
+
+def test_other_data_sets_are_turned_upright(sideways):
+    data = ImageFolder(sideways, "train", holdout=0, test_share=0)
+    assert data[0].image.shape == (3, 40, 20)
+    assert int(data[0].image[:, :18].min()) > 200
 
 
 def test_masks_are_the_benchmarks_at_its_size(root):

@@ -14,6 +14,7 @@ from wsfast.cam import CAM
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
+from wsfast.train.evaluation import evaluate_run
 from wsfast.train.loading import read_batch
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
@@ -54,6 +55,16 @@ def test_a_classifier_is_validated_on_labels_and_maps(classifier):
     assert saved.input_size == (32, 16)
     assert saved.extra["recipe"] == "classifier"
     assert "threshold" in saved.extra
+
+
+def test_a_classifiers_validation_and_evaluate_say_the_same(classifier):
+    """Of good images too, in which both look for what the class of defects sees."""
+    logged = load_run(classifier).extra
+    found = evaluate_run(Path(classifier), split="val", progress=False)
+    assert found["threshold"] == logged["threshold"]
+    assert found["at_threshold"]["iou"] == pytest.approx(logged["iou"])
+    assert found["false_positives"] == pytest.approx(logged["false_positives"])
+    assert found["balanced_accuracy"] == pytest.approx(logged["balanced_accuracy"])
 
 
 @pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])

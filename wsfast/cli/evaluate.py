@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .._check import check_range, value_error
 from .._device import parse_device
 from .._files import write_atomically
-from ..data import wsol
+from ..data import FORMATS, wsol
 from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
 from ..train.evaluation import evaluate_run
@@ -44,10 +44,15 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    formats = ", ".join(FORMATS)
     run = parser.add_argument_group("a run of `wsfast train`")
     run.add_argument("--run", type=Path, dest="folder", help="folder of the run")
-    run.add_argument("--data", default="", help="other data than the run's own")
-    run.add_argument("--format", default="auto", help="of --data (default: auto)")
+    run.add_argument(
+        "--data", default="", help="other data than the run's own: a folder, a CSV file"
+    )
+    run.add_argument(
+        "--format", default="auto", help=f"of that data: auto (looks), {formats} (default: auto)"
+    )
     run.add_argument("--split", default="test", help="train, val or test (default: test)")
     run.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
     parser.add_argument("--scoremaps", type=Path, help="folder of .npy maps")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Keeps 16-bit and float samples, gives grey or BGR without alpha, and applies the EXIF orientation
-# (IMREAD_UNCHANGED would not).
+# (IMREAD_UNCHANGED would not) unless it is told not to.
 _DECODE_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 
 
@@ -34,7 +34,7 @@ class UnreadableImageError(ValueError):
         self.reason = reason
 
 
-def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np.uint8]:
     """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Grey images are repeated over the three channels and alpha is dropped. 16-bit samples are
@@ -42,6 +42,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
     Args:
         path: file in any format OpenCV decodes.
+        upright: turn it; False leaves the pixels as they lie in the file.
 
     Returns:
         uint8 array of shape (H, W, 3).
@@ -67,7 +68,8 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     if _is_cut_short(data):  # some OpenCV versions fill the rest with grey and say nothing
         raise UnreadableImageError(path, "file is cut short")
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _DECODE_FLAGS)
+        flags = _DECODE_FLAGS | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error:
         decoded = None
     if decoded is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import cv2
 import numpy as np
@@ -86,6 +86,8 @@ class ImageDataset(Dataset[Sample]):
     Raises:
         ValueError: no readable image, a class without images, with ``strict`` an unreadable file.
     """
+
+    upright: ClassVar[bool] = True  # whether images are turned as their EXIF orientation says
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class ImageDataset(Dataset[Sample]):
 
     def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
         path = self.root / record.image
-        image = read_image(path)
+        image = read_image(path, upright=self.upright)
         if record.masks:
             mask = read_mask(record.masks, self.mask_kind, record.ignore)
             if image.shape[:2] != mask.shape:

@@ -2,6 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
 from wsfast._check import check_choice, value_error
 from wsfast.data import wsol
@@ -16,7 +17,9 @@ class WSOLImages(ImageDataset):
     ``class_labels.txt`` and, where they are known, ``localization.txt`` (boxes or masks) and
     ``image_sizes.txt``; :mod:`wsfast.data.wsol` has their format. Boxes are scaled as the benchmark
     scales them: :func:`wsfast.data.inclusive_corners` of ``Sample.boxes`` at 224 x 224 are its true
-    boxes, and ``Sample.mask`` is its mask (1, 0 and 255).
+    boxes, and ``Sample.mask`` is its mask (1, 0 and 255). Images are not turned as their EXIF
+    orientation says: the benchmark does not, and boxes, masks and sizes are of the pixels as they
+    lie in the file.
 
     Args:
         root: folder that the image ids are relative to.
@@ -33,6 +36,8 @@ class WSOLImages(ImageDataset):
         MetadataError: a file is missing or a line malformed; the message names file and line.
         ValueError: a class without training images, no readable image.
     """
+
+    upright: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -24,7 +24,13 @@ from wsfast.train.images import (
     normalization,
 )
 from wsfast.train.recipe import Step
-from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
+from wsfast.train.validation import (
+    ClassScores,
+    MapScores,
+    explained_classes,
+    score_regions,
+    with_regions,
+)
 
 _LEARNT = 0.25  # of the way from chance to perfect, below which a classifier counts as poor
 
@@ -116,7 +122,8 @@ class ClassifierRecipe(ImageRecipe):
                 classes.update(self.model(images), labels)
             chosen = with_regions(samples)
             if chosen:
-                cams = explain(images[chosen], labels[chosen]).cams
+                targets = explained_classes(labels[chosen], self.data.clean_class)
+                cams = explain(images[chosen], targets).cams
                 score_regions(maps, [samples[i] for i in chosen], cams)
         figures = {**classes.compute(), **maps.compute()}
         return {f"val_{n}" if n == "accuracy" else n: v for n, v in figures.items()}

@@ -17,6 +17,8 @@ from wsfast._files import write_atomically
 from wsfast.train.schedule import SCHEDULES
 
 CONFIG = "config.yaml"
+SYNTHETIC = "synthetic"
+HELD_OUT = ("holdout", "split_seed")  # what chooses the images that are kept from training
 SELECTIONS = ["localization", "classification", "last"]
 
 # These say where and how fast a run goes, not what comes out.
@@ -29,8 +31,9 @@ class TrainConfig:
     """What every recipe is told.
 
     Attributes:
-        data: ``"synthetic"`` or the folder of a data set.
-        format: of the folder, see :func:`wsfast.data.open_dataset`; ``"auto"`` looks.
+        data: ``"synthetic"``, the folder of a data set or a CSV file.
+        format: of the data: ``"folder"`` (one subfolder per class), ``"csv"``, ``"ksdd"``,
+            ``"ksdd2"`` or ``"wsol"`` (the localisation benchmark's metadata); ``"auto"`` looks.
         images: training images of the synthetic data set.
         metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
         masks: folder of mask files, for the formats that have one.
@@ -43,7 +46,9 @@ class TrainConfig:
             takes ``size``.
         flips: ``"none"``, ``"horizontal"`` or ``"both"``.
         holdout: share of the training split that validation takes where there is no such split; 0
-            for no validation at all.
+            for no validation at all, which needs ``select_on`` to be ``"last"``.
+        split_seed: which images are held out for validation and test where the data do not say so;
+            another one draws other synthetic data. Runs that build on one another must share it.
         strict: an unreadable file is an error instead of being reported and skipped.
         epochs: passes over the data.
         batch_size: images per optimizer step, over all processes and accumulated parts.
@@ -87,6 +92,7 @@ class TrainConfig:
     crop: tuple[int, int] | None = None
     flips: str = "horizontal"
     holdout: float = 0.2
+    split_seed: int = 0
     strict: bool = False
     epochs: int = 10
     batch_size: int = 32
@@ -113,7 +119,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "decay_every", "validate_every"):
             check_range("train", name, getattr(self, name), 1, 10**9)
-        for name in ("seed", "workers", "warmup_epochs"):
+        for name in ("seed", "split_seed", "workers", "warmup_epochs"):
             check_range("train", name, getattr(self, name), 0, 2**63 - 1)
         check_range("train", "holdout", self.holdout, 0, 0.9)
         check_range("train", "learning_rate", self.learning_rate, 0, 1e30)
@@ -192,9 +198,14 @@ def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     return str(settings.pop("recipe", "")), settings
 
 
+def as_saved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a run has saved; before there was ``split_seed``, ``seed`` split the data."""
+    return {"split_seed": settings.get("seed", TrainConfig.seed), **settings}
+
+
 def changes_on_resume(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """What a resumed run may not change and does, as ``name: before -> now``."""
-    now = config.as_dict()
+    saved, now = as_saved(saved), config.as_dict()
     free = set(_FREE_ON_RESUME)
     if not config.length_matters:
         free.add("epochs")

@@ -1,17 +1,23 @@
 """From a configuration to training and validation images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from wsfast._check import value_error
-from wsfast.data import open_dataset
+from wsfast.data import detect_format, open_dataset
 from wsfast.models import Checkpoint
-from wsfast.train.config import TrainConfig
+from wsfast.train.config import (
+    CONFIG,
+    HELD_OUT,
+    SYNTHETIC,
+    TrainConfig,
+    as_saved,
+    read_recipe,
+)
 from wsfast.train.images import ImageData
-
-SYNTHETIC = "synthetic"
 
 
 def open_split(
@@ -31,10 +37,13 @@ def open_split(
         split: ``"train"``, ``"val"`` or ``"test"``.
         channels: of the images.
         size: height and width of the images; None keeps their own.
-        length: of synthetic data.
+        length: of synthetic data; None takes as many as the configuration says, and of the test
+            split, or of other data, as many as :class:`wsfast.data.SyntheticDefects` draws.
         data: other data than the configuration's.
         format: of the other data.
     """
+    if config.data == SYNTHETIC and data in ("", SYNTHETIC) and length is None:
+        length = _drawn(config, split)
     own = {} if data else {"metadata": config.metadata or None, "masks": config.masks or None}
     return open_dataset(
         data or config.data,
@@ -44,12 +53,58 @@ def open_split(
         size=size,
         channels=channels,
         strict=config.strict or None,
-        holdout=config.holdout or None,
-        seed=config.seed,
+        holdout=config.holdout,
+        seed=config.split_seed,
         normal=config.normal or None,
         merge=config.merge or None,
         **own,
     )
+
+
+def check_shared_split(config: TrainConfig, classifier: Path, extra: Mapping[str, Any]) -> None:
+    """Raise ValueError where a classifier may have learnt from images held out from a run.
+
+    Args:
+        config: of the run that starts from the classifier.
+        classifier: its run or checkpoint.
+        extra: what the checkpoint says besides; enough where there is no run around it.
+    """
+    run = classifier if classifier.is_dir() else classifier.parent
+    known = as_saved(read_recipe(run / CONFIG)[1]) if (run / CONFIG).is_file() else dict(extra)
+    trained = str(known.get("data", config.data))
+    if trained != SYNTHETIC and not Path(trained).exists():
+        trained = config.data  # moved since: it may be the same
+    if not Path(config.data).exists() or not _overlap(trained, config.data):
+        return
+    now = {**config.as_dict(), "format": _format(config.data, config.format)}
+    before = {**known, "format": _format(trained, known.get("format", config.format))}
+    for name in ("format",) if now["format"] == "wsol" else ("format", *HELD_OUT):
+        if name in known and before[name] != now[name]:
+            expected = f"the classifier's ({before[name]}), which else saw images held out here"
+            value_error("train", name, expected, f"{now[name]}")
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether two data sets may have images in common."""
+    if SYNTHETIC in (first, second):  # whose splits are drawn apart
+        return False
+    one, other = Path(first).resolve(), Path(second).resolve()
+    return one == other or one in other.parents or other in one.parents
+
+
+def _format(data: str, format: str) -> str:
+    return detect_format(data) if format == "auto" else format
+
+
+def _drawn(config: TrainConfig, split: str) -> int | None:
+    """How many images a run on synthetic data has of a split; None for the test split."""
+    if split == "test":
+        return None
+    if split == "train":
+        return config.images
+    if not config.holdout:
+        value_error("train", "holdout", "above 0 for validation images", "0")
+    return max(2, round(config.images * config.holdout))
 
 
 class OpenedData:
@@ -78,16 +133,14 @@ class OpenedData:
             self.size = like.input_size
         channels = config.channels or (3 if like is None else len(like.mean))
         drawn = self.size if synthetic else None  # other images are resized when augmented
-        length = config.images if synthetic else None
-        self.train = open_split(config, "train", channels=channels, size=drawn, length=length)
+        self.train = open_split(config, "train", channels=channels, size=drawn)
         if self.size is None and not synthetic:
             height, width = self.train[0].image.shape[1:]
             self.size = (height, width)
         self.validation = None
         if config.holdout:
-            held = max(2, round(config.images * config.holdout)) if synthetic else None
             seen = config.crop or self.size
-            self.validation = open_split(config, "val", channels=channels, size=seen, length=held)
+            self.validation = open_split(config, "val", channels=channels, size=seen)
         self.class_names = tuple(self.train.class_names)
         normal = self.train.normal_label
         self.clean_class = -1 if normal is None else normal

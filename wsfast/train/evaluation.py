@@ -17,11 +17,11 @@ from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
 from wsfast.models.localizers import foreground_maps
 from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
-from wsfast.train.config import CONFIG, TrainConfig, read_recipe
+from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
 from wsfast.train.data import open_split
 from wsfast.train.images import normalization
 from wsfast.train.runs import CONFIGS, load_run
-from wsfast.train.validation import ClassScores
+from wsfast.train.validation import ClassScores, explained_classes
 
 _BATCH = 32
 
@@ -60,7 +60,7 @@ class RunMaps:
         recipe, settings = read_recipe(folder / CONFIG)
         if recipe not in CONFIGS:
             value_error("train", "--run", "a run of this version", f"{folder}, of '{recipe}'")
-        self.config: TrainConfig = CONFIGS[recipe].build(settings)
+        self.config: TrainConfig = CONFIGS[recipe].build(as_saved(settings))
         self.checkpoint: Checkpoint = load_run(folder)
         self.model = self.checkpoint.model.to(device)
         self.threshold = float(self.checkpoint.extra.get("threshold", 0.5))
@@ -158,8 +158,7 @@ def evaluate_run(
             samples = [dataset[index] for index in range(first, last)]
             labels = torch.tensor([int(sample.label) for sample in samples])
             images = normalize(torch.stack([sample.image for sample in samples]).to(device))
-            explained = torch.where(labels == clean, int(clean == 0), labels).to(device)
-            found = maps(images, explained)
+            found = maps(images, explained_classes(labels, clean).to(device))
             scores.update(samples, labels, found.logits.cpu(), found.cams.cpu())
             bar.update(len(samples))
     return {

@@ -14,12 +14,13 @@ from torchvision.transforms import v2
 from wsfast.data import JointTransform
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
-from wsfast.train.config import TrainConfig
+from wsfast.train.config import HELD_OUT, SYNTHETIC, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
-from wsfast.train.validation import with_regions
+from wsfast.train.validation import explained_classes, with_regions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+_LEVELS = 256  # of 8-bit images
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
 _VALIDATION_BATCH = 64
 _LOOKED_AT = 16  # images, to see whether there are masks or boxes
@@ -105,16 +106,22 @@ class ImageData:
 
     def targets(self) -> Tensor:
         """The class to explain in each training image; of clean images the object's."""
-        labels = self.train.labels
-        return torch.where(labels == self.clean_class, int(self.clean_class == 0), labels)
+        return explained_classes(self.train.labels, self.clean_class)
 
 
 def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over images spread evenly over the data set."""
+    """Mean and standard deviation per channel of uint8 images spread evenly over the data set."""
     step = max(1, len(dataset) // _STATISTICS_IMAGES)
-    images = [dataset[index].image for index in range(0, len(dataset), step)]
-    values = torch.cat([image.flatten(1) for image in images], dim=1).float() / 255
-    return values.mean(1).tolist(), values.std(1).clamp_min(1e-3).tolist()
+    # Counts of the 256 levels say as much as the pixels, of which there may be too many to keep.
+    counts = torch.zeros(1, _LEVELS, dtype=torch.float64)
+    for index in range(0, len(dataset), step):
+        channels = dataset[index].image.flatten(1)
+        counts = counts + torch.stack([torch.bincount(c, minlength=_LEVELS) for c in channels])
+    levels = torch.arange(_LEVELS, dtype=torch.float64) / 255
+    total = counts.sum(1)
+    mean = (counts @ levels) / total
+    squares = (counts * (levels - mean[:, None]).square()).sum(1)
+    return mean.tolist(), (squares / (total - 1)).sqrt().clamp_min(1e-3).tolist()
 
 
 def normalization(mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
@@ -204,7 +211,10 @@ class ImageRecipe(Recipe):
 
     def image_key(self) -> dict[str, Any]:
         """What maps of whole training images depend on, beside the model."""
+        # Other synthetic images have the same names.
+        drawn = {"drawn": self.config.split_seed} if self.config.data == SYNTHETIC else {}
         return {
+            **drawn,
             "images": self.fingerprint(),
             "resized": list(self.data.map_size),
             "mean": list(self.data.mean),
@@ -219,6 +229,7 @@ class ImageRecipe(Recipe):
 
     def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
         """Write the model with all that is needed to use it."""
+        split = {name: getattr(self.config, name) for name in HELD_OUT}
         kept = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         save_checkpoint(
             self.model,
@@ -227,7 +238,7 @@ class ImageRecipe(Recipe):
             mean=self.data.mean,
             std=self.data.std,
             input_size=self.data.input_size,
-            extra={"recipe": self.name, **kept, **self.extra()},
+            extra={"recipe": self.name, **split, **kept, **self.extra()},
         )
 
     def extra(self) -> dict[str, Any]:

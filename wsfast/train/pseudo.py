@@ -90,7 +90,8 @@ class PseudoConfig(TrainConfig):
         return epoch * self.rounds // self.epochs
 
 
-_NOT_IN_MASKS = frozenset({"device", "workers", "tensorboard", "epochs"})  # a resumed run's own
+# A resumed run's own, and what the key of the images says.
+_NOT_IN_MASKS = frozenset({"device", "workers", "tensorboard", "epochs", "split_seed"})
 
 
 class PseudoRecipe(LocalizerRecipe):

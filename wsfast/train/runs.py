@@ -28,8 +28,8 @@ from wsfast.train.classifier import (
     poor_classifier,
     seeded_weights,
 )
-from wsfast.train.config import CONFIG, TrainConfig, read_settings
-from wsfast.train.data import OpenedData
+from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_settings
+from wsfast.train.data import OpenedData, check_shared_split
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
@@ -63,7 +63,7 @@ def configure(
     check_choice("train", "recipe", recipe, list(CONFIGS))
     found: dict[str, Any] = {}
     if resume and out is not None and (out / CONFIG).is_file():
-        found.update(read_settings(out / CONFIG, recipe))
+        found.update(as_saved(read_settings(out / CONFIG, recipe)))
     if file is not None:
         found.update(read_settings(file, recipe))
     return CONFIGS[recipe].build({**found, **settings})
@@ -170,7 +170,8 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     """The classifier that a recipe starts from, and images for it.
 
     Raises:
-        ValueError: none given, or one for other classes or channels.
+        ValueError: none given, one for other classes or channels, or one that may have been trained
+            on images that are held out from this run.
     """
     path: str = config.classifier
     if not path:
@@ -183,6 +184,7 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     if config.channels not in (None, model.in_chans):
         expected = f"the classifier's ({model.in_chans})"
         value_error("train", "channels", expected, f"{config.channels}")
+    check_shared_split(config, Path(path), saved.extra)
     data = OpenedData(config, saved)
     if model.num_classes != len(data.class_names):
         expected = f"of the data's {len(data.class_names)} classes"

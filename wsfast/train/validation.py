@@ -123,6 +123,16 @@ class MapScores:
         return figures
 
 
+def explained_classes(labels: Tensor, clean_class: int) -> Tensor:
+    """The class to explain in each image: its own, in images without an object the object's.
+
+    Args:
+        labels: int64 (N,).
+        clean_class: the class without an object; -1 where there is none.
+    """
+    return torch.where(labels == clean_class, int(clean_class == 0), labels)
+
+
 def with_regions(samples: Sequence[Any]) -> list[int]:
     """Positions of the samples that have a mask or boxes, so that others need no map."""
     return [i for i, sample in enumerate(samples) if _has_mask(sample) or _has_boxes(sample)]

@@ -1,0 +1,186 @@
+"""Which images a run trains, is validated and tested on, and what its models say of it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.data.pictures import picture
+from wsfast.data import SyntheticDefects
+from wsfast.train.config import CONFIG
+from wsfast.train.data import open_split
+from wsfast.train.evaluation import RunMaps, evaluate_run
+from wsfast.train.log import read_log
+from wsfast.train.runs import _BUILDERS, configure, load_run, run
+from wsfast.train.state import STATE
+
+TINY = {"size": [32, 16], "channels": 1, "batch_size": 8, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twenty images of each of two classes, without splits."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(20):
+        picture(root / "good" / f"{number}.png", size=(32, 16), value=40 + number)
+        picture(root / "crack" / f"{number}.png", size=(32, 16), value=140 + number)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(folder, tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "classifier"
+    run(configure("classifier", {**TINY, "data": str(folder)}), out, progress=False)
+    return out
+
+
+def pseudo(classifier, folder, **settings):
+    """The recipe of a run that starts from the classifier."""
+    told = {**TINY, "data": str(folder), "classifier": str(classifier), "select_on": "last"}
+    config = configure("pseudo", {**told, **settings})
+    return _BUILDERS["pseudo"](config, torch.device("cpu"), folder.parent / "none", False)
+
+
+def names(config, split):
+    return set(open_split(config, split, channels=1, size=None).names)
+
+
+def test_no_seed_of_a_run_lets_its_classifier_learn_from_held_out_images(folder, classifier):
+    learnt = names(RunMaps(classifier, torch.device("cpu")).config, "train")
+    assert len(learnt) == 26
+    for seed in (0, 1, 7):
+        recipe = pseudo(classifier, folder, seed=seed)
+        assert set(recipe.names) == learnt
+        assert not learnt & set(recipe.data.validation.names)
+        test = names(recipe.config, "test")
+        assert len(test) == 8
+        assert not learnt & test
+
+
+def test_another_split_seed_is_another_split(folder):
+    parts = [
+        names(configure("classifier", {"data": str(folder), "split_seed": seed}), "test")
+        for seed in (0, 1)
+    ]
+    assert parts[0] != parts[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_seed": 1}, r"split_seed must be the classifier's \(0\), .*, got 1$"),
+        ({"holdout": 0.5}, r"holdout must be the classifier's \(0\.2\), .*, got 0\.5$"),
+        ({"holdout": 0}, r"holdout must be the classifier's \(0\.2\), .*, got 0\.0$"),
+    ],
+)
+@pytest.mark.parametrize("place", ["run", "file of the run", "moved file"])
+def test_a_run_with_another_split_than_its_classifier_is_refused(
+    folder, classifier, tmp_path, settings, message, place
+):
+    path = classifier if place == "run" else classifier / "best.safetensors"
+    if place == "moved file":
+        path = shutil.copy(path, tmp_path)
+    with pytest.raises(ValueError, match=rf"^wsfast\.train: {message}"):
+        pseudo(path, folder, **settings)
+
+
+def test_data_that_were_moved_may_be_the_same_and_other_data_may_be_split_otherwise(
+    folder, classifier, tmp_path
+):
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert pseudo(classifier, moved, split_seed=1).config.split_seed == 1  # two data sets
+    here = shutil.copytree(classifier, tmp_path / "classifier")
+    settings = yaml.safe_load((here / CONFIG).read_text())
+    (here / CONFIG).write_text(yaml.safe_dump({**settings, "data": str(tmp_path / "gone")}))
+    with pytest.raises(ValueError, match="split_seed must be the classifier's"):
+        pseudo(here, moved, split_seed=1)
+    lines = [f"good/{n}.png,good\ncrack/{n}.png,crack" for n in range(20)]
+    table = folder / "list.csv"
+    table.write_text("\n".join(["path,label", *lines]))
+    try:
+        with pytest.raises(ValueError, match=r"format must be the classifier's \(folder\)"):
+            pseudo(_of_folder(classifier, tmp_path), table)
+    finally:
+        table.unlink()
+
+
+def _of_folder(classifier, tmp_path):
+    """The classifier's run as one whose format was given."""
+    here = shutil.copytree(classifier, tmp_path / "given")
+    settings = yaml.safe_load((here / CONFIG).read_text())
+    (here / CONFIG).write_text(yaml.safe_dump({**settings, "format": "folder"}))
+    return here
+
+
+def test_maps_of_other_synthetic_images_are_made_anew(classifier):
+    made = [pseudo(classifier, Path("synthetic"), images=16, split_seed=seed) for seed in (0, 0, 1)]
+    assert made[0].fingerprint() == made[2].fingerprint()
+    assert made[0].key == made[1].key
+    assert made[0].key != made[2].key
+
+
+def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, tmp_path):
+    settings = {**TINY, "data": str(folder), "split_seed": 3, "seed": 3}
+    run(configure("classifier", settings), tmp_path / "old", progress=False)
+    file, state = tmp_path / "old" / CONFIG, tmp_path / "old" / STATE
+    old = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "split_seed"}
+    file.write_text(yaml.safe_dump(old))
+    saved = torch.load(state, weights_only=True)
+    del saved["config"]["split_seed"]
+    torch.save(saved, state)
+
+    assert RunMaps(tmp_path / "old", torch.device("cpu")).config.split_seed == 3
+    with pytest.raises(ValueError, match=r"split_seed must be the classifier's \(3\)"):
+        pseudo(tmp_path / "old", folder)
+    more = configure("classifier", {"epochs": 2}, out=tmp_path / "old", resume=True)
+    assert more.split_seed == 3
+    run(more, tmp_path / "old", resume=True, progress=False)
+    assert len(read_log(tmp_path / "old")) == 2
+
+
+@pytest.mark.parametrize("recipe", ["classifier", "pseudo"])
+def test_a_run_without_validation_trains_on_all_and_keeps_its_last_model(folder, tmp_path, recipe):
+    settings = {**TINY, "data": str(folder), "holdout": 0, "select_on": "last"}
+    first = tmp_path / "classifier"
+    run(configure("classifier", {**settings, "epochs": 2}), first, progress=False)
+    if recipe == "pseudo":
+        more = {"classifier": str(first), "method": "cam", "epochs": 2}
+        run(configure(recipe, {**settings, **more}), tmp_path / recipe, progress=False)
+    out = tmp_path / recipe
+    assert not {"balanced_accuracy", "masked_accuracy"} & read_log(out)[-1].keys()
+    extra = load_run(out).extra
+    assert (extra["epoch"], extra["holdout"]) == (2, 0)
+    maps = RunMaps(out, torch.device("cpu"))
+    assert maps.threshold == 0.5
+    train, test = names(maps.config, "train"), names(maps.config, "test")
+    assert (len(train), len(test), len(train & test)) == (32, 8, 0)
+    assert evaluate_run(out, progress=False)["images"] == 8
+    with pytest.raises(ValueError, match="with images for val"):
+        evaluate_run(out, split="val", progress=False)
+
+
+def test_what_validation_would_choose_needs_validation(folder, tmp_path):
+    settings = {**TINY, "data": str(folder), "holdout": 0}
+    with pytest.raises(ValueError, match="select_on must be last for this data, got class"):
+        run(configure("classifier", settings), tmp_path / "run", progress=False)
+
+
+def test_a_run_on_synthetic_images_is_scored_on_those_it_had(tmp_path):
+    settings = {**TINY, "images": 16, "holdout": 0.25, "split_seed": 5}
+    run(configure("classifier", settings), tmp_path / "run", progress=False)
+    for split, images in (("train", 16), ("val", 4)):
+        assert evaluate_run(tmp_path / "run", split=split, progress=False)["images"] == images
+    config = RunMaps(tmp_path / "run", torch.device("cpu")).config
+    assert len(open_split(config, "test", channels=1, size=(32, 16))) == 600
+    drawn = SyntheticDefects(16, size=(32, 16), seed=5)
+    assert torch.equal(open_split(config, "train", channels=1, size=(32, 16))[9].image,
+                       drawn[9].image)  # fmt: skip
+
+
+def test_synthetic_images_of_a_run_without_validation_have_no_such_split():
+    config = configure("classifier", {**TINY, "images": 16, "holdout": 0})
+    with pytest.raises(ValueError, match=r"holdout must be above 0 for validation images, got 0$"):
+        open_split(config, "val", channels=1, size=(32, 16))
