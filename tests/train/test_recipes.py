@@ -218,6 +218,27 @@ def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
     assert checked >= 12
 
 
+def test_every_box_of_the_maps_is_scored_however_small(tmp_path, classifier):
+    recipe = built("dips", classifier, tmp_path, proposals=20)
+    levels = np.zeros_like(recipe.maps)
+    for cell in range(32):  # 31 boxes of 2 x 2 pixels and one of a single one
+        y, x = divmod(cell, 4)
+        side = 1 if cell == 17 else 2
+        levels[:, 0, 4 * y + 1 : 4 * y + 1 + side, 4 * x + 1 : 4 * x + 1 + side] = 255
+    recipe.maps = levels
+    item = int(recipe.labels.nonzero()[0, 0])
+    image = recipe.normalize(recipe.read_whole([item]))
+
+    def likes_little(seen):
+        sharp = (seen == image).flatten(1).sum(1).float()
+        return torch.stack([torch.zeros_like(sharp), -sharp], 1)
+
+    (best,) = recipe._propose(likes_little, [item])
+    assert best.shape == (20, 6)
+    assert best[0, :5].tolist() == [5, 17, 6, 18, 0]
+    assert bool((best[:, 4] == 0).all())
+
+
 def test_attention_of_a_transformer_gives_maps_and_proposals(tmp_path, classifier):
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=0)

@@ -30,6 +30,7 @@ from wsfast.train.seeds import (
 from wsfast.train.store import Array, ArrayStore, weights_digest
 
 _FIELDS = 6  # of a proposal: box, map, score
+_CANDIDATES = 256  # boxes scored per image, and looked at per map; each costs a classifier's pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ class DiPSConfig(SeedConfig):
         pretrained: start such a named encoder from ImageNet weights.
         min_area: share of the image that a proposal's box must exceed; where none does, the largest
             is taken.
-        proposals: best ones kept per image (P), of which each draw takes one.
+        proposals: best ones kept per image (P), of which each draw takes one. All boxes above
+            ``min_area`` are scored, of more than 256 the largest.
         min_score: probability of the class below which a proposal is left out, unless it is the
             best.
         blur_kernel: taps of the blur that hides the rest of the image.
@@ -176,6 +178,7 @@ class DiPSRecipe(LocalizerRecipe):
         names = ("min_area", "proposals", "min_score", "blur_kernel", "blur_sigma")
         settings = {name: getattr(config, name) for name in names}
         full_key = {**key, **settings, "classifier": weights_digest(classifier)}
+        full_key["candidates"] = _CANDIDATES
         shape = (len(self.labels), config.proposals, _FIELDS)
 
         def compute(rows: list[int]) -> Array:
@@ -194,7 +197,9 @@ class DiPSRecipe(LocalizerRecipe):
         config, images = self.config, self.normalize(self.read_whole(rows))
         maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
         maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
-        boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area)
+        boxes, sources, _ = ops.propose_boxes(
+            maps, min_area=config.min_area, max_boxes=_CANDIDATES
+        )
         image, place = (sources >= 0).nonzero(as_tuple=True)
         labels = self.labels[rows].to(self.device)
         scores = torch.full(sources.shape, -1.0, device=self.device)
