@@ -230,6 +230,24 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
         assert record["mask"][y0:y1, x0:x1].any()
 
 
+def test_boxes_at_threshold_0_are_those_of_the_masks(runs, tmp_path, monkeypatch):
+    plain = RunMaps.__call__
+
+    def two_regions(maps, images, target):
+        cams = torch.zeros(len(images), 32, 16)
+        cams[:, 2:6, 3:7] = 0.9
+        cams[:, 20:22, 10:15] = 0.1
+        return plain(maps, images, target)._replace(cams=cams)
+
+    monkeypatch.setattr(RunMaps, "__call__", two_regions)
+    cv2.imwrite(str(tmp_path / "part.png"), SyntheticDefects(1, size=(48, 24))[0].image[0].numpy())
+    command = ["harvest", tmp_path / "part.png", "--run", runs / "fcam", "--device", "cpu"]
+    assert run(*command, "--threshold", "0", "--out", tmp_path / "out") == 0
+    (record,) = np.load(next((tmp_path / "out").glob("harvest-*.npy")))
+    assert np.array_equal(record["mask"], record["map"] > 0)
+    assert record["boxes"][:3].tolist() == [[3, 2, 7, 6], [10, 20, 15, 22], [-1, -1, -1, -1]]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_strict_harvest_of_a_bad_image_leaves_nothing(runs, tmp_path, capsys, there):
     (tmp_path / "images").mkdir()
