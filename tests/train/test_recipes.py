@@ -11,6 +11,7 @@ import torch
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
 from wsfast.cam import CAM
+from wsfast.data import SyntheticDefects
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
@@ -152,6 +153,24 @@ def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
         elif cam.min() < cam.max():
             top = cam.flatten().topk(int(0.01 * cam.numel())).values.min()
             assert bool((cam[seed == 1] >= top).all())
+
+
+@pytest.mark.filterwarnings("ignore:wsfast.KSDD2. .*is replaced by")
+def test_an_image_that_replaces_an_unreadable_one_comes_with_its_own_map(tmp_path, classifier):
+    SyntheticDefects(16, size=(32, 16)).write_ksdd2(tmp_path / "data")
+    recipe = built(
+        "fcam", classifier, tmp_path / "run", data=str(tmp_path / "data"), flips="none"
+    )  # fmt: skip
+    item = int(recipe.labels.nonzero()[0, 0])
+    record = recipe.data.train.records[item]
+    (recipe.data.train.root / record.image).write_bytes(b"torn")
+    sample = recipe.read(Draw(0, 0, item))
+    taken = sample.draw.item
+    assert taken != item
+    assert sample.label == recipe.labels[item] == 1
+    assert torch.equal(sample.image, recipe.data.whole(taken))
+    assert np.array_equal(sample.map[0], recipe.maps[taken])
+    assert not np.array_equal(sample.map[0], recipe.maps[item])
 
 
 def test_fcams_classifier_stays_as_it_was(tmp_path, classifier):
