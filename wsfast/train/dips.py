@@ -46,7 +46,7 @@ class DiPSConfig(SeedConfig):
         transformer_checkpoint: file of its weights; empty downloads timm's.
         encoder: of the localizer: ``"classifier"`` for a copy of the classifier's, or a name as for
             the recipe ``classifier``.
-        pretrained: start such a named encoder from ImageNet weights.
+        pretrained: start such a named encoder from ImageNet weights; not ``"classifier"``.
         min_area: share of the image that a proposal's box must exceed; where none does, the largest
             is taken.
         proposals: best ones kept per image (P), of which each draw takes one. All boxes above
@@ -106,6 +106,11 @@ class DiPSConfig(SeedConfig):
         check_range("train", "blur_sigma", self.blur_sigma, 1e-6, 1e30)
         check_odd("blur_kernel", self.blur_kernel, zero=False)
         check_range("train", "class_weight", self.class_weight, 0, 1e30)
+
+    def idle(self) -> dict[str, str]:
+        """Also of the encoder."""
+        copied = self.encoder == "classifier"
+        return super().idle() | ({"pretrained": "encoder classifier"} if copied else {})
 
     @property
     def map_sources(self) -> list[str]:
