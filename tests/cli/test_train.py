@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from wsfast.cli import main
+from wsfast.cli import main, train
 from wsfast.data import SyntheticDefects
 from wsfast.train import harvest as harvesting
+from wsfast.train.config import read_settings
 from wsfast.train.evaluation import RunMaps
 from wsfast.train.runs import configure, preview
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--images", "24", "--size", "32x16", "--batch-size", "8", "--holdout", "0.25"]
 
 
@@ -71,6 +75,23 @@ def test_every_run_is_evaluated_and_localizes(runs, tmp_path, recipe, capsys):
     found = json.loads((out / "results.json").read_text())
     assert found["images"][0]["predicted_name"] in ("good", "defect")
     assert (out / "part.png").is_file()
+
+
+@pytest.mark.parametrize("text", [train.EXAMPLES, (ROOT / "docs/guides/training.md").read_text()])
+def test_examples_start_from_a_classifier_of_the_same_data(text):
+    classifiers = {}
+    lines = re.findall(r"^ *wsfast train (?!RECIPE).*--out.*", text.replace("\\\n", ""), re.M)
+    assert len(lines) == 5
+    for line in lines:
+        recipe, *words = shlex.split(line)[2:]
+        given = dict(zip(words[::2], words[1::2], strict=False))
+        if recipe == "classifier":
+            classifiers[given["--out"]] = given["--data"]
+        else:
+            assert classifiers[given["--classifier"]] == given["--data"]
+            assert given["--out"] not in classifiers
+        if "--config" in given:
+            read_settings(ROOT / given["--config"], recipe)
 
 
 def test_a_file_of_settings_and_the_command_line(runs, tmp_path):
