@@ -73,7 +73,7 @@ def test_its_place_on_the_disk_is_taken_before_anything_is_computed(tmp_path, mo
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     store = ArrayStore(tmp_path, "maps", {}, (9, 2, 3))
-    with pytest.raises(OSError, match="No space left on device: .*maps-"):
+    with pytest.raises(OSError, match=r"No space left on device: .*maps-"):
         store.fill(lambda rows: 1 / 0, progress=False)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(os, "posix_fallocate", noting)

@@ -132,12 +132,9 @@ class TrainConfig:
 
     def idle(self) -> dict[str, str]:
         """Settings that have no effect, each with what it has none beside."""
-        found = {}
         if self.schedule == "onecycle":
-            found = {name: "schedule onecycle" for name in ("momentum", "warmup_epochs")}
-        elif self.optimizer != "sgd":
-            found["momentum"] = f"optimizer {self.optimizer}"
-        return found
+            return dict.fromkeys(("momentum", "warmup_epochs"), "schedule onecycle")
+        return {} if self.optimizer == "sgd" else {"momentum": f"optimizer {self.optimizer}"}
 
     def check_effect(self, given: Iterable[str]) -> None:
         """Raise ValueError for settings that were given another value than theirs in vain."""

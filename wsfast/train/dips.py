@@ -202,9 +202,7 @@ class DiPSRecipe(LocalizerRecipe):
         config, images = self.config, self.normalize(self.read_whole(rows))
         maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
         maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
-        boxes, sources, _ = ops.propose_boxes(
-            maps, min_area=config.min_area, max_boxes=_CANDIDATES
-        )
+        boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area, max_boxes=_CANDIDATES)
         image, place = (sources >= 0).nonzero(as_tuple=True)
         labels = self.labels[rows].to(self.device)
         scores = torch.full(sources.shape, -1.0, device=self.device)
