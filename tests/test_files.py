@@ -54,6 +54,23 @@ def test_bytes_can_be_replaced_while_the_file_grows(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"length=3;abcd"
 
 
+def test_a_durable_file_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch) -> None:
+    synced = []
+    plain = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, sorted(p.name for p in tmp_path.iterdir())))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    path = tmp_path / "model"
+    write_atomically(path, b"weights")
+    assert not synced
+    write_atomically(path, b"weights", durable=True)
+    assert [inode for inode, _ in synced] == [path.stat().st_ino, tmp_path.stat().st_ino]
+    assert synced[1][1] == ["model"]  # under its name when the folder is synced
+
+
 def test_a_file_that_cannot_be_replaced_stays_and_is_named(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "summary.json"
     write_atomically(path, b"old")

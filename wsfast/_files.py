@@ -1,5 +1,6 @@
 """Writing files whole or not at all."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ _PARTIAL = ".partial"
 def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a file beside the target that replaces it when the block ends without an error.
 
-    ``durable`` waits until the content is on the disk, so that the file survives a power cut too.
+    ``durable`` waits until content and name are on the disk, so that the file survives a power cut.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
@@ -25,12 +26,40 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None  # which file it was
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can tell."""
+    with suppress(OSError):  # Windows opens no folders, some network drives do not sync them
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def allocate(path: Path) -> None:
+    """Take the place of a sparse file on the disk now.
+
+    A full disk is then an OSError that names the file: met while the file is mapped, it would kill
+    the process by SIGBUS. Systems and drives that cannot do so leave the file as it is.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -75,6 +75,7 @@ def test_a_bad_file_to_compare_with(
         ["--device", "abacus"],
         ["--device", "meta"],
         ["--fail-on-regression"],
+        ["--grid", "axes", "--quick"],
         ["--compare", "."],
     ],
 )

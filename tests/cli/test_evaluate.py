@@ -128,10 +128,25 @@ def test_missing_folders(tmp_path: Path, capsys) -> None:
     assert "--scoremaps must be a folder" in capsys.readouterr().err
 
 
-def test_a_run_takes_no_maps(tmp_path: Path, capsys) -> None:
-    arguments = ["evaluate", "--run", str(tmp_path), "--scoremaps", "maps"]
-    assert main(arguments) == 2
-    assert "--scoremaps must be left out with --run, got maps" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("way", "option", "value", "beside"),
+    [
+        ("--run", "--scoremaps", "maps", "--run"),
+        ("--run", "--interval", "0.001", "--run"),
+        ("--run", "--batch-size", "64", "--run"),
+        ("--run", "--format", "ksdd2", "the run's own data"),
+        ("--scoremaps", "--data", "parts", "--scoremaps"),
+        ("--scoremaps", "--format", "auto", "--scoremaps"),
+        ("--scoremaps", "--split", "test", "--scoremaps"),
+        ("--scoremaps", "--device", "cpu", "--scoremaps"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    tmp_path: Path, capsys, way: str, option: str, value: str, beside: str
+) -> None:
+    assert main(["evaluate", way, str(tmp_path), option, value]) == 2
+    told = f"wsfast.evaluate: {option} must be left out with {beside}, got {value}"
+    assert told in capsys.readouterr().err
 
 
 def test_masks_without_an_object(tmp_path: Path, capsys) -> None:

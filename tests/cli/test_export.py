@@ -1,6 +1,8 @@
 """`wsfast export` as a user meets it."""
 
+import importlib.util
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,27 @@ def test_a_checkpoint_becomes_a_program(checkpoint: Path, tmp_path: Path, capsys
     images = defects(8, (48, 40))
     expected = Localizer.from_checkpoint(checkpoint, threshold=0.4, max_boxes=3, target=1)(images)
     assert torch.equal(program(images).boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("runtime", [True, False])
+def test_what_was_not_verified_is_not_said_to_be(
+    checkpoint, tmp_path, capsys, monkeypatch, runtime
+) -> None:
+    pytest.importorskip("onnxscript")
+    if runtime:
+        pytest.importorskip("onnxruntime")
+    plain = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "onnxruntime" and not runtime else plain(name, *more),
+    )
+    out = tmp_path / "net.onnx"
+    with nullcontext() if runtime else pytest.warns(UserWarning, match="not verified"):
+        assert run("--checkpoint", checkpoint, "--format", "onnx", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert ("; verified against the model in " in said) is runtime
+    assert ("; not verified, as onnxruntime is not installed; made in " in said) is not runtime
 
 
 def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:

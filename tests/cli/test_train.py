@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from wsfast.cli import main
+from wsfast.cli import main, train
 from wsfast.data import FORMATS, SyntheticDefects
 from wsfast.train import harvest as harvesting
+from wsfast.train.config import read_settings
 from wsfast.train.evaluation import RunMaps
 from wsfast.train.runs import configure, preview
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--images", "24", "--size", "32x16", "--batch-size", "8", "--holdout", "0.25"]
 
 
@@ -80,6 +84,23 @@ def test_every_run_is_evaluated_and_localizes(runs, tmp_path, recipe, capsys):
     found = json.loads((out / "results.json").read_text())
     assert found["images"][0]["predicted_name"] in ("good", "defect")
     assert (out / "part.png").is_file()
+
+
+@pytest.mark.parametrize("text", [train.EXAMPLES, (ROOT / "docs/guides/training.md").read_text()])
+def test_examples_start_from_a_classifier_of_the_same_data(text):
+    classifiers = {}
+    lines = re.findall(r"^ *wsfast train (?!RECIPE).*--out.*", text.replace("\\\n", ""), re.M)
+    assert len(lines) == 5
+    for line in lines:
+        recipe, *words = shlex.split(line)[2:]
+        given = dict(zip(words[::2], words[1::2], strict=False))
+        if recipe == "classifier":
+            classifiers[given["--out"]] = given["--data"]
+        else:
+            assert classifiers[given["--classifier"]] == given["--data"]
+            assert given["--out"] not in classifiers
+        if "--config" in given:
+            read_settings(ROOT / given["--config"], recipe)
 
 
 def test_a_file_of_settings_and_the_command_line(runs, tmp_path):
@@ -237,6 +258,24 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
     for box in record["boxes"][record["boxes"][:, 0] >= 0]:
         x0, y0, x1, y1 = box
         assert record["mask"][y0:y1, x0:x1].any()
+
+
+def test_boxes_at_threshold_0_are_those_of_the_masks(runs, tmp_path, monkeypatch):
+    plain = RunMaps.__call__
+
+    def two_regions(maps, images, target):
+        cams = torch.zeros(len(images), 32, 16)
+        cams[:, 2:6, 3:7] = 0.9
+        cams[:, 20:22, 10:15] = 0.1
+        return plain(maps, images, target)._replace(cams=cams)
+
+    monkeypatch.setattr(RunMaps, "__call__", two_regions)
+    cv2.imwrite(str(tmp_path / "part.png"), SyntheticDefects(1, size=(48, 24))[0].image[0].numpy())
+    command = ["harvest", tmp_path / "part.png", "--run", runs / "fcam", "--device", "cpu"]
+    assert run(*command, "--threshold", "0", "--out", tmp_path / "out") == 0
+    (record,) = np.load(next((tmp_path / "out").glob("harvest-*.npy")))
+    assert np.array_equal(record["mask"], record["map"] > 0)
+    assert record["boxes"][:3].tolist() == [[3, 2, 7, 6], [10, 20, 15, 22], [-1, -1, -1, -1]]
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -47,6 +47,55 @@ def test_presets_give_way_to_what_is_said_and_survive_a_round_trip(tmp_path):
     assert FCAMConfig.build(read_settings(tmp_path / CONFIG, "fcam")) == config
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("classifier", {"schedule": "onecycle", "momentum": 0.0},
+         r"momentum must be left out \(or 0.9\) with schedule onecycle, got 0.0"),
+        ("fcam", {"schedule": "onecycle", "warmup_epochs": 2},
+         r"warmup_epochs must be left out \(or 0\) with schedule onecycle, got 2"),
+        ("dips", {"optimizer": "adamw", "momentum": 0.5}, "momentum .* with optimizer adamw"),
+        ("classifier", {"fast_factor": 10}, "fast_factor .* with model small_vgg, got 10.0"),
+        ("dips", {"pretrained": True}, "pretrained .* with encoder classifier, got True"),
+        ("pseudo", {"pretrained": True}, "pretrained .* with segmenter unet, got True"),
+        ("fcam", {"method": "layercam", "percentile": 40},
+         r"percentile must be left out \(or 50.0\) with method layercam, got 40.0"),
+    ],
+)  # fmt: skip
+def test_what_is_given_in_vain_is_refused(tmp_path, recipe, settings, message):
+    with pytest.raises(ValueError, match=f"wsfast.train: {message}"):
+        configure(recipe, settings)
+    lines = [f"{name}: {value}" for name, value in settings.items()]
+    (tmp_path / "mine.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message):
+        configure(recipe, {}, file=tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("classifier", {"model": "resnet50", "fast_factor": 10, "method": "racam",
+                        "percentile": 40}),
+        ("classifier", {"checkpoint": "mine.pt", "fast_factor": 10}),
+        ("dips", {"encoder": "resnet50", "pretrained": True}),
+        ("pseudo", {"preset": "paper", "segmenter": "unet"}),  # the preset's word is no order
+    ],
+)  # fmt: skip
+def test_what_has_an_effect_or_was_not_given_is_taken(tmp_path, recipe, settings):
+    config = configure(recipe, settings)
+    config.save(tmp_path)
+    # A run's file names all settings, of which none was given in vain.
+    assert configure(recipe, {}, file=tmp_path / CONFIG) == config
+    assert configure(recipe, {}, out=tmp_path, resume=True) == config
+
+
+def test_a_folder_with_a_run_of_another_recipe_is_named(tmp_path):
+    configure("classifier", {}).save(tmp_path)
+    told = f"--out must be a new folder or a run of fcam, got {tmp_path}, of classifier"
+    with pytest.raises(ValueError, match=told):
+        configure("fcam", {}, out=tmp_path, resume=True)
+
+
 def test_yaml_reads_off_as_false(tmp_path):
     (tmp_path / CONFIG).write_text("amp: off\n")
     assert FCAMConfig.build(read_settings(tmp_path / CONFIG, "fcam")).amp == "off"

@@ -194,6 +194,21 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert not all(torch.equal(last[name], best[name]) for name in last)
 
 
+def test_models_are_on_the_disk_before_the_state_that_says_so(tmp_path, monkeypatch):
+    synced = []
+    plain = os.fsync
+
+    def noting(descriptor):
+        plain(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    train_tiny(tmp_path, epochs=1)
+    names = ("last.safetensors", "best.safetensors", "last.pt")
+    at = [synced.index((tmp_path / name).stat().st_ino) for name in names]
+    assert at == sorted(at)
+
+
 def test_what_to_select_on_must_be_known():
     recipe = make_recipe(select_on="localization")
     recipe.selections = {"classification": "accuracy"}

@@ -11,6 +11,7 @@ import torch
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
 from wsfast.cam import CAM
+from wsfast.data import SyntheticDefects
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
@@ -165,6 +166,24 @@ def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(
             assert bool((cam[seed == 1] >= top).all())
 
 
+@pytest.mark.filterwarnings("ignore:wsfast.KSDD2. .*is replaced by")
+def test_an_image_that_replaces_an_unreadable_one_comes_with_its_own_map(tmp_path, classifier):
+    SyntheticDefects(16, size=(32, 16)).write_ksdd2(tmp_path / "data")
+    recipe = built(
+        "fcam", classifier, tmp_path / "run", data=str(tmp_path / "data"), flips="none"
+    )  # fmt: skip
+    item = int(recipe.labels.nonzero()[0, 0])
+    record = recipe.data.train.records[item]
+    (recipe.data.train.root / record.image).write_bytes(b"torn")
+    sample = recipe.read(Draw(0, 0, item))
+    taken = sample.draw.item
+    assert taken != item
+    assert sample.label == recipe.labels[item] == 1
+    assert torch.equal(sample.image, recipe.data.whole(taken))
+    assert np.array_equal(sample.map[0], recipe.maps[taken])
+    assert not np.array_equal(sample.map[0], recipe.maps[item])
+
+
 def test_fcams_classifier_stays_as_it_was(tmp_path, classifier):
     config = configure("fcam", settings_of("fcam", classifier, epochs=1))
     run(config, tmp_path, progress=False)
@@ -227,6 +246,27 @@ def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
             assert float(row[5]) == pytest.approx(wanted, abs=1e-5)
             checked += 1
     assert checked >= 12
+
+
+def test_every_box_of_the_maps_is_scored_however_small(tmp_path, classifier):
+    recipe = built("dips", classifier, tmp_path, proposals=20)
+    levels = np.zeros_like(recipe.maps)
+    for cell in range(32):  # 31 boxes of 2 x 2 pixels and one of a single one
+        y, x = divmod(cell, 4)
+        side = 1 if cell == 17 else 2
+        levels[:, 0, 4 * y + 1 : 4 * y + 1 + side, 4 * x + 1 : 4 * x + 1 + side] = 255
+    recipe.maps = levels
+    item = int(recipe.labels.nonzero()[0, 0])
+    image = recipe.normalize(recipe.read_whole([item]))
+
+    def likes_little(seen):
+        sharp = (seen == image).flatten(1).sum(1).float()
+        return torch.stack([torch.zeros_like(sharp), -sharp], 1)
+
+    (best,) = recipe._propose(likes_little, [item])
+    assert best.shape == (20, 6)
+    assert best[0, :5].tolist() == [5, 17, 6, 18, 0]
+    assert bool((best[:, 4] == 0).all())
 
 
 def test_attention_of_a_transformer_gives_maps_and_proposals(tmp_path, classifier):

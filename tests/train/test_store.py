@@ -1,5 +1,7 @@
 """One array for a data set: whole or not there, restartable, no row made twice or left out."""
 
+import errno
+import os
 from collections import Counter
 
 import numpy as np
@@ -55,6 +57,29 @@ def test_broken_off_it_goes_on_without_making_a_row_twice(tmp_path):
     filled = store.fill(counting, batch_size=2, progress=False)
     assert filled[:, 1, 2].tolist() == list(range(9))
     assert made == Counter(range(9))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot allocate")
+def test_its_place_on_the_disk_is_taken_before_anything_is_computed(tmp_path, monkeypatch):
+    allocated = []
+    plain = os.posix_fallocate
+
+    def noting(descriptor, offset, length):
+        allocated.append((offset, length, os.fstat(descriptor).st_size))
+        plain(descriptor, offset, length)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    store = ArrayStore(tmp_path, "maps", {}, (9, 2, 3))
+    with pytest.raises(OSError, match=r"No space left on device: .*maps-"):
+        store.fill(lambda rows: 1 / 0, progress=False)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "posix_fallocate", noting)
+    assert store.fill(rows_of, progress=False)[8, 1, 2] == 8
+    assert len(allocated) == 2
+    assert all(offset == 0 and length == size > 0 for offset, length, size in allocated)
 
 
 def test_levels_survive_the_way_to_a_map_and_back():

@@ -1,14 +1,14 @@
 """Arguments that several commands take, and how their texts are read."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._check import value_error
 
 MODEL_GROUP = "model (a run, a timm classifier or a checkpoint)"
-_NOT_GIVEN = (None, False, "none")
+BOX_DEFAULTS = {"max_boxes": 16, "min_area": 1}
 
 
 def add_model_arguments(group: Any) -> None:
@@ -32,10 +32,15 @@ def add_box_arguments(group: Any) -> None:
         "--threshold",
         help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
     )
-    group.add_argument("--max-boxes", type=int, default=16, help="largest boxes kept (default: 16)")
-    group.add_argument(
-        "--min-area", type=int, default=1, help="smallest box in pixels (default: 1)"
-    )
+    group.add_argument("--max-boxes", type=int, help="largest boxes kept (default: 16)")
+    group.add_argument("--min-area", type=int, help="smallest box in pixels (default: 1)")
+
+
+def fill_in(options: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+    """Give options that were left out their defaults, once it is known that none is in vain."""
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def check_left_out(
@@ -44,7 +49,7 @@ def check_left_out(
     """Raise ValueError for options that would have no effect beside another."""
     for name in names:
         value = getattr(options, name)
-        if value not in _NOT_GIVEN:
+        if not (value is None or value is False or value == "none"):
             actual = "given" if value is True else f"{value}"
             value_error(where, "--" + name.replace("_", "-"), f"left out with {beside}", actual)
 

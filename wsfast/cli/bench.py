@@ -89,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
     check_choice("bench", "--device", device, ["cpu", "cuda"])
     if options.fail_on_regression and options.compare is None:
         value_error("bench", "--fail-on-regression", "used with --compare", "no --compare")
+    if options.quick and options.grid not in (None, "headlines"):
+        value_error("bench", "--grid", "headlines or left out with --quick", options.grid)
     for name in ("json", "html"):
         check_file("bench", f"--{name}", getattr(options, name), made=True)
     _check_extra()

@@ -29,7 +29,7 @@ from ..data import FORMATS, wsol
 from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
 from ..train.evaluation import evaluate_run
-from .arguments import check_left_out
+from .arguments import check_left_out, fill_in
 from .outputs import check_file
 
 NAME = "evaluate"
@@ -41,27 +41,28 @@ EXAMPLES = """examples:
       --masks dataset/OpenImages --plot curve.png
 """
 
+# Options of one way of calling, refused in the other, with their defaults.
+_OF_RUNS = {"data": "", "format": "auto", "split": "test", "device": "cpu"}
+_OF_MAPS = {"scoremaps": None, "metadata": None, "masks": None, "interval": 0.001, "plot": None,
+            "batch_size": 64}  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     formats = ", ".join(FORMATS)
     run = parser.add_argument_group("a run of `wsfast train`")
     run.add_argument("--run", type=Path, dest="folder", help="folder of the run")
-    run.add_argument(
-        "--data", default="", help="other data than the run's own: a folder, a CSV file"
-    )
-    run.add_argument(
-        "--format", default="auto", help=f"of that data: auto (looks), {formats} (default: auto)"
-    )
-    run.add_argument("--split", default="test", help="train, val or test (default: test)")
-    run.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
+    run.add_argument("--data", help="other data than the run's own: a folder, a CSV file")
+    run.add_argument("--format", help=f"of that data: auto (looks), {formats} (default: auto)")
+    run.add_argument("--split", help="train, val or test (default: test)")
+    run.add_argument("--device", help="cpu, cuda ... (default: cpu)")
     parser.add_argument("--scoremaps", type=Path, help="folder of .npy maps")
     parser.add_argument("--metadata", type=Path, help="folder of the .txt files")
     parser.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
-    parser.add_argument("--interval", type=float, default=0.001, help="threshold step (0.001)")
+    parser.add_argument("--interval", type=float, help="threshold step (0.001)")
     parser.add_argument("--out", type=Path, help="write the figures and curves as JSON")
     parser.add_argument("--plot", type=Path, help="write the curves as PNG (needs matplotlib)")
-    parser.add_argument("--batch-size", type=int, default=64, help="maps at a time (default: 64)")
+    parser.add_argument("--batch-size", type=int, help="maps at a time (default: 64)")
 
 
 def map_path(folder: Path, image_id: str) -> Path:
@@ -177,6 +178,9 @@ def plot_curves(path: Path, metrics: Sequence[BoxAccuracy | PxAP]) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise before any work where an option cannot do."""
+    if options.scoremaps is not None:
+        check_left_out("evaluate", options, _OF_RUNS, "--scoremaps")
+    fill_in(options, _OF_MAPS)
     check_range("evaluate", "--interval", options.interval, 1e-4, 1)
     check_range("evaluate", "--batch-size", options.batch_size, 1, 4096)
     for name in ("scoremaps", "metadata"):
@@ -197,7 +201,10 @@ def run(options: argparse.Namespace) -> int:
     for name in ("out", "plot"):
         check_file("evaluate", f"--{name}", getattr(options, name))
     if options.folder is not None:
-        check_left_out("evaluate", options, ("scoremaps", "metadata", "masks", "plot"), "--run")
+        check_left_out("evaluate", options, _OF_MAPS, "--run")
+        if not options.data:
+            check_left_out("evaluate", options, ("format",), "the run's own data")
+        fill_in(options, _OF_RUNS)
         return _evaluate_run(options)
     check_options(options)
     metadata = wsol.read_wsol_metadata(options.metadata)

@@ -6,8 +6,9 @@
 
 The maps need no gradients: CAM's closed form for classifiers that end in global average pooling
 and one linear layer, the decoder's map for F-CAM, DiPS and pseudo-label runs. Every file is opened
-again and compared with the model on random pictures before it is kept. It takes uint8 pictures
-(N, C, H, W) of one H and W and any N; what it is and takes is written in its metadata.
+again and compared with the model on random pictures before it is kept, ONNX where onnxruntime is
+installed. It takes uint8 pictures (N, C, H, W) of one H and W and any N; what it is and takes is
+written in its metadata.
 """
 
 import argparse
@@ -19,12 +20,15 @@ from .._check import check_choice, value_error
 from .._device import parse_device
 from ..deploy import ExportError, Localizer, export_onnx, export_pt2, export_torchscript
 from ..deploy.base import Boxing
+from ..deploy.export import can_verify_onnx
 from .arguments import (
+    BOX_DEFAULTS,
     MODEL_GROUP,
     add_box_arguments,
     add_model_arguments,
     add_target_argument,
     check_left_out,
+    fill_in,
     parse_size,
     parse_threshold,
 )
@@ -94,6 +98,7 @@ def open_localizer(options: argparse.Namespace) -> Localizer:
     Raises:
         ValueError: options that contradict each other, models that cannot be had or exported.
     """
+    fill_in(options, BOX_DEFAULTS)
     boxing: Boxing = {"max_boxes": options.max_boxes, "min_area": options.min_area}
     if options.threshold is not None:
         boxing["threshold"] = parse_threshold(options.threshold, NAME)
@@ -135,9 +140,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"wsfast export: error: {error}", file=sys.stderr)
         return 1
     height, width = image_size or localizer.input_size
+    if options.format == "onnx" and not can_verify_onnx():
+        told = "not verified, as onnxruntime is not installed; made"
+    else:
+        told = "verified against the model"
     print(
         f"{options.out}: {options.format}, {options.out.stat().st_size / 1e6:.1f} MB, for uint8 "
-        f"pictures (N, {localizer.channels}, {height}, {width}) on {device}; verified against the "
-        f"model in {time.perf_counter() - start:.1f} s"
+        f"pictures (N, {localizer.channels}, {height}, {width}) on {device}; {told} "
+        f"in {time.perf_counter() - start:.1f} s"
     )
     return 0

@@ -37,9 +37,12 @@ from ..train.evaluation import RunMaps
 from ..train.interrupt import stop_on_signals
 from . import compare, live
 from .arguments import (
+    BOX_DEFAULTS,
     add_box_arguments,
     add_model_arguments,
     add_target_argument,
+    check_left_out,
+    fill_in,
     parse_size,
     parse_threshold,
 )
@@ -223,6 +226,9 @@ def run(options: argparse.Namespace) -> int:
     threshold = parse_threshold(options.threshold or "otsu", NAME)
     size = parse_size(options.size, NAME)
     check_choice("localize", "--refine", options.refine, ["none", "crf"])
+    if options.compare:
+        check_left_out(NAME, options, ("refine", "npy", "max_boxes", "min_area"), "--compare")
+    fill_in(options, BOX_DEFAULTS)
     for argument in ("batch_size", "max_boxes", "min_area"):
         value = getattr(options, argument)
         if value is not None and value < 1:

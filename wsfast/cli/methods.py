@@ -1,11 +1,12 @@
 """From the command line's words to a CAM method."""
 
 import argparse
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
-from .._check import check_choice
+from .._check import check_choice, value_error
 from ..cam import METHODS, CAMMethod
+from ..train.classifier import takes_percentile
 from .classifier import Classifier
 
 
@@ -30,13 +31,19 @@ def method_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def check_percentile(names: Sequence[str], options: argparse.Namespace) -> None:
+    """Raise ValueError for a percentile that none of the methods takes."""
+    if options.percentile is not None and not any(map(takes_percentile, names)):
+        expected = f"left out with --method {','.join(names)}"
+        value_error("localize", "--percentile", expected, f"{options.percentile}")
+
+
 def build_method(name: str, options: argparse.Namespace, classifier: Classifier) -> CAMMethod:
     """A method on the classifier's model, with those of the options that it takes."""
     method = METHODS[name]
     chosen: dict[str, Any] = {}
     if options.layers is not None:
         chosen["layers"] = parse_layers(options.layers)
-    takes_percentile = "percentile" in inspect.signature(method).parameters
-    if takes_percentile and options.percentile is not None:
+    if takes_percentile(name) and options.percentile is not None:
         chosen["percentile"] = options.percentile
     return method(classifier.model, **chosen)

@@ -16,7 +16,7 @@ from ..deploy.base import Boxing
 from ..train.evaluation import RunMaps
 from .arguments import check_left_out
 from .classifier import Classifier, open_classifier
-from .methods import build_method, method_names
+from .methods import build_method, check_percentile, method_names
 
 DEFAULT_METHOD = "ltgradcam"
 
@@ -25,6 +25,10 @@ def open_model(
     options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
 ) -> tuple[Classifier, list[str]]:
     """A classifier and the names of the methods that are to explain it."""
+    names = method_names(options.method or ("all" if options.compare else DEFAULT_METHOD))
+    if len(names) > 1 and not options.compare:
+        value_error("localize", "--method", "one method without --compare", options.method)
+    check_percentile(names, options)
     classifier = open_classifier(
         options.model,
         pretrained=options.pretrained,
@@ -38,9 +42,6 @@ def open_model(
             "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
             file=sys.stderr,
         )
-    names = method_names(options.method or ("all" if options.compare else DEFAULT_METHOD))
-    if len(names) > 1 and not options.compare:
-        value_error("localize", "--method", "one method without --compare", options.method)
     return classifier, names
 
 

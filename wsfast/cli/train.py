@@ -43,8 +43,10 @@ EXAMPLES = """examples:
   wsfast train classifier --data synthetic --channels 1 --epochs 10 --out runs/classifier
   wsfast train fcam --classifier runs/classifier --data synthetic --channels 1 --preset small \\
       --epochs 6 --out runs/fcam
-  wsfast train pseudo --classifier runs/classifier --data ksdd2/ --size 640x224 --out runs/pseudo
-  wsfast train fcam --config scripts/recipes/cub_fcam.yaml --data CUB/ --out runs/cub --resume
+  wsfast train pseudo --classifier runs/classifier --data synthetic --channels 1 --out runs/pseudo
+  wsfast train classifier --config scripts/recipes/cub_classifier.yaml --data CUB/ --out runs/cub
+  wsfast train fcam --config scripts/recipes/cub_fcam.yaml --data CUB/ --classifier runs/cub \\
+      --out runs/cub_fcam --resume
   torchrun --nproc-per-node 4 -m wsfast train classifier --config my.yaml --out runs/four
 `wsfast train RECIPE ... --preview seeds.png` shows what would be learnt from.
 `wsfast train RECIPE --help` explains every setting of a recipe.

@@ -319,8 +319,13 @@ def _compare(where: str, expected: Any, found: Any) -> None:
             )
 
 
+def can_verify_onnx() -> bool:
+    """Whether :func:`export_onnx` can compare its files with the model."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
 def _verify_onnx(where: str, localizer: Localizer, file: Path, size: tuple[int, int]) -> None:
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not can_verify_onnx():
         message = "not verified, as onnxruntime is not installed"
         warnings.warn(f"wsfast.{where}: {message}", stacklevel=4)
         return

@@ -55,6 +55,8 @@ def save_checkpoint(
 ) -> None:
     """Write a model's weights and description to a safetensors file, whole or not at all.
 
+    It is on the disk when this returns, and so survives a power cut.
+
     Args:
         model: the network; its weights may be on any device.
         path: file to write; an existing one is replaced at the last moment.
@@ -103,7 +105,7 @@ def save_checkpoint(
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {name: json.dumps(value) for name, value in description.items()}
-    write_atomically(Path(path), save(tensors, metadata=metadata))
+    write_atomically(Path(path), save(tensors, metadata=metadata), durable=True)
 
 
 def load_checkpoint(

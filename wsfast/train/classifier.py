@@ -1,5 +1,6 @@
 """Training a classifier on image labels."""
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class ClassifierConfig(TrainConfig):
         pretrained: start from ImageNet weights (downloaded on first use).
         checkpoint: file of weights to start from.
         fast_factor: what the learning rate of the head and of a network's new layers is multiplied
-            with; 10 in F-CAM.
+            with; 10 in F-CAM. None of ``small_vgg``, which is new as a whole.
         method: CAM whose maps are scored on validation images with masks or boxes.
         layers: of that method, ``"stages"`` or ``"last"``; empty for the method's own.
         percentile: of LT methods and RA-CAM.
@@ -64,6 +65,13 @@ class ClassifierConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train", "method", self.method, list(METHODS))
+
+    def idle(self) -> dict[str, str]:
+        """Also of the network and the CAM method."""
+        found = {**super().idle(), **idle_percentile(self.method)}
+        if self.model == "small_vgg" and not self.checkpoint:
+            found["fast_factor"] = "model small_vgg"
+        return found
 
 
 class ClassifierRecipe(ImageRecipe):
@@ -144,13 +152,23 @@ def poor_classifier(accuracy: float | None, classes: int) -> list[str]:
     ]
 
 
+def takes_percentile(method: str) -> bool:
+    """Whether a CAM method truncates at a percentile."""
+    return "percentile" in inspect.signature(METHODS[method]).parameters
+
+
+def idle_percentile(method: str) -> dict[str, str]:
+    """The setting ``percentile`` where a CAM method takes none, with that method."""
+    return {} if takes_percentile(method) else {"percentile": f"method {method}"}
+
+
 def build_cam(model: nn.Module, config: Any) -> CAMMethod:
     """The CAM method that ``method``, ``layers`` and ``percentile`` of a configuration say."""
     method = METHODS[config.method]
     options: dict[str, Any] = {}
     if config.layers:
         options["layers"] = config.layers
-    if config.method.startswith("lt") or config.method == "racam":
+    if takes_percentile(config.method):
         options["percentile"] = config.percentile
     if config.method == "cam":
         options["relu"] = False  # F-CAM's seeds are drawn from the map with its negative parts

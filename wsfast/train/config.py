@@ -5,7 +5,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -57,12 +57,12 @@ class TrainConfig:
         balanced: as many images of each class per epoch.
         optimizer: ``"sgd"`` (with Nesterov momentum) or ``"adamw"``.
         learning_rate: before the schedule's factor; the peak of ``"onecycle"``.
-        momentum: of SGD.
+        momentum: of SGD; ``"onecycle"`` has its own.
         weight_decay: of the optimizer.
         schedule: ``"constant"``, ``"step"``, ``"cosine"`` or ``"onecycle"``.
         decay_every: epochs between two steps of ``"step"``.
         decay_factor: what such a step multiplies the rate with.
-        warmup_epochs: in which the rate first rises linearly.
+        warmup_epochs: in which the rate first rises linearly; ``"onecycle"`` has its own rise.
         select_on: what makes the ``best`` model: ``"localization"`` (masks or boxes of the
             validation images, which is supervision), ``"classification"`` (their labels only) or
             ``"last"``.
@@ -136,6 +136,22 @@ class TrainConfig:
         """Whether a run of more epochs is another from its first epoch on."""
         return self.schedule in _LENGTH_MATTERS
 
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect, each with what it has none beside."""
+        if self.schedule == "onecycle":
+            return dict.fromkeys(("momentum", "warmup_epochs"), "schedule onecycle")
+        return {} if self.optimizer == "sgd" else {"momentum": f"optimizer {self.optimizer}"}
+
+    def check_effect(self, given: Iterable[str]) -> None:
+        """Raise ValueError for settings that were given another value than theirs in vain."""
+        usual = type(self).build({"preset": self.preset})
+        idle = self.idle()
+        for name in given:
+            value, default = getattr(self, name), getattr(usual, name)
+            if name in idle and value != default:
+                expected = f"left out (or {default}) with {idle[name]}"
+                value_error("train", name, expected, f"{value}")
+
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> Self:
         """From settings by name; those of its ``preset`` are taken where a setting is not given.
@@ -177,6 +193,20 @@ def read_settings(path: Path, recipe: str) -> dict[str, Any]:
     if named not in ("", recipe):
         value_error("train", "--config", f"of the recipe {recipe}", f"{path}, of {named}")
     return found
+
+
+def read_run_settings(out: Path, recipe: str) -> dict[str, Any]:
+    """Settings of the run in a folder; none where it holds no run yet.
+
+    Raises:
+        ValueError: a run of another recipe, or one whose settings cannot be read.
+    """
+    if not (out / CONFIG).is_file():
+        return {}
+    named, found = read_recipe(out / CONFIG)
+    if named != recipe:
+        value_error("train", "--out", f"a new folder or a run of {recipe}", f"{out}, of {named}")
+    return as_saved(found)
 
 
 def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ from wsfast.train.seeds import (
 from wsfast.train.store import Array, ArrayStore, weights_digest
 
 _FIELDS = 6  # of a proposal: box, map, score
+_CANDIDATES = 256  # boxes scored per image, and looked at per map; each costs a classifier's pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,11 @@ class DiPSConfig(SeedConfig):
         transformer_checkpoint: file of its weights; empty downloads timm's.
         encoder: of the localizer: ``"classifier"`` for a copy of the classifier's, or a name as for
             the recipe ``classifier``.
-        pretrained: start such a named encoder from ImageNet weights.
+        pretrained: start such a named encoder from ImageNet weights; not ``"classifier"``.
         min_area: share of the image that a proposal's box must exceed; where none does, the largest
             is taken.
-        proposals: best ones kept per image (P), of which each draw takes one.
+        proposals: best ones kept per image (P), of which each draw takes one. All boxes above
+            ``min_area`` are scored, of more than 256 the largest.
         min_score: probability of the class below which a proposal is left out, unless it is the
             best.
         blur_kernel: taps of the blur that hides the rest of the image.
@@ -104,6 +106,11 @@ class DiPSConfig(SeedConfig):
         check_range("train", "blur_sigma", self.blur_sigma, 1e-6, 1e30)
         check_odd("blur_kernel", self.blur_kernel, zero=False)
         check_range("train", "class_weight", self.class_weight, 0, 1e30)
+
+    def idle(self) -> dict[str, str]:
+        """Also of the encoder."""
+        copied = self.encoder == "classifier"
+        return super().idle() | ({"pretrained": "encoder classifier"} if copied else {})
 
     @property
     def map_sources(self) -> list[str]:
@@ -176,6 +183,7 @@ class DiPSRecipe(LocalizerRecipe):
         names = ("min_area", "proposals", "min_score", "blur_kernel", "blur_sigma")
         settings = {name: getattr(config, name) for name in names}
         full_key = {**key, **settings, "classifier": weights_digest(classifier)}
+        full_key["candidates"] = _CANDIDATES
         shape = (len(self.labels), config.proposals, _FIELDS)
 
         def compute(rows: list[int]) -> Array:
@@ -194,7 +202,7 @@ class DiPSRecipe(LocalizerRecipe):
         config, images = self.config, self.normalize(self.read_whole(rows))
         maps = dequantized(torch.from_numpy(self.maps[rows]).to(self.device))
         maps = F.interpolate(maps, self.data.map_size, mode="bilinear", align_corners=False)
-        boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area)
+        boxes, sources, _ = ops.propose_boxes(maps, min_area=config.min_area, max_boxes=_CANDIDATES)
         image, place = (sources >= 0).nonzero(as_tuple=True)
         labels = self.labels[rows].to(self.device)
         scores = torch.full(sources.shape, -1.0, device=self.device)

@@ -80,8 +80,9 @@ def fit(
         On the CPU a run that was stopped or killed and resumed gives bit for bit the model of an
         unbroken run: order, augmentation, dropout, learning rate and barrier are functions of the
         seed and of the place in the run, the rest is saved. Under ``torchrun`` a global batch is
-        that of one process, and so are losses and figures, but for rounding. The global random
-        state is left as it was.
+        that of one process, and so are losses and figures, but for rounding; of a model with
+        dropout they are not, as each process (and each part of ``accumulate``) draws its own. The
+        global random state is left as it was.
     """
     devices = [recipe.device] if recipe.device.type == "cuda" else []
     with (

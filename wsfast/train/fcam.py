@@ -14,7 +14,7 @@ from wsfast.cam import METHODS
 from wsfast.models import FCAMModel
 from wsfast.models.localizers import foreground_maps
 from wsfast.nn import SizeConstraintLoss
-from wsfast.train.classifier import build_cam
+from wsfast.train.classifier import build_cam, idle_percentile
 from wsfast.train.images import ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import cached_cams, dequantized
@@ -88,6 +88,10 @@ class FCAMConfig(SeedConfig):
             check_odd("erode", self.erode, zero=True)
         if self.maps == "recompute" and self.method != "cam":
             value_error("train", "method", "cam with maps: recompute", self.method)
+
+    def idle(self) -> dict[str, str]:
+        """Also of the CAM method."""
+        return {**super().idle(), **idle_percentile(self.method)}
 
 
 class FCAMRecipe(LocalizerRecipe):

@@ -65,8 +65,8 @@ def harvest(
         maps: the run's model.
         files: images; the same list in every process.
         out: folder of the results.
-        threshold: of the masks, ``"otsu"``, ``"otsu2"`` or 0-1; None takes the one that validation
-            chose.
+        threshold: of masks and boxes, ``"otsu"``, ``"otsu2"`` or 0-1; None takes the one that
+            validation chose. Pixels of level 0 are in none, at threshold 0 either.
         target: class to explain; None takes the predicted one.
         max_boxes: largest ones kept.
         min_area: smallest region of a mask, in pixels of the map.
@@ -176,8 +176,9 @@ class _Worker:
         result = self.maps(images.to(next(self.maps.model.parameters()).device), self.target)
         levels = quantized(result.cams)
         cams = dequantized(levels)  # what is kept is what is cut
-        limits = ops.cam_thresholds(cams, self.threshold)
-        masks = without_small((cams >= limits[:, None, None]) & (levels > 0), self.min_area)
+        # Above level 0 at least, or threshold 0 would make one box of the whole map.
+        limits = ops.cam_thresholds(cams, self.threshold).clamp_min(1 / 255)
+        masks = without_small(cams >= limits[:, None, None], self.min_area)
         found = ops.cam_boxes(
             cams.masked_fill(~masks, 0.0), limits, max_boxes=self.max_boxes, min_area=self.min_area
         )

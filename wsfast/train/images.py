@@ -44,7 +44,7 @@ class TrainingSample(NamedTuple):
     Attributes:
         image: uint8 (C, H, W).
         label: the class.
-        draw: epoch, position and item of the draw.
+        draw: epoch and position of the draw, and the item that was read.
         map: uint8 (1, H, W), what is to be learnt from, cropped and flipped as the image; empty
             where a recipe has none.
         box: int32 (4,), where the object is supposed, likewise; of no area where a recipe has none.
@@ -101,8 +101,20 @@ class ImageData:
 
     def whole(self, index: int) -> Tensor:
         """A training image (C, H, W) uint8, resized but not cropped or flipped."""
-        image: Tensor = JointTransform(size=self.size, flips="none")(self.train[index].image).image
-        return image
+        return self.taken(index)[1]
+
+    def taken(self, index: int) -> tuple[int, Tensor]:
+        """The same with the number of the image that was really taken.
+
+        It is another one's where the data set has replaced a file that became unreadable.
+        """
+        sample = self.train[index]
+        image: Tensor = JointTransform(size=self.size, flips="none")(sample.image).image
+        names: Sequence[str] | None = getattr(self.train, "names", None)
+        name = getattr(sample, "name", None)
+        if names is None or name == names[index] or name not in names:
+            return index, image
+        return names.index(name), image
 
     def targets(self) -> Tensor:
         """The class to explain in each training image; of clean images the object's."""
@@ -160,14 +172,15 @@ class ImageRecipe(Recipe):
         return None, torch.zeros(4, dtype=torch.int32)
 
     def read(self, draw: Draw) -> TrainingSample:
-        """One augmented sample with its map."""
-        seen, box = self.guide(draw.item)
-        found = self.data.transform(self.data.whole(draw.item), seen, boxes=box[None])
+        """One augmented sample with its map; both of another image where one was replaced."""
+        item, image = self.data.taken(draw.item)
+        seen, box = self.guide(item)
+        found = self.data.transform(image, seen, boxes=box[None])
         empty = torch.zeros(0, dtype=torch.uint8)
         return TrainingSample(
             found.image,
-            int(self.labels[draw.item]),
-            draw,
+            int(self.labels[item]),
+            draw._replace(item=item),
             empty if found.map is None else found.map,
             box if found.boxes is None else found.boxes[0].to(torch.int32),
         )

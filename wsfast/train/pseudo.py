@@ -14,7 +14,7 @@ from wsfast._check import check_choice, check_range, value_error
 from wsfast.cam import METHODS, crf_cams
 from wsfast.models.localizers import foreground_maps
 from wsfast.train import distributed
-from wsfast.train.classifier import build_cam
+from wsfast.train.classifier import build_cam, idle_percentile
 from wsfast.train.config import TrainConfig
 from wsfast.train.images import ImageData, TrainingSample
 from wsfast.train.localizer import LocalizerRecipe, Preview
@@ -31,14 +31,15 @@ class PseudoConfig(TrainConfig):
         method: CAM whose maps become the first masks.
         layers: of that method, ``"stages"`` or ``"last"``; empty for the method's own.
         percentile: of LT methods and RA-CAM.
-        threshold: ``"otsu"``, ``"otsu2"`` (Otsu again above Otsu's threshold) or a number of 0-1.
-        refine: ``"none"`` or ``"crf"``.
+        threshold: ``"otsu"``, ``"otsu2"`` (Otsu again above Otsu's threshold) or a number of 0-1,
+            of the first round's maps; the segmenter's, of later rounds, are cut at 0.5.
+        refine: ``"none"`` or ``"crf"``, of the first round's maps.
         min_area: smallest component of a mask, as a share of the image.
         rounds: how often masks are made: first from the CAM, then from the segmenter itself. The
             epochs are divided among the rounds.
         segmenter: ``"unet"`` (small), ``"classifier"`` (a copy of the classifier's encoder with a
             decoder) or ``"deeplabv3"``.
-        pretrained: start DeepLabV3 from ImageNet weights.
+        pretrained: start DeepLabV3 from ImageNet weights; not the other segmenters.
         foreground_weight: factor of the loss on foreground pixels.
     """
 
@@ -79,6 +80,13 @@ class PseudoConfig(TrainConfig):
                 check_range("train", "threshold", float(self.threshold), 0, 1)
             except ValueError:
                 value_error("train", "threshold", "otsu, otsu2 or a number of 0-1", self.threshold)
+
+    def idle(self) -> dict[str, str]:
+        """Also of the CAM method and the segmenter."""
+        found = {**super().idle(), **idle_percentile(self.method)}
+        if self.segmenter != "deeplabv3" and self.pretrained:
+            found["pretrained"] = f"segmenter {self.segmenter}"
+        return found
 
     @property
     def length_matters(self) -> bool:

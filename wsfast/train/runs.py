@@ -28,7 +28,7 @@ from wsfast.train.classifier import (
     poor_classifier,
     seeded_weights,
 )
-from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_settings
+from wsfast.train.config import TrainConfig, read_run_settings, read_settings
 from wsfast.train.data import OpenedData, check_shared_split
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
@@ -57,16 +57,16 @@ def configure(
     """Settings of a recipe: those given, then a file's, then those of the run that is resumed.
 
     Raises:
-        ValueError: an unknown recipe or setting, a value out of range, an unreadable file.
+        ValueError: an unknown recipe or setting, a value out of range, an unreadable file, a value
+            given in vain (see :meth:`wsfast.train.config.TrainConfig.idle`).
         TypeError: a value of another type.
     """
     check_choice("train", "recipe", recipe, list(CONFIGS))
-    found: dict[str, Any] = {}
-    if resume and out is not None and (out / CONFIG).is_file():
-        found.update(as_saved(read_settings(out / CONFIG, recipe)))
-    if file is not None:
-        found.update(read_settings(file, recipe))
-    return CONFIGS[recipe].build({**found, **settings})
+    saved = read_run_settings(out, recipe) if resume and out is not None else {}
+    given = {**(read_settings(file, recipe) if file is not None else {}), **settings}
+    config = CONFIGS[recipe].build({**saved, **given})
+    config.check_effect(given)
+    return config
 
 
 def run(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from wsfast._files import write_atomically
+from wsfast._files import allocate, write_atomically
 from wsfast.train import distributed
 
 Array = NDArray[Any]
@@ -83,6 +83,9 @@ class ArrayStore:
             description: what the progress bar says.
             progress: show a bar.
 
+        Raises:
+            OSError: the disk has no place for the array.
+
         Note:
             A collective call: every process of the group must make it.
         """
@@ -111,10 +114,14 @@ class ArrayStore:
         distributed.barrier()
 
     def _create(self, path: Path, shape: Sequence[int], dtype: Any) -> None:
-        """A file of zeros, which has its name only when it has its size."""
+        """A file of zeros, which has its name only when it has its size and its place on disk."""
         beginning = path.with_suffix(".new")
-        np.lib.format.open_memmap(beginning, "w+", dtype, tuple(shape)).flush()
-        beginning.replace(path)
+        try:
+            np.lib.format.open_memmap(beginning, "w+", dtype, tuple(shape)).flush()
+            allocate(beginning)
+            beginning.replace(path)
+        finally:
+            beginning.unlink(missing_ok=True)
 
     def _compute(
         self,
