@@ -53,6 +53,20 @@ def test_speeds_are_rows_of_the_readme(path: Path) -> None:
     assert [row for row in rows if row not in readme] == []
 
 
+MEASURED = re.compile(r"\d[\d.]*(?:×|\s(?:µs|ms|s|MB)\b)")
+NOT_MEASURED = {"16 MB"}  # from where on a kernel bypasses the caches
+STATED = [ROOT / "README.md", *sorted(DOCS.glob("rooms/*.md")), *sorted(DOCS.glob("moving/*.md"))]
+
+
+@pytest.mark.parametrize("path", STATED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_figures_are_in_the_results(path: Path) -> None:
+    """Times, ratios and memory, in running text too, are of the runs that are kept."""
+    results = "".join(file.read_text() for file in (ROOT / "benchmarks/results").glob("*.md"))
+    known = set(MEASURED.findall(results)) | NOT_MEASURED
+    stated = [" ".join(figure.split()) for figure in MEASURED.findall(path.read_text())]
+    assert [figure for figure in stated if figure not in known] == []
+
+
 def test_every_picture_is_shown_and_small() -> None:
     shown = {
         Path(picture).name
