@@ -5,8 +5,9 @@ An excerpt is named by a comment, so that it can neither be copied nor go stale:
     <!-- excerpt: wsfast/ops/fusion/reference.py normalize resize -->
 
 It shows the functions and classes of these names; a name that is not there fails the build.
-``<!-- help: localize -->`` shows what ``wsfast localize --help`` prints. A public function or class
-that is on no page of the API is a warning, which ends a strict build.
+``<!-- help: localize -->`` shows what ``wsfast localize --help`` prints, and
+``<!-- help: train fcam -->`` a recipe's. A public function or class that is on no page of the API
+is a warning, which ends a strict build.
 """
 
 import ast
@@ -24,7 +25,7 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ops", "cam", "nn", "metrics", "models", "data", "train", "deploy", "compat.grad_cam")
 _EXCERPT = re.compile(r"<!-- excerpt: (\S+) (.+?) -->")
-_HELP = re.compile(r"<!-- help: (\w+) -->")
+_HELP = re.compile(r"<!-- help: (\w+(?: \w+)*) -->")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -67,7 +68,7 @@ def command_help(command: str) -> str:
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        build_parser().parse_args([command, "--help"])
+        build_parser().parse_args([*command.split(), "--help"])
     return f"```text\n{printed.getvalue().rstrip()}\n```"
 
 

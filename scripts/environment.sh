@@ -1,18 +1,25 @@
 # Sourced by the other scripts: an environment with wsfast and its development tools.
 #
-# An active virtual environment is used as it is; otherwise .venv is made beside this project.
+# An active environment, virtual or of conda, is used as it is; otherwise .venv is made beside this
+# project, by $PYTHON. conda's base counts as none: it is active in every shell, and conda's own.
 # What is already installed stays (a torch you chose, for instance); the rest comes from pip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
-if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+ENVIRONMENT=${VIRTUAL_ENV:-}
+if [[ -z $ENVIRONMENT && -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-base} != base &&
+  $(command -v python) == "$CONDA_PREFIX/bin/python" ]]; then
+  ENVIRONMENT=$CONDA_PREFIX
+fi
+if [[ -z $ENVIRONMENT ]]; then
   if [[ ! -x .venv/bin/python ]]; then
     echo "wsfast: creating .venv"
     "$PYTHON" -m venv .venv
   fi
   # shellcheck disable=SC1091
   source .venv/bin/activate
+  ENVIRONMENT=$VIRTUAL_ENV
 fi
 
 # A stamp of everything the build depends on makes a second run start at once.
@@ -20,7 +27,7 @@ stamp_of() {
   { python -c "import sys; print(sys.version)"; cat setup.py pyproject.toml; find csrc -type f -print0 | sort -z | xargs -0 cat; \
     echo "${WSFAST_CUDA:-auto} ${TORCH_CUDA_ARCH_LIST:-}"; } | sha256sum | cut -d' ' -f1
 }
-STAMP_FILE="$VIRTUAL_ENV/.wsfast-$(pwd | sha256sum | cut -c1-12)"
+STAMP_FILE="$ENVIRONMENT/.wsfast-$(pwd | sha256sum | cut -c1-12)"
 STAMP=$(stamp_of)
 if [[ "$(cat "$STAMP_FILE" 2>/dev/null || true)" != "$STAMP" ]]; then
   echo "wsfast: installing torch and the build tools (torch is several GB the first time)"

@@ -1,12 +1,18 @@
 """The site's pages: none is forgotten, every op has its place, and figures are the README's."""
 
+import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from wsfast.cam import METHODS
+from wsfast.cli import _COMMANDS
+from wsfast.train.runs import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -51,6 +57,46 @@ def test_speeds_are_rows_of_the_readme(path: Path) -> None:
     speed = path.read_text().partition("## Speed")[2]
     rows = [line for line in speed.splitlines() if re.search(r"\d m?s \|", line)]
     assert [row for row in rows if row not in readme] == []
+
+
+MEASURED = re.compile(r"\d[\d.]*(?:×|\s(?:µs|ms|s|MB)\b)")
+NOT_MEASURED = {"16 MB"}  # from where on a kernel bypasses the caches
+STATED = [ROOT / "README.md", *sorted(DOCS.glob("rooms/*.md")), *sorted(DOCS.glob("moving/*.md"))]
+
+
+@pytest.mark.parametrize("path", STATED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_figures_are_in_the_results(path: Path) -> None:
+    """Times, ratios and memory, in running text too, are of the runs that are kept."""
+    results = "".join(file.read_text() for file in (ROOT / "benchmarks/results").glob("*.md"))
+    known = set(MEASURED.findall(results)) | NOT_MEASURED
+    stated = [" ".join(figure.split()) for figure in MEASURED.findall(path.read_text())]
+    assert [figure for figure in stated if figure not in known] == []
+
+
+def test_extras_are_those_of_the_package() -> None:
+    install = (ROOT / "README.md").read_text().split("## Install\n")[1].split("\n## ")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = re.findall(r"^\| `(\w+)` \|", install, re.MULTILINE)
+    assert sorted(listed) == sorted(project["optional-dependencies"])
+
+
+def test_help_of_every_command_and_recipe_is_shown() -> None:
+    shown = re.findall("<!-- help: (.+) -->", (DOCS / "api" / "cli.md").read_text())
+    recipes = [f"train {recipe}" for recipe in CONFIGS]
+    assert sorted(shown) == sorted([*(command.NAME for command in _COMMANDS), *recipes])
+
+
+def test_default_layers_are_those_of_the_methods() -> None:
+    page = (DOCS / "guides" / "cam_methods.md").read_text()
+    told = {
+        method: layers
+        for layers, methods in re.findall(r'^\| `"(\w+)"` \| (.+?) \|', page, re.MULTILINE)
+        for method in re.findall(r"`(\w+)`", methods)
+    }
+    assert told == {
+        method.__name__: inspect.signature(method).parameters["layers"].default
+        for method in METHODS.values()
+    }
 
 
 def test_every_picture_is_shown_and_small() -> None:

@@ -1,6 +1,7 @@
 """Export a localizer as one file: pictures in; class scores, heat maps, masks and boxes out.
 
-  torchscript  runs in Python and in C++ without Python, on any machine that torch runs on
+  torchscript  runs in Python and in C++ without Python, on any machine that has torch and the
+               library of wsfast's operators (`wsfast info --libs`)
   pt2          an AOTInductor package: compiled for this machine's processor, the fastest
   onnx         for other runtimes; ends at the heat map, as boxes have no standard operators
 

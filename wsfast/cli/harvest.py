@@ -1,8 +1,10 @@
 """Maps, masks and boxes of a large folder by a run of `wsfast train`, in one memory-mapped file.
 
-OUT gets harvest-*.npy, one record per image: map, mask (a pseudo-label), boxes with scores, class;
-and harvest.json with the names of the images in the same order. Called again after it was broken
-off it makes what is missing. Under torchrun every process takes its share.
+OUT gets harvest-*.npy, one record per image: map (uint8, 255 is 1, at the size of the network's
+input), mask (a pseudo-label, of the same size), boxes in pixels of the map (half-open, -1 where
+there are fewer) with scores, class, height and width of the image; and harvest.json with the names
+of the images in the same order. Called again after it was broken off it makes what is missing.
+Under torchrun every process takes its share.
 """
 
 import argparse

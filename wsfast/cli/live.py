@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=8, help="frames that may wait between stages (default: 8)"
     )
     live.add_argument("--no-video", action="store_true", help=f"write no {VIDEO}")
-    live.add_argument("--display", action="store_true", help="show a window; q ends")
+    live.add_argument(
+        "--display",
+        action="store_true",
+        help="show a window; q ends (needs opencv-python in place of opencv-python-headless, which "
+        "wsfast is installed with)",
+    )
     live.add_argument(
         "--overwrite", action="store_true", help="replace the results of an earlier live run"
     )

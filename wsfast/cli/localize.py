@@ -49,7 +49,7 @@ from .arguments import (
 from .classifier import Classifier
 from .drawing import beside, localization_overlay, write_png
 from .live_output import RESULTS
-from .methods import build_method
+from .methods import build_method, default_layers
 from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run, try_model
 from .outputs import check_folder, check_images_kept, written_files
 from .records import picture_record
@@ -91,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument(
         "--layers",
-        help="stages, last, or module names with commas (default: the method's own)",
+        help="stages (the last layer of each resolution), last, or module names with commas "
+        f"(default: {default_layers()})",
     )
     cam.add_argument(
         "--percentile",

@@ -15,6 +15,21 @@ def parse_layers(text: str) -> str | list[str]:
     return text if text in ("stages", "last") else [name.strip() for name in text.split(",")]
 
 
+def default_layers() -> str:
+    """Which layers the methods take by default, as ``--layers`` tells it.
+
+    >>> default_layers().split("; ")[-1]
+    'stages for the others'
+    """
+    kinds: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        layers = inspect.signature(method).parameters["layers"].default
+        kinds.setdefault(layers, []).append(method.__name__)
+    *rest, most = sorted(kinds, key=lambda layers: len(kinds[layers]))
+    told = [f"{layers} for {', '.join(kinds[layers])}" for layers in sorted(rest, reverse=True)]
+    return f"{'; '.join(told)}; {most} for the others"
+
+
 def method_names(text: str) -> list[str]:
     """Names as :data:`wsfast.cam.METHODS` has them, from a list with commas or ``all``.
 
