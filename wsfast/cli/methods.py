@@ -1,6 +1,7 @@
 """From the command line's words to a CAM method."""
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
