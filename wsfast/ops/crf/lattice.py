@@ -22,6 +22,7 @@ from ._inputs import (
     check_points,
     check_sigmas,
     explain_failure,
+    explain_points,
     out_of_sight,
     sigma_list,
 )
@@ -48,8 +49,8 @@ class Lattice:
 
     Raises:
         ValueError: wrong shape, d outside 1-8, features that require grad; on the CPU also features
-            that are not finite or span more than 62-bit keys hold. Elsewhere such an image filters
-            to NaN.
+            that are not finite, span more than 62-bit keys hold or lie further from 0 than lattice
+            coordinates of 18 bits reach (30 in float64). Elsewhere such an image filters to NaN.
         TypeError: features not a floating-point tensor.
 
     Note:
@@ -94,14 +95,8 @@ class Lattice:
             for n, image in enumerate(flat.to(dtype).transpose(1, 2)):
                 if not bool(image.isfinite().all()):
                     value_error("Lattice", "features", "finite", f"NaN or inf in image {n}")
-                bits, fits = reference.key_bits(reference.feature_bounds(image), scale, dtype)
-                if not fits:
-                    value_error(
-                        "Lattice",
-                        "features",
-                        f"of a range that vertex keys of {reference.KEY_BITS} bits hold in {dtype}",
-                        f"{bits:.1f} bits in image {n}",
-                    )
+                given = f"{{}} bits in image {n}"
+                explain_points("Lattice", "features", "small enough", image, scale, given)
 
     def _keep(self, tensors: reference.LatticeTensors, spatial: tuple[int, ...]) -> "Lattice":
         self.vertices, self.weights, self.neighbours, self.offsets = tensors
@@ -194,7 +189,8 @@ def bilateral_lattice(
 
     Raises:
         ValueError: wrong shape, sigmas not above 0, an image that requires grad; on the CPU also
-            an image that is not finite, or sigmas so small that vertex keys leave 62 bits.
+            an image that is not finite, or sigmas so small that vertex keys leave 62 bits or
+            lattice coordinates 18 (30 in float64), which an offset of the image adds to.
         TypeError: an image neither uint8 nor floating-point.
 
     Note:

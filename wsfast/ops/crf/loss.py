@@ -126,7 +126,12 @@ def _combine(
 
 
 def _raise_unless_finite(
-    image: Tensor, prob: Tensor, energy: Tensor, sigma_rgb: list[float], sigma_xy: float
+    image: Tensor,
+    prob: Tensor,
+    energy: Tensor,
+    sigma_rgb: list[float],
+    sigma_xy: float,
+    method: str,
 ) -> None:
     """On the CPU, where looking costs no device sync."""
     if torch.jit.is_scripting() or out_of_sight(energy) or bool(energy.isfinite().all()):
@@ -135,7 +140,7 @@ def _raise_unless_finite(
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0])
         value_error("dense_crf_loss", "prob", "finite", f"NaN or inf in image {bad}")
-    explain_failure("dense_crf_loss", image, sigma_rgb, sigma_xy, energy.dtype)
+    explain_failure("dense_crf_loss", image, sigma_rgb, sigma_xy, energy.dtype, method)
 
 
 def _gaussian_energy(
@@ -203,7 +208,7 @@ def _loss_of_sigmas(
         )[0]
     else:
         energy = _gaussian_energy(image, values, roi, sigma_rgb, reach, method)
-    _raise_unless_finite(image, prob, energy, sigma_rgb, reach)
+    _raise_unless_finite(image, prob, energy, sigma_rgb, reach, method)
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -338,8 +343,8 @@ def dense_crf_loss(
     Raises:
         ValueError: wrong shapes, mixed devices, sigmas or scale factor not above 0, unknown
             options, an image that requires grad; on the CPU also an image or map that is not
-            finite, or sigmas so small that vertex keys leave 62 bits. Elsewhere such an image
-            gives NaN.
+            finite, or sigmas so small that vertex keys leave 62 bits or lattice coordinates 18 (30
+            in float64), which an offset of the image adds to. Elsewhere such an image gives NaN.
         TypeError: ``prob`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
