@@ -1,5 +1,6 @@
 """Room `crf`: the dense-CRF loss and mean field against brute force, gradients and known cases."""
 
+import math
 import os
 import subprocess
 import sys
@@ -148,10 +149,34 @@ def test_forms_and_normalization() -> None:
     total = wsfast.dense_crf_loss(image, prob, sigma_xy=9.0, reduction="sum")
     torch.testing.assert_close(each.sum(), total)
     torch.testing.assert_close(wsfast.dense_crf_loss(image, prob, sigma_xy=9.0), total / 2)
-    nothing = torch.zeros(2, 10, 11)
-    for normalize in ("pixels", "affinity", None):
-        empty = wsfast.dense_crf_loss(image, prob, roi=nothing, normalize=normalize)
-        assert float(empty) == 0
+
+
+@pytest.mark.parametrize("normalize", ["pixels", "affinity", None])
+@pytest.mark.parametrize("form", ["rloss", "paper"])
+def test_empty_roi(device: torch.device, form: str, normalize: str | None) -> None:
+    image, prob = smooth_image(2, 6, 7).to(device), soft(2, 3, 6, 7).to(device).requires_grad_()
+    roi = torch.zeros(2, 6, 7, device=device)
+    roi[1, 2:, 2:] = 1
+    loss = wsfast.dense_crf_loss(
+        image, prob, roi=roi, form=form, normalize=normalize, reduction="none"
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), prob)
+    assert loss[0] == 0
+    assert loss[1] != 0
+    assert not gradient[0].any()
+    assert gradient[1].isfinite().all()
+    assert gradient[1].any()
+
+
+@pytest.mark.parametrize("normalize", ["pixels", "affinity", None])
+@pytest.mark.parametrize("form", ["rloss", "paper"])
+def test_nan_stays_where_nobody_looks(form: str, normalize: str | None) -> None:
+    """Off the CPU, and in a script, an image that is not finite gives NaN, not a perfect 0."""
+    image, prob = smooth_image(2, 6, 7), soft(2, 2, 6, 7)
+    image[0, 0, 2, 3] = math.nan
+    scripted = torch.jit.script(wsfast.ops.crf.loss._dense_crf_loss)
+    options = {"form": form, "normalize": normalize, "reduction": "none"}
+    assert scripted(image, prob, **options).isnan().tolist() == [True, False]
 
 
 def test_scale_factor_and_roi() -> None:

@@ -118,8 +118,9 @@ def _combine(
         loss = loss / pixels
     if normalize == "affinity":
         whole = energy[:, -1]
-        share = torch.where(whole > 0, loss / whole, torch.zeros_like(loss))
-        loss = torch.where(whole > 0, 1 + share, share) if form == "rloss" else share
+        empty = whole == 0  # an ROI of nothing: 0; NaN stays NaN
+        share = (loss / whole.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+        loss = share + (~empty).to(share.dtype) if form == "rloss" else share
     if reduction == "none":
         return loss
     return loss.sum() / max(1, loss.shape[0]) if reduction == "batchmean" else loss.sum()
