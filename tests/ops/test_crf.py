@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsfast
 from tests.crf_inputs import smooth_image, soft
@@ -244,6 +245,40 @@ def test_kept_lattice() -> None:
     torch.testing.assert_close(without_image, wsfast.dense_crf_loss(image, prob, sigma_xy=30.0))
 
 
+class Calls(TorchDispatchMode):
+    """Counts the calls of a packet of operators."""
+
+    def __init__(self, packet: object) -> None:
+        super().__init__()
+        self.packet, self.count = packet, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket is self.packet
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kept_lattice_filters_once_for_value_and_gradient(symmetric: bool) -> None:
+    lattice = wsfast.bilateral_lattice(smooth_image(1, 9, 8), sigma_rgb=15.0, sigma_xy=9.0)
+    prob = soft(1, 2, 9, 8).requires_grad_()
+    with Calls(OPS.lattice_filter) as calls:
+        wsfast.dense_crf_loss(None, prob, lattice=lattice, symmetric=symmetric).backward()
+    assert calls.count == 1
+
+
+def test_second_gradient_of_the_known_one_with_and_without_a_kept_lattice() -> None:
+    """The known gradient -2 A s is linear: its own gradient along v is -2 A' v."""
+    image, prob = smooth_image(1, 9, 8).double(), soft(1, 2, 9, 8, torch.float64).requires_grad_()
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0)
+    along = torch.rand_like(prob)
+    wanted = -2 * lattice.apply(along.flatten(2), "transpose").view_as(prob)
+    for own in ({"lattice": lattice}, {"sigma_xy": 9.0}):
+        loss = wsfast.dense_crf_loss(image, prob, symmetric=False, **own)
+        (gradient,) = torch.autograd.grad(loss, prob, create_graph=True)
+        (second,) = torch.autograd.grad(gradient, prob, along)
+        torch.testing.assert_close(second, wanted)
+
+
 def test_gradcheck(device: torch.device) -> None:
     image = smooth_image(1, 3, 4).to(device)
     prob = torch.rand(1, 2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
@@ -312,7 +347,11 @@ def test_compile_with_what_scripts_cannot_take(device: torch.device) -> None:
         ]
 
     compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(prob), losses(prob))
+    prob.requires_grad_()
+    found, expected = compiled(prob), losses(prob)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(sum(each), prob) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 class EveryOp(torch.nn.Module):

@@ -29,6 +29,23 @@ from ._inputs import (
 from .reference import accumulate_dtype
 
 
+class _Energy(torch.autograd.Function):
+    """s' A s from s and A s, which is its gradient, too: no second filter, and differentiable."""
+
+    @staticmethod
+    def forward(values: Tensor, filtered: Tensor) -> Tensor:
+        return (values * filtered).sum(dim=2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (filtered,) = ctx.saved_tensors
+        return 2 * grad.unsqueeze(2) * filtered, None
+
+
 class Lattice:
     r"""Permutohedral lattices of a batch of point clouds, built once and used many times.
 
@@ -55,7 +72,8 @@ class Lattice:
 
     Note:
         Deterministic, equal for any number of threads, and each image as if it were alone. Keeps
-        8 (d + 1) bytes per point and 8 (d + 1) per vertex in float32.
+        8 (d + 1) bytes per point and 8 (d + 1) per vertex in float32. Saves the building, of every
+        use but the first, and nothing else: see the guide to training for where that pays.
 
     Example:
         >>> lattice = Lattice(torch.rand(2, 3, 10, 12) * 4)
@@ -147,6 +165,11 @@ class Lattice:
             values, self.vertices, weights, self.neighbours, self.offsets, direction
         )
 
+    def energy(self, values: Tensor, direction: str) -> Tensor:
+        """(B, K) energies s' A s of (B, K, P) values s. Their gradient is 2 A s, of the same A."""
+        energy: Tensor = _Energy.apply(values, self.apply(values, direction))
+        return energy
+
     def degree(self, dtype: torch.dtype, direction: str) -> Tensor:
         """(B, 1, P) sums of the rows, kept for the next call."""
         key = (direction, accumulate_dtype(dtype))
@@ -194,7 +217,8 @@ def bilateral_lattice(
         TypeError: an image neither uint8 nor floating-point.
 
     Note:
-        Not differentiable. Linear in pixels. Deterministic, equal for any number of threads.
+        Not differentiable. Linear in pixels. Deterministic, equal for any number of threads. For
+        one use, :func:`wsfast.dense_crf_loss` with the image is faster and needs less memory.
 
     Example:
         >>> image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)

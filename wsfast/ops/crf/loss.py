@@ -250,12 +250,7 @@ def _loss_of_lattice(
     values = _quadratic_channels(prob, form, scale).to(accumulate_dtype(prob.dtype))
     if roi is not None:
         values = values * roi.unsqueeze(1)
-    flat = values.flatten(2)
-    filtered = lattice.apply(flat, "symmetric" if symmetric else "forward")
-    product = flat * filtered
-    if not symmetric:  # the gradient of the known implementations: 2 A s
-        product = 2 * flat * filtered.detach() - product.detach()
-    energy = product.sum(dim=2)
+    energy = lattice.energy(values.flatten(2), "symmetric" if symmetric else "forward")
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -335,7 +330,8 @@ def dense_crf_loss(
             self-adjoint, in place of the value's own, -(A + A') s. The value is the same.
         reduction: ``"batchmean"`` (sum over images / B), ``"sum"`` or ``"none"``.
         lattice: of the (scaled) images, from :func:`wsfast.bilateral_lattice`, in place of one
-            built from ``image``; sigmas and ``method`` are then those of the lattice.
+            built from ``image``; sigmas and ``method`` are then those of the lattice. For images
+            that stay: it saves the building, little of the work where there are many classes.
 
     Returns:
         A scalar, (B,) with ``reduction="none"``; float32, float64 for float64 ``prob``. An empty
@@ -350,11 +346,10 @@ def dense_crf_loss(
 
     Note:
         Warns of one channel with the rloss form, and of an image of 0-1 with a sigma for 0-255.
-        Differentiable in ``prob`` any number of times (only once with ``symmetric=False`` and
-        ``lattice``). The lattice is built, used and forgotten image by image: the gradient is
-        found in the forward pass, and without one its part is left out. Half types are summed in
-        float32; autocast runs it in float32. Deterministic, equal for any number of threads, and
-        each image as if it were alone.
+        Differentiable in ``prob`` any number of times. The lattice is built, used and forgotten
+        image by image: the gradient is found in the forward pass, and without one its part is left
+        out. Half types are summed in float32; autocast runs it in float32. Deterministic, equal for
+        any number of threads, and each image as if it were alone.
 
         Extra memory on the CPU, for two classes of float32 and d = C + 2: about 140 bytes per
         pixel for one colour image of noise, a tenth of that in a batch of natural ones. At worst,
