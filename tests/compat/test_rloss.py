@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import wsfast
 from wsfast.compat.rloss import DenseCRFLoss
@@ -45,3 +46,23 @@ def test_errors() -> None:
     layer = DenseCRFLoss(1.0, 15.0, 100.0, 1.0)
     with pytest.raises(ValueError, match=r"wsfast\.dense_crf_loss: prob must be of the image's"):
         layer(torch.rand(2, 3, 8, 8) * 255, torch.rand(1, 2, 8, 8))
+
+
+def test_nothing_is_copied_to_the_host_behind_ones_back() -> None:
+    """An asynchronous copy from a GPU to the CPU is read before it ends."""
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            if func is torch.Tensor.to:
+                seen.append((args, kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    image, prob = torch.rand(1, 3, 4, 4) * 255, torch.rand(1, 2, 4, 4).softmax(dim=1)
+    with Watch():
+        DenseCRFLoss(1.0, 15.0, 9.0, 1.0)(image, prob, torch.ones(1, 4, 4))
+        wsfast.sample_seeds(torch.rand(1, 8, 8), seed=1)
+    assert any(kwargs for _, kwargs in seen)
+    assert not any(kwargs.get("non_blocking") for _, kwargs in seen)

@@ -1,5 +1,6 @@
 """Room `crf`: the dense-CRF loss and mean field against brute force, gradients and known cases."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsfast
 from tests.crf_inputs import smooth_image, soft
@@ -148,10 +150,34 @@ def test_forms_and_normalization() -> None:
     total = wsfast.dense_crf_loss(image, prob, sigma_xy=9.0, reduction="sum")
     torch.testing.assert_close(each.sum(), total)
     torch.testing.assert_close(wsfast.dense_crf_loss(image, prob, sigma_xy=9.0), total / 2)
-    nothing = torch.zeros(2, 10, 11)
-    for normalize in ("pixels", "affinity", None):
-        empty = wsfast.dense_crf_loss(image, prob, roi=nothing, normalize=normalize)
-        assert float(empty) == 0
+
+
+@pytest.mark.parametrize("normalize", ["pixels", "affinity", None])
+@pytest.mark.parametrize("form", ["rloss", "paper"])
+def test_empty_roi(device: torch.device, form: str, normalize: str | None) -> None:
+    image, prob = smooth_image(2, 6, 7).to(device), soft(2, 3, 6, 7).to(device).requires_grad_()
+    roi = torch.zeros(2, 6, 7, device=device)
+    roi[1, 2:, 2:] = 1
+    loss = wsfast.dense_crf_loss(
+        image, prob, roi=roi, form=form, normalize=normalize, reduction="none"
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), prob)
+    assert loss[0] == 0
+    assert loss[1] != 0
+    assert not gradient[0].any()
+    assert gradient[1].isfinite().all()
+    assert gradient[1].any()
+
+
+@pytest.mark.parametrize("normalize", ["pixels", "affinity", None])
+@pytest.mark.parametrize("form", ["rloss", "paper"])
+def test_nan_stays_where_nobody_looks(form: str, normalize: str | None) -> None:
+    """Off the CPU, and in a script, an image that is not finite gives NaN, not a perfect 0."""
+    image, prob = smooth_image(2, 6, 7), soft(2, 2, 6, 7)
+    image[0, 0, 2, 3] = math.nan
+    scripted = torch.jit.script(wsfast.ops.crf.loss._dense_crf_loss)
+    options = {"form": form, "normalize": normalize, "reduction": "none"}
+    assert scripted(image, prob, **options).isnan().tolist() == [True, False]
 
 
 def test_scale_factor_and_roi() -> None:
@@ -217,6 +243,40 @@ def test_kept_lattice() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     without_image = wsfast.dense_crf_loss(None, prob, lattice=lattice)
     torch.testing.assert_close(without_image, wsfast.dense_crf_loss(image, prob, sigma_xy=30.0))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of a packet of operators."""
+
+    def __init__(self, packet: object) -> None:
+        super().__init__()
+        self.packet, self.count = packet, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket is self.packet
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kept_lattice_filters_once_for_value_and_gradient(symmetric: bool) -> None:
+    lattice = wsfast.bilateral_lattice(smooth_image(1, 9, 8), sigma_rgb=15.0, sigma_xy=9.0)
+    prob = soft(1, 2, 9, 8).requires_grad_()
+    with Calls(OPS.lattice_filter) as calls:
+        wsfast.dense_crf_loss(None, prob, lattice=lattice, symmetric=symmetric).backward()
+    assert calls.count == 1
+
+
+def test_second_gradient_of_the_known_one_with_and_without_a_kept_lattice() -> None:
+    """The known gradient -2 A s is linear: its own gradient along v is -2 A' v."""
+    image, prob = smooth_image(1, 9, 8).double(), soft(1, 2, 9, 8, torch.float64).requires_grad_()
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0)
+    along = torch.rand_like(prob)
+    wanted = -2 * lattice.apply(along.flatten(2), "transpose").view_as(prob)
+    for own in ({"lattice": lattice}, {"sigma_xy": 9.0}):
+        loss = wsfast.dense_crf_loss(image, prob, symmetric=False, **own)
+        (gradient,) = torch.autograd.grad(loss, prob, create_graph=True)
+        (second,) = torch.autograd.grad(gradient, prob, along)
+        torch.testing.assert_close(second, wanted)
 
 
 def test_gradcheck(device: torch.device) -> None:
@@ -287,7 +347,11 @@ def test_compile_with_what_scripts_cannot_take(device: torch.device) -> None:
         ]
 
     compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(prob), losses(prob))
+    prob.requires_grad_()
+    found, expected = compiled(prob), losses(prob)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(sum(each), prob) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 class EveryOp(torch.nn.Module):

@@ -31,6 +31,31 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float, method: str) -> None:
         wsfast.dense_crf_loss(smooth_image(2, 4, 4), worse, method=method)
 
 
+@pytest.mark.parametrize("method", ["lattice", "dense"])
+@pytest.mark.parametrize("offset", [1e7, -1e7])
+def test_far_from_0_is_an_error_on_the_cpu(offset: float, method: str) -> None:
+    """Coordinates count as they are, whatever their range, in kernel, reference and message."""
+    image, prob = smooth_image(2, 6, 6), soft(2, 2, 6, 6)
+    image[1] += offset
+    message = "sigma_rgb and sigma_xy must be large enough for lattice coordinates of 18 bits"
+    for call in (
+        lambda: wsfast.dense_crf_loss(image, prob, method=method),
+        lambda: wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0),
+        lambda: wsfast.mean_field(prob, image),
+    ):
+        with pytest.raises(ValueError, match=rf"{message}.* which need .* bits in image 1"):
+            call()
+    assert wsfast.dense_crf_loss(image.double(), prob.double(), method=method).isfinite()
+
+
+def test_finer_lattice_of_the_dense_method_is_named_where_it_does_not_fit() -> None:
+    image, prob = smooth_image(1, 6, 6), soft(1, 2, 6, 6)
+    image += 5.5e6  # between the limits of a lattice and of the refined one
+    assert wsfast.dense_crf_loss(image, prob).isfinite()
+    with pytest.raises(ValueError, match="lattice coordinates of 18 bits"):
+        wsfast.dense_crf_loss(image, prob, method="dense")
+
+
 def test_warnings() -> None:
     image, prob = smooth_image(1, 6, 6), torch.rand(1, 1, 6, 6)
     with pytest.warns(UserWarning, match="with one channel the rloss form is degenerate"):

@@ -174,11 +174,13 @@ def test_images_do_not_mix() -> None:
 
 
 def test_deterministic() -> None:
-    features, values = torch.randn(2, 4, 70_000) * 3, torch.rand(2, 3, 70_000)
+    """Several threads share one image's vertices (a range each, whatever colour it starts in)."""
+    features, values = torch.randn(1, 4, 70_000) * 3, torch.rand(1, 3, 70_000)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         lattice = wsfast.Lattice(features)
+        assert int(lattice.num_vertices) > 5 * 4096
         results.append(
             (lattice.vertices, lattice.neighbours, wsfast.lattice_filter(values, lattice))
         )
@@ -343,6 +345,45 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
     assert filtered[1].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_kernel_and_reference_hold_the_same_features(sign: int, dtype: torch.dtype) -> None:
+    """Up to 2^18 (2^30) lattice cells from 0, however small the range is."""
+    cloud, scale = torch.rand(1, 2, 50, dtype=dtype), reference.elevation_scales(2)
+    limit = sign * 2.0 ** reference.QUOTIENT_BITS[dtype] * 3 / sum(scale)
+    held = []
+    for share in (0.3, 0.99, 1.01, 3.0):
+        features = cloud + limit * share
+        counts = [
+            build(features)[3][1].item() for build in (OPS.build_lattice, reference.build_lattice)
+        ]
+        assert counts[0] == counts[1]
+        held.append(counts[0] > 0)
+        if not held[-1]:
+            with pytest.raises(
+                ValueError, match=r"features must be small enough for lattice coord"
+            ):
+                wsfast.Lattice(features)
+    assert held == [True, True, False, False]
+
+
+def test_bytes_of_a_small_range() -> None:
+    """Keys that 0-255 in every channel would not leave room for, but the image's values do."""
+    image = torch.randint(0, 60, (2, 6, 20, 20), dtype=torch.uint8)
+    options = {"sigma_rgb": 1.5, "sigma_xy": 100.0}
+    lattice = wsfast.bilateral_lattice(image, **options)
+    theirs = reference.build_bilateral_lattice(image, [1.5] * 6, 100.0, False)
+    assert torch.equal(lattice.offsets, theirs[3])
+    values = torch.rand(2, 2, 20, 20)
+    wanted = reference.lattice_filter(values.flatten(2), *theirs, "symmetric")
+    assert relative(wsfast.lattice_filter(values, lattice).flatten(2), wanted) < 1e-5
+    as_floats = wsfast.bilateral_lattice(image.float(), **options)
+    assert torch.equal(as_floats.weights, lattice.weights)
+    image[1, :, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"vertex keys of 62 bits .* bits in image 1"):
+        wsfast.bilateral_lattice(image, **options)
+
+
 GOOD = torch.randn(2, 3, 6)
 LATTICE = wsfast.Lattice(GOOD)
 IMAGE = torch.rand(1, 3, 4, 4) * 255
@@ -357,6 +398,11 @@ ERRORS = [
         "features must be without gradient",
     ),
     (lambda: wsfast.Lattice(torch.rand(1, 5, 9) * 1e6), ValueError, "bits in image 0"),
+    (
+        lambda: wsfast.Lattice(torch.rand(1, 5, 9).double() * 1e308),
+        ValueError,
+        "got inf bits in image 0",
+    ),
     (lambda: wsfast.lattice_filter(torch.rand(2, 1, 5), LATTICE), ValueError, "values must be of"),
     (lambda: wsfast.lattice_filter(torch.rand(1, 1, 6), LATTICE), ValueError, "values must be of"),
     (

@@ -36,10 +36,7 @@ def test_keys_around_a_word(d: int, bits: int) -> None:
     """Keys that just fit 31 bits and keys that do not; every simplex holds several points."""
     cloud, scale = torch.rand(500, d), reference.elevation_scales(d)
     spread = 1.0
-    while (
-        reference.key_bits(reference.feature_bounds(cloud * spread), scale, cloud.dtype)[0]
-        < bits - 0.3
-    ):
+    while reference.key_bits(reference.feature_bounds(cloud * spread), scale)[0] < bits - 0.3:
         spread *= 1.01
     features = (cloud * spread).repeat_interleave(4, dim=0).T[None]
     lattice, theirs = wsfast.Lattice(features), reference.build_lattice(features)

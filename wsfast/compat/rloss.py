@@ -56,10 +56,11 @@ class DenseCRFLoss(nn.DenseCRFLoss):
             ROIs: (B, H, W) or (B, 1, H, W), left as they are; None for whole images.
         """
         device = segmentations.device
+        towards_it = device.type != "cpu"  # nothing would wait for a copy back to the host
         loss = super().forward(
-            images.detach().to(device, non_blocking=True),
+            images.detach().to(device, non_blocking=towards_it),
             segmentations,
-            None if ROIs is None else ROIs.to(device, non_blocking=True),
+            None if ROIs is None else ROIs.to(device, non_blocking=towards_it),
         )
         return loss.reshape(1)
 

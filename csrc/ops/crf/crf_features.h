@@ -52,7 +52,8 @@ struct PointSource {
     }
   }
 
-  // The packed keys of this source; bits are 0 where they do not fit or a value is not finite.
+  // The packed keys of this source; bits are 0 where they do not fit or a value is not finite. Bytes
+  // are looked through only where the range of their type does not fit.
   template <class Loops>
   KeySpace keys() const {
     double low[kLargestDimension] = {}, high[kLargestDimension] = {};
@@ -60,22 +61,28 @@ struct PointSource {
       high[0] = static_cast<double>(std::min(width, points) - 1);
       high[1] = static_cast<double>((points - 1) / width);
     }
+    if (bytes) {
+      std::fill(high + first_plane(), high + d, 255.0);
+      const KeySpace space = keys_within(low, high);
+      if (space.bits > 0) return space;
+    }
     for (int c = 0; c < planes; ++c) {
       const int i = first_plane() + c;
-      if (bytes) {
-        high[i] = 255.0;
-      } else if (!bound_plane<Loops>(c, low[i], high[i])) {
-        return KeySpace{d, {}, 0, 0, 0};
-      }
+      if (!bound_plane<Loops>(c, low[i], high[i])) return KeySpace{d, {}, 0, 0, 0};
     }
-    for (int i = 0; i < d; ++i) {
-      low[i] *= coefficient[i];
-      high[i] *= coefficient[i];
-    }
-    return key_space(d, low, high, axis_bits<A>);
+    return keys_within(low, high);
   }
 
  private:
+  KeySpace keys_within(const double* low, const double* high) const {
+    double scaled_low[kLargestDimension], scaled_high[kLargestDimension];
+    for (int i = 0; i < d; ++i) {
+      scaled_low[i] = low[i] * coefficient[i];
+      scaled_high[i] = high[i] * coefficient[i];
+    }
+    return key_space(d, scaled_low, scaled_high, axis_bits<A>);
+  }
+
   static const A* pad(A* row, int64_t count) {
     std::fill(row + count, row + count + kTilePadding, row[count - 1]);
     return row;

@@ -183,7 +183,7 @@ class ImageLattice {
     parallel_for(0, vertices_, kVertexGrain, [&](int64_t begin, int64_t end) {
       for (int colour = 0; begin < end; ++colour) {
         const int64_t first = begin;
-        begin = std::min(end, place_of(static_cast<Key>((colour + 1) * keys_.colour)));
+        begin = std::clamp(place_of(static_cast<Key>((colour + 1) * keys_.colour)), begin, end);
         if (first < begin) find_steps(first, begin, colour == 0);
       }
     });

@@ -63,12 +63,12 @@ struct KeySpace {
   }
 };
 
-// A quotient of more bits would leave too few of the features' type for the weights.
+// A quotient of more bits would leave too few of the features' type for the weights; an offset of the
+// features counts as much as their range.
 template <class A>
 inline constexpr int axis_bits = sizeof(A) == 4 ? 18 : 30;
 
-// `low` and `high` bound the scaled features. A quotient of more than `axis_bits` would leave too
-// few bits of the features' dtype for the weights.
+// `low` and `high` bound the scaled features.
 WS_HD inline KeySpace key_space(int d, const double* low, const double* high, int axis_bits) {
   KeySpace space{d, {}, 0, 0, 0};
   double below = 0.0, above = 0.0;  // sums over the axes from j on

@@ -118,27 +118,41 @@ def warn_of_scaled_image(where: str, image: Tensor, sigma_rgb: list[float]) -> N
         )
 
 
+def explain_points(
+    where: str, argument: str, wanted: str, points: Tensor, scale: Sequence[float], given: str
+) -> None:
+    """Raise the ValueError of (P, d) finite points whose lattice could not be built."""
+    key, quotient = reference.key_bits(reference.feature_bounds(points), scale)
+    limit, dtype = reference.QUOTIENT_BITS[points.dtype], points.dtype
+    if key > reference.KEY_BITS:
+        expected = f"{wanted} for vertex keys of {reference.KEY_BITS} bits in {dtype}"
+        value_error(where, argument, expected, given.format(f"{key:.1f}"))
+    if quotient > limit:
+        coordinates = f"lattice coordinates of {limit} bits in {dtype}"
+        expected = f"{wanted} for {coordinates} (values nearer to 0 need fewer)"
+        value_error(where, argument, expected, given.format(f"{quotient:.1f}"))
+
+
 @torch.jit.unused
 def explain_failure(
-    where: str, image: Tensor, sigma_rgb: list[float], sigma_xy: float, dtype: torch.dtype
+    where: str,
+    image: Tensor,
+    sigma_rgb: list[float],
+    sigma_xy: float,
+    dtype: torch.dtype,
+    method: str = "lattice",
 ) -> None:
     """Raise the ValueError of the first image whose lattice could not be built."""
     raw = reference.raw_bilateral_features(image, dtype)
     coefficients = reference.bilateral_coefficients(sigma_rgb, sigma_xy)
-    scale = [
-        c * s for c, s in zip(coefficients, reference.elevation_scales(raw.shape[2]), strict=True)
-    ]
+    elevation = reference.elevation_scales(raw.shape[2])
+    refinement = reference.DENSE_REFINEMENT if method == "dense" else 1.0
+    scale = [c * s * refinement for c, s in zip(coefficients, elevation, strict=True)]
     for n, points in enumerate(raw):
         if not bool(points.isfinite().all()):
             value_error(where, "image", "finite", f"NaN or inf in image {n}")
-        bits, fits = reference.key_bits(reference.feature_bounds(points), scale, dtype)
-        if not fits:
-            value_error(
-                where,
-                "sigma_rgb and sigma_xy",
-                f"large enough for vertex keys of {reference.KEY_BITS} bits in {dtype}",
-                f"{sigma_rgb} and {sigma_xy}, which need {bits:.1f} bits in image {n}",
-            )
+        given = f"{sigma_rgb} and {sigma_xy}, which need {{}} bits in image {n}"
+        explain_points(where, "sigma_rgb and sigma_xy", "large enough", points, scale, given)
 
 
 def rescale(maps: Tensor, scale_factor: float, mode: str) -> Tensor:

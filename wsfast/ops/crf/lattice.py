@@ -22,10 +22,28 @@ from ._inputs import (
     check_points,
     check_sigmas,
     explain_failure,
+    explain_points,
     out_of_sight,
     sigma_list,
 )
 from .reference import accumulate_dtype
+
+
+class _Energy(torch.autograd.Function):
+    """s' A s from s and A s, which is its gradient, too: no second filter, and differentiable."""
+
+    @staticmethod
+    def forward(values: Tensor, filtered: Tensor) -> Tensor:
+        return (values * filtered).sum(dim=2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (filtered,) = ctx.saved_tensors
+        return 2 * grad.unsqueeze(2) * filtered, None
 
 
 class Lattice:
@@ -48,13 +66,14 @@ class Lattice:
 
     Raises:
         ValueError: wrong shape, d outside 1-8, features that require grad; on the CPU also features
-            that are not finite or span more than 62-bit keys hold. Elsewhere such an image filters
-            to NaN.
+            that are not finite, span more than 62-bit keys hold or lie further from 0 than lattice
+            coordinates of 18 bits reach (30 in float64). Elsewhere such an image filters to NaN.
         TypeError: features not a floating-point tensor.
 
     Note:
         Deterministic, equal for any number of threads, and each image as if it were alone. Keeps
-        8 (d + 1) bytes per point and 8 (d + 1) per vertex in float32.
+        8 (d + 1) bytes per point and 8 (d + 1) per vertex in float32. Saves the building, of every
+        use but the first, and nothing else: see the guide to training for where that pays.
 
     Example:
         >>> lattice = Lattice(torch.rand(2, 3, 10, 12) * 4)
@@ -94,14 +113,8 @@ class Lattice:
             for n, image in enumerate(flat.to(dtype).transpose(1, 2)):
                 if not bool(image.isfinite().all()):
                     value_error("Lattice", "features", "finite", f"NaN or inf in image {n}")
-                bits, fits = reference.key_bits(reference.feature_bounds(image), scale, dtype)
-                if not fits:
-                    value_error(
-                        "Lattice",
-                        "features",
-                        f"of a range that vertex keys of {reference.KEY_BITS} bits hold in {dtype}",
-                        f"{bits:.1f} bits in image {n}",
-                    )
+                given = f"{{}} bits in image {n}"
+                explain_points("Lattice", "features", "small enough", image, scale, given)
 
     def _keep(self, tensors: reference.LatticeTensors, spatial: tuple[int, ...]) -> "Lattice":
         self.vertices, self.weights, self.neighbours, self.offsets = tensors
@@ -152,6 +165,11 @@ class Lattice:
             values, self.vertices, weights, self.neighbours, self.offsets, direction
         )
 
+    def energy(self, values: Tensor, direction: str) -> Tensor:
+        """(B, K) energies s' A s of (B, K, P) values s. Their gradient is 2 A s, of the same A."""
+        energy: Tensor = _Energy.apply(values, self.apply(values, direction))
+        return energy
+
     def degree(self, dtype: torch.dtype, direction: str) -> Tensor:
         """(B, 1, P) sums of the rows, kept for the next call."""
         key = (direction, accumulate_dtype(dtype))
@@ -194,11 +212,13 @@ def bilateral_lattice(
 
     Raises:
         ValueError: wrong shape, sigmas not above 0, an image that requires grad; on the CPU also
-            an image that is not finite, or sigmas so small that vertex keys leave 62 bits.
+            an image that is not finite, or sigmas so small that vertex keys leave 62 bits or
+            lattice coordinates 18 (30 in float64), which an offset of the image adds to.
         TypeError: an image neither uint8 nor floating-point.
 
     Note:
-        Not differentiable. Linear in pixels. Deterministic, equal for any number of threads.
+        Not differentiable. Linear in pixels. Deterministic, equal for any number of threads. For
+        one use, :func:`wsfast.dense_crf_loss` with the image is faster and needs less memory.
 
     Example:
         >>> image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)

@@ -118,15 +118,21 @@ def _combine(
         loss = loss / pixels
     if normalize == "affinity":
         whole = energy[:, -1]
-        share = torch.where(whole > 0, loss / whole, torch.zeros_like(loss))
-        loss = torch.where(whole > 0, 1 + share, share) if form == "rloss" else share
+        empty = whole == 0  # an ROI of nothing: 0; NaN stays NaN
+        share = (loss / whole.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+        loss = share + (~empty).to(share.dtype) if form == "rloss" else share
     if reduction == "none":
         return loss
     return loss.sum() / max(1, loss.shape[0]) if reduction == "batchmean" else loss.sum()
 
 
 def _raise_unless_finite(
-    image: Tensor, prob: Tensor, energy: Tensor, sigma_rgb: list[float], sigma_xy: float
+    image: Tensor,
+    prob: Tensor,
+    energy: Tensor,
+    sigma_rgb: list[float],
+    sigma_xy: float,
+    method: str,
 ) -> None:
     """On the CPU, where looking costs no device sync."""
     if torch.jit.is_scripting() or out_of_sight(energy) or bool(energy.isfinite().all()):
@@ -135,7 +141,7 @@ def _raise_unless_finite(
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0])
         value_error("dense_crf_loss", "prob", "finite", f"NaN or inf in image {bad}")
-    explain_failure("dense_crf_loss", image, sigma_rgb, sigma_xy, energy.dtype)
+    explain_failure("dense_crf_loss", image, sigma_rgb, sigma_xy, energy.dtype, method)
 
 
 def _gaussian_energy(
@@ -203,7 +209,7 @@ def _loss_of_sigmas(
         )[0]
     else:
         energy = _gaussian_energy(image, values, roi, sigma_rgb, reach, method)
-    _raise_unless_finite(image, prob, energy, sigma_rgb, reach)
+    _raise_unless_finite(image, prob, energy, sigma_rgb, reach, method)
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -244,12 +250,7 @@ def _loss_of_lattice(
     values = _quadratic_channels(prob, form, scale).to(accumulate_dtype(prob.dtype))
     if roi is not None:
         values = values * roi.unsqueeze(1)
-    flat = values.flatten(2)
-    filtered = lattice.apply(flat, "symmetric" if symmetric else "forward")
-    product = flat * filtered
-    if not symmetric:  # the gradient of the known implementations: 2 A s
-        product = 2 * flat * filtered.detach() - product.detach()
-    energy = product.sum(dim=2)
+    energy = lattice.energy(values.flatten(2), "symmetric" if symmetric else "forward")
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -329,7 +330,8 @@ def dense_crf_loss(
             self-adjoint, in place of the value's own, -(A + A') s. The value is the same.
         reduction: ``"batchmean"`` (sum over images / B), ``"sum"`` or ``"none"``.
         lattice: of the (scaled) images, from :func:`wsfast.bilateral_lattice`, in place of one
-            built from ``image``; sigmas and ``method`` are then those of the lattice.
+            built from ``image``; sigmas and ``method`` are then those of the lattice. For images
+            that stay: it saves the building, little of the work where there are many classes.
 
     Returns:
         A scalar, (B,) with ``reduction="none"``; float32, float64 for float64 ``prob``. An empty
@@ -338,17 +340,16 @@ def dense_crf_loss(
     Raises:
         ValueError: wrong shapes, mixed devices, sigmas or scale factor not above 0, unknown
             options, an image that requires grad; on the CPU also an image or map that is not
-            finite, or sigmas so small that vertex keys leave 62 bits. Elsewhere such an image
-            gives NaN.
+            finite, or sigmas so small that vertex keys leave 62 bits or lattice coordinates 18 (30
+            in float64), which an offset of the image adds to. Elsewhere such an image gives NaN.
         TypeError: ``prob`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
         Warns of one channel with the rloss form, and of an image of 0-1 with a sigma for 0-255.
-        Differentiable in ``prob`` any number of times (only once with ``symmetric=False`` and
-        ``lattice``). The lattice is built, used and forgotten image by image: the gradient is
-        found in the forward pass, and without one its part is left out. Half types are summed in
-        float32; autocast runs it in float32. Deterministic, equal for any number of threads, and
-        each image as if it were alone.
+        Differentiable in ``prob`` any number of times. The lattice is built, used and forgotten
+        image by image: the gradient is found in the forward pass, and without one its part is left
+        out. Half types are summed in float32; autocast runs it in float32. Deterministic, equal for
+        any number of threads, and each image as if it were alone.
 
         Extra memory on the CPU, for two classes of float32 and d = C + 2: about 140 bytes per
         pixel for one colour image of noise, a tenth of that in a batch of natural ones. At worst,

@@ -206,7 +206,8 @@ def mean_field(
     Raises:
         ValueError: wrong shapes, mixed devices, options out of range, an image that requires grad;
             on the CPU also logits or an image that are not finite, or sigmas so small that vertex
-            keys leave 62 bits. Elsewhere such an image gives NaN.
+            keys leave 62 bits or lattice coordinates 18 (30 in float64), which an offset of the
+            image adds to. Elsewhere such an image gives NaN.
         TypeError: ``logits`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:

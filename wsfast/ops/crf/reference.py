@@ -16,7 +16,7 @@ from torch import Tensor
 
 LARGEST_DIMENSION = 8
 KEY_BITS = 62
-_AXIS_BITS = {torch.float32: 18, torch.float64: 30}
+QUOTIENT_BITS = {torch.float32: 18, torch.float64: 30}  # more would leave too few for the weights
 _BLOCK_PAIRS = 1 << 24  # of points held at once by the exact filter
 DENSE_REFINEMENT = 1.5  # rho of the dense vertex method
 
@@ -76,29 +76,34 @@ def corner_coordinates(quotient: Tensor, rank: Tensor) -> Tensor:
     return quotient[:, None, :] * (d + 1) + step
 
 
-def key_ranges(bounds: Sequence[tuple[float, float]], scale: Sequence[float]) -> list[int]:
-    """How many quotients each of the first d axes spans, from (low, high) of the raw features.
+def quotient_bounds(
+    bounds: Sequence[tuple[float, float]], scale: Sequence[float]
+) -> list[tuple[float, float]]:
+    """First and end of the quotients on each of the first d axes, from (low, high) of raw features.
 
     Margins hold the vertices around the points and their neighbours.
     """
     d = len(bounds)
-    lows = [min(low * c, high * c) for (low, high), c in zip(bounds, scale, strict=True)]
-    highs = [max(low * c, high * c) for (low, high), c in zip(bounds, scale, strict=True)]
-    ranges = []
+    lows = [low * c for (low, _), c in zip(bounds, scale, strict=True)]
+    highs = [high * c for (_, high), c in zip(bounds, scale, strict=True)]
+    found: list[tuple[float, float]] = []
     for j in range(d):
         low = sum(lows[j:]) - (j * highs[j - 1] if j else 0)
         high = sum(highs[j:]) - (j * lows[j - 1] if j else 0)
-        ranges.append(math.ceil(high / (d + 1)) - math.floor(low / (d + 1)) + 7)
-    return ranges
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return [(-math.inf, math.inf)]
+        found.append((math.floor(low / (d + 1)) - 3, math.ceil(high / (d + 1)) + 4))
+    return found
 
 
-def key_bits(
-    bounds: Sequence[tuple[float, float]], scale: Sequence[float], dtype: torch.dtype
-) -> tuple[float, bool]:
-    """Bits of a packed vertex key, and whether the lattice can hold features of these bounds."""
-    ranges = key_ranges(bounds, scale)
-    bits = math.log2(len(ranges) + 1) + sum(map(math.log2, ranges))
-    return bits, bits <= KEY_BITS and max(ranges) <= 1 << _AXIS_BITS[dtype]
+def key_bits(bounds: Sequence[tuple[float, float]], scale: Sequence[float]) -> tuple[float, float]:
+    """Bits of the largest packed vertex key, and of the largest quotient in it.
+
+    A key holds the range of the quotients, but the features' type holds the quotients as they are.
+    """
+    quotients = quotient_bounds(bounds, scale)
+    key = math.log2(len(bounds) + 1) + sum(math.log2(end - first) for first, end in quotients)
+    return key, math.log2(max(max(-first, end) for first, end in quotients))
 
 
 def feature_bounds(features: Tensor) -> list[tuple[float, float]]:
@@ -111,7 +116,10 @@ def holds(features: Tensor, scale: Sequence[float]) -> bool:
     """Whether (P, d) features are finite and their vertex keys fit."""
     bounds = feature_bounds(features)
     finite = all(math.isfinite(low) and math.isfinite(high) for low, high in bounds)
-    return finite and key_bits(bounds, scale, features.dtype)[1]
+    if not finite:
+        return False
+    key, quotient = key_bits(bounds, scale)
+    return key <= KEY_BITS and quotient <= QUOTIENT_BITS[features.dtype]
 
 
 def _lookup(sorted_keys: Tensor, wanted: Tensor) -> Tensor:

@@ -138,11 +138,14 @@ torch.library.register_autograd(
 
 
 def _save_lattice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.set_materialize_grads(False)  # an energy's gradient needs none of what was filtered
     ctx.save_for_backward(*inputs[1:5])
     ctx.direction = inputs[5]
 
 
-def _lattice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _lattice_backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None, None, None
     back = torch.ops.wsfast.lattice_filter(grad, *ctx.saved_tensors, _ADJOINT[ctx.direction])
     return back, None, None, None, None, None
 

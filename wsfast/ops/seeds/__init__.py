@@ -92,7 +92,9 @@ def _keys(
         if not _is_integer(image_ids):
             type_error("sample_seeds", "image_ids", "integers", f"{image_ids.dtype}")
         ids = image_ids.to(device=cams.device, dtype=torch.int64)
-    word = _seed_word(seed, generator).to(cams.device, non_blocking=True)
+    word = _seed_word(seed, generator)
+    # nothing would wait for a copy back to the host
+    word = word.to(cams.device, non_blocking=cams.device.type != "cpu")
     return image_keys(word, ids, epoch)
 
 
