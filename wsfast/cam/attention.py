@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from .._check import check_choice, check_floating, check_rank, check_tensor, value_error
+from .borrowing import changed_attributes
 from .capture import undisturbed
 from .tokens import is_token_model, patch_size, prefix_tokens
 from .wrappers import unwrap
@@ -205,21 +206,18 @@ def any_size(model: nn.Module) -> Iterator[None]:
 
     Position embeddings are interpolated then. What is changed for it comes back at the end.
     """
-    embed = model.patch_embed
-    if getattr(model, "dynamic_img_size", True):
+    if not hasattr(model, "dynamic_img_size"):
         yield
         return
-    wanted = {"strict_img_size": False, "flatten": False, "output_fmt": type(embed.output_fmt).NHWC}  # type: ignore[union-attr]
-    before = {name: getattr(embed, name) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            setattr(embed, name, value)
-        model.dynamic_img_size = True  # type: ignore[assignment]
+    embed: Any = model.patch_embed
+    changes = [
+        (embed, "strict_img_size", False),
+        (embed, "flatten", False),
+        (embed, "output_fmt", type(embed.output_fmt).NHWC),
+        (model, "dynamic_img_size", True),
+    ]
+    with changed_attributes(changes):
         yield
-    finally:
-        model.dynamic_img_size = False  # type: ignore[assignment]
-        for name, value in before.items():
-            setattr(embed, name, value)
 
 
 def cls_rows(attention: nn.Module, tokens: Tensor) -> Tensor:

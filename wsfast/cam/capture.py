@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .._check import type_error, value_error
+from .borrowing import changed_attributes
 from .filtering import pass_on_filter
 from .tokens import Layout, Reshape, find_layout
 from .wrappers import eagerly
@@ -96,7 +97,8 @@ class LayerCapture:
         return captured
 
     def _forward(self, images: Tensor, graph: Graph) -> "Captured":
-        captured = Captured(self.where, list(self.layers), self._overwritten, graph)
+        names, copied = list(self.layers), self._overwritten
+        captured = Captured(self.where, self.model, names, copied, graph)
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for name, module in self.layers.items():
@@ -107,7 +109,7 @@ class LayerCapture:
         finally:
             for handle in handles:
                 handle.remove()
-        captured.find_layouts(self.model, self.layers, images, self.reshape)
+        captured.find_layouts(self.layers, images, self.reshape)
         return captured
 
 
@@ -116,8 +118,11 @@ class Captured:
 
     logits: Tensor
 
-    def __init__(self, where: str, names: list[str], copied: set[str], graph: Graph) -> None:
+    def __init__(
+        self, where: str, model: nn.Module, names: list[str], copied: set[str], graph: Graph
+    ) -> None:
         self.where = where
+        self.model = model
         self.names = names
         self.layouts: dict[str, Layout] = {}
         self._copied = copied
@@ -165,11 +170,7 @@ class Captured:
         return output
 
     def find_layouts(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, nn.Module],
-        images: Tensor,
-        reshape: Reshape | None,
+        self, layers: Mapping[str, nn.Module], images: Tensor, reshape: Reshape | None
     ) -> None:
         """Raise unless every layer has run and ended with what holds (N, C, h, w) maps."""
         missing = [name for name in self.names if name not in self._outputs]
@@ -179,7 +180,7 @@ class Captured:
             output = self._outputs[name]
             if not isinstance(output, Tensor):
                 self._refuse(name, images, type(output).__name__)
-            layout = find_layout(model, layers[name], output, images)
+            layout = find_layout(self.model, layers[name], output, images)
             layout = Layout(reshape, layout.channels) if reshape else layout
             maps = layout.to_maps(output.detach())
             if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
@@ -219,15 +220,18 @@ class Captured:
         Raises:
             ValueError: the scores do not depend on a layer.
         """
+        # A checkpointed part of the model runs again in the backward pass.
+        around = _as_trained if self._graph == "whole" else undisturbed
         if scores.requires_grad:
-            torch.autograd.grad(
-                scores,
-                [self._edges[name] for name in self.names],
-                weights,
-                retain_graph=keep_graph or self._graph == "whole",
-                create_graph=self._graph == "whole",
-                allow_unused=True,
-            )
+            with around(self.model, scores.device):
+                torch.autograd.grad(
+                    scores,
+                    [self._edges[name] for name in self.names],
+                    weights,
+                    retain_graph=keep_graph or self._graph == "whole",
+                    create_graph=self._graph == "whole",
+                    allow_unused=True,
+                )
         unused = [name for name in self.names if not self._grads[name]]
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
@@ -260,17 +264,12 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Evaluation mode keeps batch statistics and dropout out of the maps and the running statistics
     as they are. The flags are set directly: a model may override ``train`` (frozen batch norm).
+    Calls in several threads share the evaluation mode; the last one to leave ends it.
     """
-    training = [module for module in model.modules() if module.training]
     accelerators = [device] if device.type == "cuda" else []
-    try:
-        for module in training:
-            module.training = False
-        with eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    evaluation = changed_attributes((module, "training", False) for module in model.modules())
+    with evaluation, eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Finds the stages of a model: the last layer of each resolution."""
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,14 +117,19 @@ def _record_calls(model: nn.Module, images: Tensor) -> _Call:
     stack = [root]
     latest: dict[str, _Call] = {}
     previous: list[Any] = [None, False]  # output of the last finished call, and whether pooled
+    thread = threading.get_ident()
 
     def enter(name: str, module: nn.Module) -> None:
+        if threading.get_ident() != thread:
+            return  # somebody else's forward pass
         call = _Call(name, module)
         stack[-1].inside.append(call)
         stack.append(call)
         latest[name] = call
 
     def leave(output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         call = stack.pop()
         call.area = _area(output, images)
         # A block that returns its pool's output is pooled too.
