@@ -128,6 +128,13 @@ def test_completeness_sees_what_is_no_bias() -> None:
     assert FullGrad(model).completeness(torch.randn(2, 3, 8, 8), 1).abs().min() > 1e-3
 
 
+def test_scores_without_a_graph_are_refused() -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
+    for call in (FullGrad(model), FullGrad(model).completeness):
+        with pytest.raises(ValueError, match="target must be scores that depend on the images"):
+            call(images, lambda logits: logits.detach()[:, 0])
+
+
 def test_images_are_not_written_to() -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     images = torch.randn(1, 3, 4, 4)

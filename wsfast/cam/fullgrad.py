@@ -203,6 +203,8 @@ class _BiasPass:
         self, where: str, model: nn.Module, layers: set[nn.Module], images: Tensor
     ) -> None:
         images = usable_images(where, images)
+        self.where = where
+        self.model = model
         self.images = images.detach()
         self.calls: list[BiasCall] = []
         self._thread = threading.get_ident()
@@ -226,14 +228,22 @@ class _BiasPass:
     def gradients(
         self, seed: ScoreSeed, *, keep_graph: bool
     ) -> tuple[list[Tensor], list[BiasCall]]:
-        """Gradients at the input and at the calls that the score depends on, and these calls."""
-        grads = torch.autograd.grad(
-            seed.scores,
-            [self._input, *(call.edge for call in self.calls)],
-            seed.weights,
-            retain_graph=keep_graph,
-            allow_unused=True,
-        )
+        """Gradients at the input and at the calls that the score depends on, and these calls.
+
+        Raises:
+            ValueError: scores without a graph.
+        """
+        if not seed.scores.requires_grad:
+            value_error(self.where, "target", "scores that depend on the images", "detached ones")
+        # A checkpointed part of the model runs again in the backward pass.
+        with undisturbed(self.model, self.images.device):
+            grads = torch.autograd.grad(
+                seed.scores,
+                [self._input, *(call.edge for call in self.calls)],
+                seed.weights,
+                retain_graph=keep_graph,
+                allow_unused=True,
+            )
         used = [(g, call) for g, call in zip(grads[1:], self.calls, strict=True) if g is not None]
         first = torch.zeros_like(self.images) if grads[0] is None else grads[0]
         return [first, *(g for g, _ in used)], [call for _, call in used]
