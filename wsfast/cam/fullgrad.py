@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from .. import ops
 from .._check import check_choice, check_truncation, value_error
@@ -208,7 +209,7 @@ class _BiasPass:
         self.images = images.detach()
         self.calls: list[BiasCall] = []
         self._thread = threading.get_ident()
-        handles = [layer.register_forward_hook(self._keep) for layer in layers]
+        handles = [self._hook(layer) for layer in layers]
         try:
             with undisturbed(model, images.device), torch.enable_grad():
                 started = start_graph(images.clone())  # the caller's tensor stays unwritten
@@ -217,6 +218,13 @@ class _BiasPass:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _hook(self, layer: nn.Module) -> RemovableHandle:
+        """Remember where the bias has been added: behind the layer, or before its activation."""
+        activation = getattr(layer, "act", None)  # timm's BatchNormAct2d is a BatchNorm2d
+        if isinstance(layer, _BatchNorm) and isinstance(activation, nn.Module):
+            return activation.register_forward_pre_hook(lambda _, x: self._keep(layer, None, x[0]))
+        return layer.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         bias = added_bias(module)
