@@ -286,12 +286,18 @@ def whole_patches(where: str, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_model(where: str, model: nn.Module) -> None:
-    """Raise unless attention can be taken from the model."""
+    """Raise unless attention can be taken from the model.
+
+    Other kinds of attention (relative positions, biases of their own, rotary embeddings) have a
+    ``qkv`` too, but another matrix: only timm's plain class is known to be softmax(q k).
+    """
     expected = "a timm vision transformer with a class token and plain attention"
     name = type(model).__name__
     if not is_token_model(model) or getattr(model, "cls_token", None) is None:
         value_error(where, "model", expected, name)
-    attention = _attention(model, -1)
-    qkv = getattr(attention, "qkv", None)
-    if not isinstance(qkv, nn.Linear) or getattr(model, "rope", None) is not None:
-        value_error(where, "model", expected, f"{name} with {type(attention).__name__}")
+    from timm.models.vision_transformer import Attention
+
+    kinds = {type(getattr(block, "attn", None)) for block in model.blocks}  # type: ignore[union-attr]
+    if kinds != {Attention} or getattr(model, "rope", None) is not None:
+        others = ", ".join(sorted(f"{kind.__module__}.{kind.__name__}" for kind in kinds))
+        value_error(where, "model", expected, f"{name} with {others}")
