@@ -211,6 +211,44 @@ def test_torchvision_and_own_reshape() -> None:
     assert AblationCAM(model, layer)(images, 1).cams.shape == (2, 32, 32)
 
 
+class OwnTokens(nn.Module):
+    """As many channels as tokens, in an order that no known model tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mix, self.head = nn.Conv2d(3, 9, 4, 4), nn.LayerNorm(9), nn.Linear(9, 3)
+        self.turn = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.turn(self.mix(self.body(x).flatten(2).transpose(1, 2)))
+        return self.head((tokens.relu() * tokens.std(1, keepdim=True)).mean(1))
+
+
+def test_ablation_drops_the_channels_that_reshape_names() -> None:
+    torch.manual_seed(0)
+    model, images = OwnTokens().eval(), torch.randn(2, 3, 12, 12)
+    method = AblationCAM(model, "turn", reshape=lambda x: raster(x, (3, 3)))
+    found = method(images, 1).per_layer[0]
+    tokens = model.mix(model.body(images).flatten(2).transpose(1, 2)).detach()
+    score, drops = model(images)[:, 1].detach(), []
+    for channel in range(9):
+        without = tokens.clone()
+        without[:, :, channel] = 0
+        handle = model.turn.register_forward_hook(lambda *_, w=without: w)
+        drops.append((score - model(images)[:, 1].detach()) / score.abs())
+        handle.remove()
+    expected = (torch.stack(drops, dim=1)[:, :, None, None] * raster(tokens, (3, 3))).sum(1).relu()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.any()
+    for other in (
+        lambda x: raster(x, (3, 3)).softmax(1),
+        lambda x: raster(x, (3, 3))[:, :4],
+        lambda x: x.reshape(len(x), 3, 3, 9),
+    ):
+        with pytest.raises(ValueError, match="reshape must be a rearrangement that keeps a dim"):
+            AblationCAM(model, "turn", reshape=other)(images, 1)
+
+
 def test_other_token_outputs_are_refused() -> None:
     model = small_vit()
     with pytest.raises(ValueError, match=r"reshape= .*, got shape \[1, 3\] .* from 'head'"):

@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .._check import type_error, value_error
 from .borrowing import changed_attributes
 from .filtering import pass_on_filter
-from .tokens import Layout, Reshape, find_layout
+from .tokens import Layout, Reshape, channel_dimension, find_layout
 from .wrappers import eagerly
 
 Graph = Literal["none", "cut", "whole"]
@@ -180,8 +180,10 @@ class Captured:
             output = self._outputs[name]
             if not isinstance(output, Tensor):
                 self._refuse(name, images, type(output).__name__)
-            layout = find_layout(self.model, layers[name], output, images)
-            layout = Layout(reshape, layout.channels) if reshape else layout
+            if reshape is None:
+                layout = find_layout(self.model, layers[name], output, images)
+            else:
+                layout = Layout(reshape, None)
             maps = layout.to_maps(output.detach())
             if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
                 self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
@@ -209,6 +211,22 @@ class Captured:
         if self._graph != "whole":
             outputs = [output.detach() for output in outputs]
         return self._as_maps(outputs)
+
+    def channel_dimension(self, name: str) -> int:
+        """The dimension of channels of a layer's output.
+
+        Raises:
+            ValueError: a ``reshape=`` whose channels are not those of one dimension.
+        """
+        layout = self.layouts[name]
+        if layout.channels is not None:
+            return layout.channels
+        found = channel_dimension(layout.to_maps, self.output(name))
+        if found is None:
+            expected = "a rearrangement that keeps a dimension of channels, for this method"
+            value_error(self.where, "reshape", expected, f"another for '{name}'")
+        assert found is not None
+        return found
 
     def _as_maps(self, values: Iterable[Tensor]) -> list[Tensor]:
         """Outputs or their gradients as (N, C, h, w)."""

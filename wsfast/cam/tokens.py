@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Reshape = Callable[[Tensor], Tensor]
@@ -15,11 +16,11 @@ class Layout(NamedTuple):
 
     Attributes:
         to_maps: from the output, or its gradient, to an (N, C, h, w) view.
-        channels: the output's dimension of channels.
+        channels: the output's dimension of channels; None where only ``to_maps`` knows.
     """
 
     to_maps: Reshape
-    channels: int
+    channels: int | None
 
 
 def _unchanged(output: Tensor) -> Tensor:
@@ -62,6 +63,25 @@ def token_layout(grid: tuple[int, int], prefix: int) -> Layout:
         return tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
 
     return Layout(to_maps, 2)
+
+
+def channel_dimension(reshape: Reshape, output: Tensor) -> int | None:
+    """The dimension of a layer's output that ``reshape`` makes the channels; None if there is none.
+
+    Found by what comes of tensors that hold their own index along a dimension.
+
+    >>> import torch
+    >>> tokens = torch.ones(2, 7, 5)
+    >>> channel_dimension(lambda x: x[:, 1:].unflatten(1, (2, 3)).movedim(3, 1), tokens)
+    2
+    """
+    for dim in range(1, output.dim()):
+        index = torch.arange(output.shape[dim], dtype=torch.float32, device=output.device)
+        along = (-1, *(1,) * (output.dim() - dim - 1))
+        maps = reshape(index.view(along).expand(output.shape))
+        if maps.shape[1] == len(index) and bool((maps == index.view(-1, 1, 1)).all()):
+            return dim
+    return None
 
 
 def _rolled_layout(model: nn.Module, module: nn.Module) -> Layout | None:
