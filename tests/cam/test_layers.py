@@ -168,7 +168,7 @@ def test_dry_run_happens_once_and_leaves_no_trace() -> None:
     method = LTGradCAM(model)
     method(images)
     method(images)
-    assert batches == [1, 4, 4]
+    assert batches == [2, 4, 4]
     assert all(module.training for module in model.modules())
     assert not any(m._forward_hooks for m in model.modules())
     assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 1

@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .._check import type_error, value_error
 from .borrowing import changed_attributes
 from .filtering import pass_on_filter
-from .tokens import Layout, Reshape, channel_dimension, find_layout
+from .tokens import Layout, Reshape, channel_dimension, enclosing, find_layout
 from .wrappers import eagerly
 
 Graph = Literal["none", "cut", "whole"]
@@ -74,6 +74,7 @@ class LayerCapture:
         self.layers = dict(layers)
         self.reshape = reshape
         self._overwritten: set[str] = set()
+        self._layouts: dict[str, Layout] = {}  # of outputs of 4 dimensions, for any size
 
     def run(self, images: Tensor, *, graph: Graph = "cut") -> "Captured":
         """One forward pass under the caller's autocast.
@@ -109,8 +110,40 @@ class LayerCapture:
         finally:
             for handle in handles:
                 handle.remove()
-        captured.find_layouts(self.layers, images, self.reshape)
+        for name in self.layers:
+            captured.set_layout(name, self._layout(captured, name, images), images)
         return captured
+
+    def _layout(self, captured: "Captured", name: str, images: Tensor) -> Layout:
+        """How a layer's output holds its maps, found out once where that may cost a pass."""
+        if self.reshape is not None:
+            return Layout(self.reshape, None)
+        if name in self._layouts:
+            return self._layouts[name]
+        output = captured.tensor(name, images)
+        layout = find_layout(
+            self.where,
+            enclosing(self.model, name),
+            output,
+            images,
+            lambda: self._at_twice_the_height(name, images),
+        )
+        if output.dim() == 4:
+            self._layouts[name] = layout
+        return layout
+
+    def _at_twice_the_height(self, name: str, images: Tensor) -> Tensor | None:
+        """A layer's output for an image twice as high; None from models that take no such."""
+        captured = Captured(self.where, self.model, [name], set(), "none")
+        handle = self.layers[name].register_forward_hook(captured.hook(name))
+        try:
+            with undisturbed(self.model, images.device):
+                self.model(images[:1].repeat(1, 1, 2, 1))
+        except Exception:  # whatever a model raises that takes one size only
+            return None
+        finally:
+            handle.remove()
+        return captured.tensor(name, images)
 
 
 class Captured:
@@ -169,25 +202,23 @@ class Captured:
         self._versions[name] = self._outputs[name]._version
         return output
 
-    def find_layouts(
-        self, layers: Mapping[str, nn.Module], images: Tensor, reshape: Reshape | None
-    ) -> None:
-        """Raise unless every layer has run and ended with what holds (N, C, h, w) maps."""
+    def tensor(self, name: str, images: Tensor) -> Tensor:
+        """A layer's output; raises unless the layer has run and ended with a tensor."""
         missing = [name for name in self.names if name not in self._outputs]
         if missing:
             value_error(self.where, "layers", "layers that run in forward", f"{missing}")
-        for name in self.names:
-            output = self._outputs[name]
-            if not isinstance(output, Tensor):
-                self._refuse(name, images, type(output).__name__)
-            if reshape is None:
-                layout = find_layout(self.model, layers[name], output, images)
-            else:
-                layout = Layout(reshape, None)
-            maps = layout.to_maps(output.detach())
-            if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
-                self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
-            self.layouts[name] = layout
+        output = self._outputs[name]
+        if not isinstance(output, Tensor):
+            self._refuse(name, images, type(output).__name__)
+        return self.output(name)
+
+    def set_layout(self, name: str, layout: Layout, images: Tensor) -> None:
+        """Raise unless a layer's output holds (N, C, h, w) maps in this layout."""
+        output = self.tensor(name, images)
+        maps = layout.to_maps(output)
+        if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
+            self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
+        self.layouts[name] = layout
 
     def _refuse(self, name: str, images: Tensor, actual: str) -> None:
         expected = (
