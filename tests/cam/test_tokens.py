@@ -314,12 +314,6 @@ def test_the_patch_convolution_alone_is_no_stage() -> None:
     assert own.valid.all()
 
 
-def test_tables_of_parameters_are_no_stages() -> None:
-    method = GradCAM(torchvision_swin())
-    assert method(torch.randn(1, 3, 64, 64)).valid.all()
-    assert not any("cpb_mlp" in name for name in method.layer_names or ())
-
-
 class OwnTokens(nn.Module):
     """As many channels as tokens, in an order that no known model tells."""
 
