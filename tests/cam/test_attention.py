@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,10 +114,26 @@ def test_loading_code() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def one_other_block() -> nn.Module:
+    model = small_vit()
+    model.blocks[0].attn = RelPosAttention(384, 6)
+    return model
+
+
 REFUSED = {
     "convolutions": lambda: timm.create_model("resnet18", num_classes=2),
     "no class token": lambda: small_vit(class_token=False, global_pool="avg"),
     "rotary embeddings": lambda: timm.create_model("eva02_tiny_patch14_224", depth=1),
+    "relative positions": lambda: timm.create_model(
+        "vit_relpos_base_patch16_cls_224", depth=1, embed_dim=24, num_heads=2
+    ),
+    "relative positions of BEiT": lambda: timm.create_model(
+        "beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2
+    ),
+    "biases of q and v": lambda: timm.create_model(
+        "eva_giant_patch14_224", depth=1, embed_dim=24, num_heads=2
+    ),
+    "one block of another kind": one_other_block,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from wsfast.cam import GradCAM, LayerCAM
+from wsfast.cam import FullGrad, GradCAM, LayerCAM, SmoothGradCAMPlusPlus
 from wsfast.cam.capture import LayerCapture
 
 
@@ -287,6 +287,43 @@ def test_checkpointed_models(layers: list[str]) -> None:
     model, images, ordinary = Checkpointed(), torch.randn(2, 3, 6, 6), Net()
     ordinary.load_state_dict(model.state_dict())
     assert torch.equal(GradCAM(model, layers)(images).cams, GradCAM(ordinary, layers)(images).cams)
+
+
+class CheckpointedNorm(nn.Module):
+    """Recomputes batch normalisation and dropout in the backward pass."""
+
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.norm, self.drop, self.head = nn.BatchNorm2d(5), nn.Dropout(0.5), nn.Linear(5, 3)
+        self.checkpointed = checkpointed
+
+    def rest(self, x: Tensor) -> Tensor:
+        return F.relu(self.drop(self.norm(self.conv(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        # Without the check of shapes, other gradients come without a word.
+        options = {"use_reentrant": False, "determinism_check": "none"}
+        x = checkpoint(self.rest, x, **options) if self.checkpointed else self.rest(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [lambda m: GradCAM(m, "first"), lambda m: SmoothGradCAMPlusPlus(m, "first"), FullGrad],
+)
+def test_checkpointed_models_stay_in_evaluation_mode(method: Callable[..., Any]) -> None:
+    model, ordinary = CheckpointedNorm(True).train(), CheckpointedNorm(False)
+    images = torch.randn(4, 3, 9, 9)
+    for _ in range(3):
+        model(images + 1)
+    ordinary.load_state_dict(model.state_dict())
+    found, expected = (method(m)(images, 1).cams for m in (model, ordinary.eval()))
+    assert torch.equal(found, expected)
+    assert all(module.training for module in model.modules())
+    for buffer, before in zip(model.buffers(), ordinary.buffers(), strict=True):
+        assert torch.equal(buffer, before)
 
 
 class WithAux(NamedTuple):

@@ -1,6 +1,7 @@
 """FullGrad against its formula in float64 and the completeness identity behind it."""
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -99,13 +100,52 @@ class Twice(nn.Module):
         return self.head(self.act(self.conv(self.act(self.conv(x)))).flatten(1))
 
 
-def random_resnet() -> nn.Module:
-    model = torchvision.models.resnet18(weights=None, num_classes=5)
+def randomised(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, std=0.2)
             nn.init.normal_(module.running_mean, std=0.2)
     return model
+
+
+def random_resnet() -> nn.Module:
+    return randomised(torchvision.models.resnet18(weights=None, num_classes=5))
+
+
+def piecewise_linear(name: str) -> nn.Module:
+    """A timm model whose norms hold their activations, with ReLUs and without gates."""
+    model = timm.create_model(name, num_classes=3)
+    for parent in list(model.modules()):
+        for key, child in list(parent.named_children()):
+            if type(child).__name__ in ("SqueezeExcite", "SEModule"):
+                setattr(parent, key, nn.Identity())
+            elif isinstance(child, nn.SiLU):
+                setattr(parent, key, nn.ReLU(inplace=True))
+    return randomised(model)
+
+
+def with_separate_activations(model: nn.Module) -> nn.Module:
+    for parent in list(model.modules()):
+        for key, child in list(parent.named_children()):
+            if hasattr(child, "act") and isinstance(child, nn.BatchNorm2d):
+                norm = nn.BatchNorm2d(child.num_features, eps=child.eps)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, key, nn.Sequential(norm, child.act))
+    return model
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "test_efficientnet", "test_byobnet"])
+def test_norms_that_hold_their_activation(name: str) -> None:
+    torch.manual_seed(0)
+    model, images = piecewise_linear(name).eval(), torch.randn(2, 3, 64, 64)
+    rest = FullGrad(model).completeness(images, 0)
+    score = model(images)[:, 0].detach()
+    assert (rest.abs() <= 1e-4 * score.abs()).all()
+    layer = next(n for n, m in model.named_modules() if hasattr(m, "drop") and hasattr(m, "act"))
+    found = [LTFullGrad(model, layers)(images, 0).cams for layers in ("biases", layer)]
+    with_separate_activations(model)
+    expected = [LTFullGrad(model, n)(images, 0).cams for n in ("biases", f"{layer}.0")]
+    torch.testing.assert_close(found, expected)
 
 
 def leaky() -> nn.Module:
@@ -126,6 +166,13 @@ def test_completeness(make: type) -> None:
 def test_completeness_sees_what_is_no_bias() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 2))
     assert FullGrad(model).completeness(torch.randn(2, 3, 8, 8), 1).abs().min() > 1e-3
+
+
+def test_scores_without_a_graph_are_refused() -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
+    for call in (FullGrad(model), FullGrad(model).completeness):
+        with pytest.raises(ValueError, match="target must be scores that depend on the images"):
+            call(images, lambda logits: logits.detach()[:, 0])
 
 
 def test_images_are_not_written_to() -> None:

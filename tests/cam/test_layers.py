@@ -71,6 +71,18 @@ class ChannelsLastBlock(nn.Module):
         return x + self.turn(self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
+class Table(nn.Module):
+    """Has a table of parameters in the shape of a smaller map, as Swin V2's positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table, self.fc = conv(3, 4), nn.Conv2d(1, 4, 1), nn.Linear(4, 3)
+        self.positions = nn.Parameter(torch.randn(1, 1, 7, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)) + self.table(self.positions).mean((2, 3)))
+
+
 class KeywordInput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +124,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     ),
     "decoder": (EncoderDecoder, ["down1", "down2"]),
     "channels-last block": (channels_last_blocks, ["body.1", "body.3"]),
+    "table of parameters": (Table, ["conv"]),
     "keyword input": (KeywordInput, ["body.0", "body.2"]),
     "one layer": (lambda: Body(conv(3, 4)), ["body"]),
 }
@@ -168,7 +181,7 @@ def test_dry_run_happens_once_and_leaves_no_trace() -> None:
     method = LTGradCAM(model)
     method(images)
     method(images)
-    assert batches == [1, 4, 4]
+    assert batches == [2, 4, 4]
     assert all(module.training for module in model.modules())
     assert not any(m._forward_hooks for m in model.modules())
     assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 1

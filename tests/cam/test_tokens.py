@@ -211,6 +211,147 @@ def test_torchvision_and_own_reshape() -> None:
     assert AblationCAM(model, layer)(images, 1).cams.shape == (2, 32, 32)
 
 
+class Wrapper(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
+
+
+def torchvision_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+
+
+def torchvision_swin() -> nn.Module:
+    """Of 64 pixels: stages of (N, 16, 16, 16) and (N, 8, 8, 32)."""
+    return torchvision.models.SwinTransformer(
+        [4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=3,
+        block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
+        downsample_layer=torchvision.models.swin_transformer.PatchMergingV2,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [small_vit, swin, torchvision_vit, torchvision_swin])
+def test_a_wrapper_changes_nothing(make) -> None:
+    torch.manual_seed(0)
+    model = make()
+    size = {swin: (32, 64), small_vit: (32, 48), torchvision_vit: (32, 32)}.get(make, (64, 64))
+    images, plain = torch.randn(2, 3, *size), GradCAM(model)
+    expected, wrapped = plain(images, 1), GradCAM(Wrapper(model))
+    assert torch.equal(wrapped(images, 1).cams, expected.cams)
+    assert wrapped.layer_names == tuple(f"backbone.{name}" for name in plain.layer_names or ())
+    if make is torchvision_vit:
+        assert plain.layer_names == ("encoder.layers.encoder_layer_1.ln_1",)
+
+
+@pytest.mark.parametrize("layer", ["features.1", "features.1.0.mlp.1", "features.1.0.attn"])
+def test_as_many_channels_as_rows_in_channels_last(layer: str) -> None:
+    model, images = torchvision_swin(), torch.randn(2, 3, 64, 64)
+    result = GradCAM(model, layer, norm=None)(images, 1)
+    (a,), (g,), _ = passes(model, images, [layer], 1)
+    assert a.shape[1:3] == (16, 16)
+    expected = (g.mean((1, 2), keepdim=True) * a).sum(3).relu()
+    torch.testing.assert_close(result.per_layer[0], expected)
+
+
+def test_as_many_channels_as_rows_in_convnext() -> None:
+    block = torchvision.models.convnext.CNBlockConfig
+    model = torchvision.models.ConvNeXt([block(16, 32, 1), block(32, None, 1)], num_classes=3)
+    model, images = model.eval(), torch.randn(2, 3, 64, 64)
+    result = GradCAM(model, "features.1")(images, 1)
+    (a,), (g,), _ = passes(model, images, ["features.1"], 1)
+    assert a.shape[1:] == (16, 16, 16)
+    expected = (g.mean((2, 3), keepdim=True) * a).sum(1).relu()
+    torch.testing.assert_close(result.per_layer[0], expected)
+
+
+class OneSize(nn.Module):
+    """Both a convolution and a layer norm of as many channels as rows, for 32 pixels only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.block = nn.Identity()
+        self.position = nn.Parameter(torch.randn(8, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.norm(self.conv(x) + self.position)).mean((1, 2)))
+
+
+def test_what_could_be_either_is_refused() -> None:
+    model, images = OneSize().eval(), torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"layers must be of a layout that can be told.*reshape="):
+        GradCAM(model, "block")(images)
+    assert GradCAM(model, "block", reshape=lambda x: x.movedim(3, 1))(images).valid.all()
+    assert GradCAM(model, "conv")(images).valid.all()
+
+
+class OwnTransformer(nn.Module):
+    """Patches, a class token, and blocks that no library has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.norm, self.mix = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.norm(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+        return self.head(self.mix(x, x, x)[0][:, 0])
+
+
+def test_the_patch_convolution_alone_is_no_stage() -> None:
+    model, images = OwnTransformer().eval(), torch.randn(2, 3, 32, 48)
+    with pytest.raises(ValueError, match=r"layers must be given by name.*norm.*, got the patch"):
+        GradCAM(model)(images)
+    message = r"lambda x: x\[:, 1:\].unflatten\(1, \(4, 6\)\).movedim\(3, 1\).*'patches'.*'norm'"
+    with pytest.raises(ValueError, match=message):
+        GradCAM(model, "last")(images)
+    own = GradCAM(model, "norm", reshape=lambda x: raster(x, (4, 6), 1))(images)
+    assert own.valid.all()
+
+
+class OwnTokens(nn.Module):
+    """As many channels as tokens, in an order that no known model tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mix, self.head = nn.Conv2d(3, 9, 4, 4), nn.LayerNorm(9), nn.Linear(9, 3)
+        self.turn = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.turn(self.mix(self.body(x).flatten(2).transpose(1, 2)))
+        return self.head((tokens.relu() * tokens.std(1, keepdim=True)).mean(1))
+
+
+def test_ablation_drops_the_channels_that_reshape_names() -> None:
+    torch.manual_seed(0)
+    model, images = OwnTokens().eval(), torch.randn(2, 3, 12, 12)
+    method = AblationCAM(model, "turn", reshape=lambda x: raster(x, (3, 3)))
+    found = method(images, 1).per_layer[0]
+    tokens = model.mix(model.body(images).flatten(2).transpose(1, 2)).detach()
+    score, drops = model(images)[:, 1].detach(), []
+    for channel in range(9):
+        without = tokens.clone()
+        without[:, :, channel] = 0
+        handle = model.turn.register_forward_hook(lambda *_, w=without: w)
+        drops.append((score - model(images)[:, 1].detach()) / score.abs())
+        handle.remove()
+    expected = (torch.stack(drops, dim=1)[:, :, None, None] * raster(tokens, (3, 3))).sum(1).relu()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.any()
+    for other in (
+        lambda x: raster(x, (3, 3)).softmax(1),
+        lambda x: raster(x, (3, 3))[:, :4],
+        lambda x: x.reshape(len(x), 3, 3, 9),
+    ):
+        with pytest.raises(ValueError, match="reshape must be a rearrangement that keeps a dim"):
+            AblationCAM(model, "turn", reshape=other)(images, 1)
+
+
 def test_other_token_outputs_are_refused() -> None:
     model = small_vit()
     with pytest.raises(ValueError, match=r"reshape= .*, got shape \[1, 3\] .* from 'head'"):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from .._check import check_choice, check_floating, check_rank, check_tensor, value_error
+from .borrowing import changed_attributes
 from .capture import undisturbed
 from .tokens import is_token_model, patch_size, prefix_tokens
 from .wrappers import unwrap
@@ -205,21 +206,18 @@ def any_size(model: nn.Module) -> Iterator[None]:
 
     Position embeddings are interpolated then. What is changed for it comes back at the end.
     """
-    embed = model.patch_embed
-    if getattr(model, "dynamic_img_size", True):
+    if not hasattr(model, "dynamic_img_size"):
         yield
         return
-    wanted = {"strict_img_size": False, "flatten": False, "output_fmt": type(embed.output_fmt).NHWC}  # type: ignore[union-attr]
-    before = {name: getattr(embed, name) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            setattr(embed, name, value)
-        model.dynamic_img_size = True  # type: ignore[assignment]
+    embed: Any = model.patch_embed
+    changes = [
+        (embed, "strict_img_size", False),
+        (embed, "flatten", False),
+        (embed, "output_fmt", type(embed.output_fmt).NHWC),
+        (model, "dynamic_img_size", True),
+    ]
+    with changed_attributes(changes):
         yield
-    finally:
-        model.dynamic_img_size = False  # type: ignore[assignment]
-        for name, value in before.items():
-            setattr(embed, name, value)
 
 
 def cls_rows(attention: nn.Module, tokens: Tensor) -> Tensor:
@@ -288,12 +286,18 @@ def whole_patches(where: str, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_model(where: str, model: nn.Module) -> None:
-    """Raise unless attention can be taken from the model."""
+    """Raise unless attention can be taken from the model.
+
+    Other kinds of attention (relative positions, biases of their own, rotary embeddings) have a
+    ``qkv`` too, but another matrix: only timm's plain class is known to be softmax(q k).
+    """
     expected = "a timm vision transformer with a class token and plain attention"
     name = type(model).__name__
     if not is_token_model(model) or getattr(model, "cls_token", None) is None:
         value_error(where, "model", expected, name)
-    attention = _attention(model, -1)
-    qkv = getattr(attention, "qkv", None)
-    if not isinstance(qkv, nn.Linear) or getattr(model, "rope", None) is not None:
-        value_error(where, "model", expected, f"{name} with {type(attention).__name__}")
+    from timm.models.vision_transformer import Attention
+
+    kinds = {type(getattr(block, "attn", None)) for block in model.blocks}  # type: ignore[union-attr]
+    if kinds != {Attention} or getattr(model, "rope", None) is not None:
+        others = ", ".join(sorted(f"{kind.__module__}.{kind.__name__}" for kind in kinds))
+        value_error(where, "model", expected, f"{name} with {others}")

@@ -80,8 +80,8 @@ class CAMMethod:
 
     Note:
         timm models name their stages in ``feature_info``; for others ``"stages"`` and ``"last"``
-        cost a dry run on one image, once, at the first call. Hooks do not fire inside compiled
-        code, so of a compiled model the module that was compiled is run, uncompiled.
+        cost a dry run on two copies of one image, once, at the first call. Hooks do not fire inside
+        compiled code, so of a compiled model the module that was compiled is run, uncompiled.
     """
 
     differentiable = True

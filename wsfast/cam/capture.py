@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .._check import type_error, value_error
+from .borrowing import changed_attributes
 from .filtering import pass_on_filter
-from .tokens import Layout, Reshape, find_layout
+from .tokens import Layout, Reshape, channel_dimension, enclosing, find_layout
 from .wrappers import eagerly
 
 Graph = Literal["none", "cut", "whole"]
@@ -73,6 +74,7 @@ class LayerCapture:
         self.layers = dict(layers)
         self.reshape = reshape
         self._overwritten: set[str] = set()
+        self._layouts: dict[str, Layout] = {}  # of outputs of 4 dimensions, for any size
 
     def run(self, images: Tensor, *, graph: Graph = "cut") -> "Captured":
         """One forward pass under the caller's autocast.
@@ -96,7 +98,8 @@ class LayerCapture:
         return captured
 
     def _forward(self, images: Tensor, graph: Graph) -> "Captured":
-        captured = Captured(self.where, list(self.layers), self._overwritten, graph)
+        names, copied = list(self.layers), self._overwritten
+        captured = Captured(self.where, self.model, names, copied, graph)
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for name, module in self.layers.items():
@@ -107,8 +110,40 @@ class LayerCapture:
         finally:
             for handle in handles:
                 handle.remove()
-        captured.find_layouts(self.model, self.layers, images, self.reshape)
+        for name in self.layers:
+            captured.set_layout(name, self._layout(captured, name, images), images)
         return captured
+
+    def _layout(self, captured: "Captured", name: str, images: Tensor) -> Layout:
+        """How a layer's output holds its maps, found out once where that may cost a pass."""
+        if self.reshape is not None:
+            return Layout(self.reshape, None)
+        if name in self._layouts:
+            return self._layouts[name]
+        output = captured.tensor(name, images)
+        layout = find_layout(
+            self.where,
+            enclosing(self.model, name),
+            output,
+            images,
+            lambda: self._at_twice_the_height(name, images),
+        )
+        if output.dim() == 4:
+            self._layouts[name] = layout
+        return layout
+
+    def _at_twice_the_height(self, name: str, images: Tensor) -> Tensor | None:
+        """A layer's output for an image twice as high; None from models that take no such."""
+        captured = Captured(self.where, self.model, [name], set(), "none")
+        handle = self.layers[name].register_forward_hook(captured.hook(name))
+        try:
+            with undisturbed(self.model, images.device):
+                self.model(images[:1].repeat(1, 1, 2, 1))
+        except Exception:  # whatever a model raises that takes one size only
+            return None
+        finally:
+            handle.remove()
+        return captured.tensor(name, images)
 
 
 class Captured:
@@ -116,8 +151,11 @@ class Captured:
 
     logits: Tensor
 
-    def __init__(self, where: str, names: list[str], copied: set[str], graph: Graph) -> None:
+    def __init__(
+        self, where: str, model: nn.Module, names: list[str], copied: set[str], graph: Graph
+    ) -> None:
         self.where = where
+        self.model = model
         self.names = names
         self.layouts: dict[str, Layout] = {}
         self._copied = copied
@@ -164,27 +202,23 @@ class Captured:
         self._versions[name] = self._outputs[name]._version
         return output
 
-    def find_layouts(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, nn.Module],
-        images: Tensor,
-        reshape: Reshape | None,
-    ) -> None:
-        """Raise unless every layer has run and ended with what holds (N, C, h, w) maps."""
+    def tensor(self, name: str, images: Tensor) -> Tensor:
+        """A layer's output; raises unless the layer has run and ended with a tensor."""
         missing = [name for name in self.names if name not in self._outputs]
         if missing:
             value_error(self.where, "layers", "layers that run in forward", f"{missing}")
-        for name in self.names:
-            output = self._outputs[name]
-            if not isinstance(output, Tensor):
-                self._refuse(name, images, type(output).__name__)
-            layout = find_layout(model, layers[name], output, images)
-            layout = Layout(reshape, layout.channels) if reshape else layout
-            maps = layout.to_maps(output.detach())
-            if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
-                self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
-            self.layouts[name] = layout
+        output = self._outputs[name]
+        if not isinstance(output, Tensor):
+            self._refuse(name, images, type(output).__name__)
+        return self.output(name)
+
+    def set_layout(self, name: str, layout: Layout, images: Tensor) -> None:
+        """Raise unless a layer's output holds (N, C, h, w) maps in this layout."""
+        output = self.tensor(name, images)
+        maps = layout.to_maps(output)
+        if maps.dim() != 4 or len(maps) != len(images) or not maps.is_floating_point():
+            self._refuse(name, images, f"shape {list(output.shape)} of {output.dtype}")
+        self.layouts[name] = layout
 
     def _refuse(self, name: str, images: Tensor, actual: str) -> None:
         expected = (
@@ -209,6 +243,22 @@ class Captured:
             outputs = [output.detach() for output in outputs]
         return self._as_maps(outputs)
 
+    def channel_dimension(self, name: str) -> int:
+        """The dimension of channels of a layer's output.
+
+        Raises:
+            ValueError: a ``reshape=`` whose channels are not those of one dimension.
+        """
+        layout = self.layouts[name]
+        if layout.channels is not None:
+            return layout.channels
+        found = channel_dimension(layout.to_maps, self.output(name))
+        if found is None:
+            expected = "a rearrangement that keeps a dimension of channels, for this method"
+            value_error(self.where, "reshape", expected, f"another for '{name}'")
+        assert found is not None
+        return found
+
     def _as_maps(self, values: Iterable[Tensor]) -> list[Tensor]:
         """Outputs or their gradients as (N, C, h, w)."""
         return [self.layouts[n].to_maps(v) for n, v in zip(self.names, values, strict=True)]
@@ -219,15 +269,18 @@ class Captured:
         Raises:
             ValueError: the scores do not depend on a layer.
         """
+        # A checkpointed part of the model runs again in the backward pass.
+        around = _as_trained if self._graph == "whole" else undisturbed
         if scores.requires_grad:
-            torch.autograd.grad(
-                scores,
-                [self._edges[name] for name in self.names],
-                weights,
-                retain_graph=keep_graph or self._graph == "whole",
-                create_graph=self._graph == "whole",
-                allow_unused=True,
-            )
+            with around(self.model, scores.device):
+                torch.autograd.grad(
+                    scores,
+                    [self._edges[name] for name in self.names],
+                    weights,
+                    retain_graph=keep_graph or self._graph == "whole",
+                    create_graph=self._graph == "whole",
+                    allow_unused=True,
+                )
         unused = [name for name in self.names if not self._grads[name]]
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
@@ -260,17 +313,12 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Evaluation mode keeps batch statistics and dropout out of the maps and the running statistics
     as they are. The flags are set directly: a model may override ``train`` (frozen batch norm).
+    Calls in several threads share the evaluation mode; the last one to leave ends it.
     """
-    training = [module for module in model.modules() if module.training]
     accelerators = [device] if device.type == "cuda" else []
-    try:
-        for module in training:
-            module.training = False
-        with eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    evaluation = changed_attributes((module, "training", False) for module in model.modules())
+    with evaluation, eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
+        yield
 
 
 @contextmanager

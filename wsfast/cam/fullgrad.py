@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from .. import ops
 from .._check import check_choice, check_truncation, value_error
@@ -203,10 +204,12 @@ class _BiasPass:
         self, where: str, model: nn.Module, layers: set[nn.Module], images: Tensor
     ) -> None:
         images = usable_images(where, images)
+        self.where = where
+        self.model = model
         self.images = images.detach()
         self.calls: list[BiasCall] = []
         self._thread = threading.get_ident()
-        handles = [layer.register_forward_hook(self._keep) for layer in layers]
+        handles = [self._hook(layer) for layer in layers]
         try:
             with undisturbed(model, images.device), torch.enable_grad():
                 started = start_graph(images.clone())  # the caller's tensor stays unwritten
@@ -215,6 +218,13 @@ class _BiasPass:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _hook(self, layer: nn.Module) -> RemovableHandle:
+        """Remember where the bias has been added: behind the layer, or before its activation."""
+        activation = getattr(layer, "act", None)  # timm's BatchNormAct2d is a BatchNorm2d
+        if isinstance(layer, _BatchNorm) and isinstance(activation, nn.Module):
+            return activation.register_forward_pre_hook(lambda _, x: self._keep(layer, None, x[0]))
+        return layer.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         bias = added_bias(module)
@@ -226,14 +236,22 @@ class _BiasPass:
     def gradients(
         self, seed: ScoreSeed, *, keep_graph: bool
     ) -> tuple[list[Tensor], list[BiasCall]]:
-        """Gradients at the input and at the calls that the score depends on, and these calls."""
-        grads = torch.autograd.grad(
-            seed.scores,
-            [self._input, *(call.edge for call in self.calls)],
-            seed.weights,
-            retain_graph=keep_graph,
-            allow_unused=True,
-        )
+        """Gradients at the input and at the calls that the score depends on, and these calls.
+
+        Raises:
+            ValueError: scores without a graph.
+        """
+        if not seed.scores.requires_grad:
+            value_error(self.where, "target", "scores that depend on the images", "detached ones")
+        # A checkpointed part of the model runs again in the backward pass.
+        with undisturbed(self.model, self.images.device):
+            grads = torch.autograd.grad(
+                seed.scores,
+                [self._input, *(call.edge for call in self.calls)],
+                seed.weights,
+                retain_graph=keep_graph,
+                allow_unused=True,
+            )
         used = [(g, call) for g, call in zip(grads[1:], self.calls, strict=True) if g is not None]
         first = torch.zeros_like(self.images) if grads[0] is None else grads[0]
         return [first, *(g for g, _ in used)], [call for _, call in used]

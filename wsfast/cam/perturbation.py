@@ -178,6 +178,10 @@ class AblationCAM(PerturbationCAM):
         signed: divide by the score itself, as the paper's eq. 3 does.
         fusion: see :class:`CAMMethod`.
 
+    Raises:
+        ValueError: also, when called, a ``reshape=`` whose channels are not one of the dimensions
+            of the layer's output: what is zeroed is that output's channel, in all of its tokens.
+
     Note:
         Per channel and image, the part of the model behind the layer runs once, in groups: what
         comes before the layer is not run again. Where a model cannot be cut there, it runs whole.
@@ -199,7 +203,7 @@ class AblationCAM(PerturbationCAM):
         self, captured: Captured, name: str, images: Tensor, target: Target, classes: Tensor | None
     ) -> Tensor:
         """Share of the score lost with each channel."""
-        features, along = captured.output(name), captured.layouts[name].channels
+        features, along = captured.output(name), captured.channel_dimension(name)
         layer = self.model.get_submodule(name)
         rerun = Rerun(self._where, self.model, layer, images, features, captured.logits)
         scores = []

@@ -7,13 +7,15 @@ are looked at is found out by trying, once, against the model's own logits.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .borrowing import Replacement, replaced_forwards
 from .capture import logits_of, undisturbed
 
 # Beside a module's input and output, what convolutions need to work.
@@ -98,26 +100,15 @@ class Rerun:
         with self._replaced(features, copies), undisturbed(self.model, images.device):
             return logits_of(self.where, self.model(images), images)
 
-    @contextmanager
-    def _replaced(self, features: Tensor, copies: int) -> Iterator[None]:
+    def _replaced(self, features: Tensor, copies: int) -> AbstractContextManager[None]:
         """The model with ``features`` as the layer's output and stand-ins before it."""
-        changed: list[tuple[nn.Module, Any]] = []
-        try:
-            if self._outputs:
-                _replace_forward(self.layer, lambda _: features, changed)
-            else:
-                calls = self._layer_calls
-                _replace_last_output(self.layer, calls, features, changed)
-            for module, outputs in self._outputs.items():
-                kept = module in self._kept
-                _replace_forward(module, _stand_ins(outputs, copies, kept=kept), changed)
-            yield
-        finally:
-            for module, own in reversed(changed):
-                if own is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = own
+        if not self._outputs:
+            return replaced_forwards([(self.layer, _last_output(self._layer_calls, features))])
+        stand_ins = [
+            (module, _answered(_stand_ins(outputs, copies, kept=module in self._kept)))
+            for module, outputs in self._outputs.items()
+        ]
+        return replaced_forwards([(self.layer, _answered(lambda _: features)), *stand_ins])
 
 
 def _stand_ins(outputs: list[Tensor], copies: int, *, kept: bool) -> Callable[[int], Tensor]:
@@ -132,37 +123,25 @@ def _stand_ins(outputs: list[Tensor], copies: int, *, kept: bool) -> Callable[[i
     return stand_in
 
 
-def _replace_forward(
-    module: nn.Module, answer: Callable[[int], Tensor], changed: list[tuple[nn.Module, Any]]
-) -> None:
-    """Let this thread's n-th call of ``module`` return ``answer(n)``."""
-    original, thread, calls = module.forward, threading.get_ident(), [0]
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(*args, **kwargs)
-        calls[0] += 1
-        return answer(calls[0] - 1)
-
-    changed.append((module, module.__dict__.get("forward")))  # somebody's patch of this instance
-    module.__dict__["forward"] = forward
+def _answered(answer: Callable[[int], Tensor]) -> Replacement:
+    """A forward whose n-th call returns ``answer(n)``."""
+    calls = count()
+    return lambda _: lambda *args, **kwargs: answer(next(calls))
 
 
-def _replace_last_output(
-    module: nn.Module, last: int, features: Tensor, changed: list[tuple[nn.Module, Any]]
-) -> None:
-    """Let this thread's call number ``last`` of ``module`` return ``features``."""
-    original, thread, calls = module.forward, threading.get_ident(), [0]
+def _last_output(last: int, features: Tensor) -> Replacement:
+    """A forward whose call number ``last`` returns ``features``."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
-        if threading.get_ident() != thread:
-            return output
-        calls[0] += 1
-        return features if calls[0] == last else output
+    def replacement(own: Callable[..., Any]) -> Callable[..., Any]:
+        calls = count(1)
 
-    changed.append((module, module.__dict__.get("forward")))  # somebody's patch of this instance
-    module.__dict__["forward"] = forward
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = own(*args, **kwargs)
+            return features if next(calls) == last else output
+
+        return forward
+
+    return replacement
 
 
 class _Record:
@@ -182,8 +161,11 @@ def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
     record = _Record()
     outputs: dict[nn.Module, list[Tensor]] = {}
     inside = set(layer.modules()) - {layer}
+    thread = threading.get_ident()
 
     def enter(module: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() != thread:
+            return  # somebody else's forward pass
         if module is layer:
             record.calls_of_layer += 1
             if record.calls_of_layer == 1:
@@ -191,6 +173,8 @@ def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
         record.finished_before.pop(module, None)
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         if record.calls_of_layer:
             record.largest = max(record.largest, _bytes(inputs, output))
         for child in module.modules():
@@ -221,8 +205,11 @@ def bytes_per_image(model: nn.Module, images: Tensor) -> int:
     The largest input and output of a module, with room for what convolutions need to work.
     """
     largest = [0]
+    thread = threading.get_ident()
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() != thread:
+            return  # somebody else's forward pass
         largest[0] = max(largest[0], _bytes(inputs, output))
 
     handles = [module.register_forward_hook(leave) for module in model.modules()]

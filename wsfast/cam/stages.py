@@ -1,6 +1,7 @@
 """Finds the stages of a model: the last layer of each resolution."""
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from .._check import value_error
 from .capture import undisturbed
-from .tokens import is_token_model, token_stages
+from .channels_last import says_channels_last
+from .tokens import token_stages
 
 # Area ratio of two neighbouring stages at least: half a pooling step, so that the rims cut off by
 # unpadded convolutions open no stage while 5x5 after 3x3 still does.
@@ -23,7 +25,8 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
     """Module names of the stages, shallow to deep.
 
     timm's ``feature_info`` less a trailing pool where the model has one (VGG: the last ReLU before
-    each pool), else what a dry run on the first image shows.
+    each pool), else what a dry run on the first image, twice, shows. Of a transformer inside a
+    wrapper that is the patch convolution alone, so its own stages are taken.
 
     Args:
         where: name of the calling function, for messages.
@@ -31,22 +34,66 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
         images: a batch the model takes.
 
     Raises:
-        ValueError: the dry run meets no (N, C, h, w) tensor.
+        ValueError: the dry run meets no (N, C, h, w) tensor, or that of a patch convolution alone.
     """
-    names = timm_stages(model) or dry_run_stages(model, images[:1])
+    if names := timm_stages(model):
+        return names
+    calls = _record_calls(model, images)
+    found = _stages_of(calls)
+    names = [stage.name for stage in found]
+    if inner := _transformer_inside(model, names):
+        return inner
     if not names:
         value_error(where, "layers", "given by name for this model", "no (N, C, h, w) feature maps")
+    if _is_patch_convolution(found[-1].module):
+        _refuse_tokens(where, calls, found[-1])
     return names
+
+
+def _transformer_inside(model: nn.Module, names: list[str]) -> list[str]:
+    """Stages of the one transformer in which all layers lie that a dry run has found."""
+    for prefix, part in model.named_modules():
+        if token_stages(part) or says_channels_last(part):
+            dotted = f"{prefix}." if prefix else ""
+            if all(name.startswith(dotted) for name in names):
+                return [dotted + name for name in timm_stages(part)]
+    return []
+
+
+def _is_patch_convolution(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride
+        and max(module.kernel_size) > 1
+    )
+
+
+def _refuse_tokens(where: str, calls: "_Call", patches: "_Call") -> None:
+    """Raise where rows of tokens follow the patches: the explanation lies in them."""
+    norms = [
+        call
+        for call in _descendants(calls)
+        if isinstance(call.module, nn.LayerNorm) and call.tokens >= patches.area
+    ]
+    if norms:
+        h, w = patches.grid
+        expected = (
+            "given by name for this model: a norm inside its last block, with reshape="
+            f"lambda x: x[:, {norms[-1].tokens - h * w}:].unflatten(1, ({h}, {w})).movedim(3, 1)"
+        )
+        last = ", ".join(f"'{call.name}'" for call in norms[-3:])
+        actual = f"the patch convolution '{patches.name}' alone (its last norms of tokens: {last})"
+        value_error(where, "layers", expected, actual)
 
 
 def timm_stages(model: nn.Module) -> list[str]:
     """The last module of each resolution in timm's ``feature_info`` less a trailing pool.
 
-    Empty without one. Of a vision transformer, whose blocks all have one resolution, the last norm
-    that counts.
+    Empty without one. Of a vision transformer, timm's or torchvision's, whose blocks all have one
+    resolution, the last norm that counts.
     """
-    if is_token_model(model):
-        return token_stages(model)
+    if names := token_stages(model):
+        return names
     info = getattr(model, "feature_info", None)
     if not isinstance(info, (list, tuple)):
         return []
@@ -65,10 +112,15 @@ class _Call:
 
     name: str
     module: nn.Module
-    area: int = 0
+    grid: tuple[int, int] = (0, 0)
+    tokens: int = 0
     pooled: bool = False
     last: bool = False
     inside: list["_Call"] = field(default_factory=list)
+
+    @property
+    def area(self) -> int:
+        return self.grid[0] * self.grid[1]
 
 
 def dry_run_stages(model: nn.Module, images: Tensor) -> list[str]:
@@ -79,9 +131,13 @@ def dry_run_stages(model: nn.Module, images: Tensor) -> list[str]:
     1 x 1 outputs (squeeze-and-excitation, heads), outputs of another shape than the image
     (channels-last blocks) nor, once the resolution has dropped, higher ones (decoders).
     """
+    return [call.name for call in _stages_of(_record_calls(model, images))]
+
+
+def _stages_of(calls: _Call) -> list[_Call]:
     stages: list[_Call] = []
-    _add_stages(_record_calls(model, images), stages)
-    return [call.name for call in stages]
+    _add_stages(calls, stages)
+    return stages
 
 
 def _add_stages(call: _Call, stages: list[_Call]) -> None:
@@ -111,21 +167,31 @@ def _descendants(call: _Call) -> Iterator[_Call]:
 
 
 def _record_calls(model: nn.Module, images: Tensor) -> _Call:
-    """Run the model and return its tree of module calls."""
+    """Run the model on the first image, twice, and return its tree of module calls.
+
+    Two images tell what is theirs from tables of parameters and the like.
+    """
+    images = images[:1].repeat(2, 1, 1, 1)
     root = _Call("", model)
     stack = [root]
     latest: dict[str, _Call] = {}
     previous: list[Any] = [None, False]  # output of the last finished call, and whether pooled
+    thread = threading.get_ident()
 
     def enter(name: str, module: nn.Module) -> None:
+        if threading.get_ident() != thread:
+            return  # somebody else's forward pass
         call = _Call(name, module)
         stack[-1].inside.append(call)
         stack.append(call)
         latest[name] = call
 
     def leave(output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         call = stack.pop()
-        call.area = _area(output, images)
+        call.grid = _grid(output, images)
+        call.tokens = _tokens(output, images)
         # A block that returns its pool's output is pooled too.
         call.pooled = _is_pool(call.module) or (output is previous[0] and previous[1])
         previous[:] = [output, call.pooled]
@@ -147,13 +213,20 @@ def _record_calls(model: nn.Module, images: Tensor) -> _Call:
     return root
 
 
-def _area(value: Any, images: Tensor) -> int:
-    """Pixels of an (N, C, h, w) tensor of the images' shape, 0 for anything else."""
+def _grid(value: Any, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of an (N, C, h, w) tensor of the images' shape, 0 for anything else."""
     if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
-        return 0
+        return (0, 0)
     height, width = value.shape[2:]
     expected = height * images.shape[3] / images.shape[2]
-    return height * width if abs(width - expected) <= max(1.0, expected / 2) else 0
+    fits = abs(width - expected) <= max(1.0, expected / 2) and len(value) == len(images)
+    return (height, width) if fits else (0, 0)
+
+
+def _tokens(value: Any, images: Tensor) -> int:
+    """Tokens of an (N, tokens, C) tensor, 0 for anything else."""
+    by_image = isinstance(value, Tensor) and value.dim() == 3 and len(value) == len(images)
+    return int(value.shape[1]) if by_image else 0
 
 
 def _is_pool(module: nn.Module) -> bool:

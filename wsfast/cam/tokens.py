@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from .channels_last import Rerun, is_channels_last
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -15,38 +18,57 @@ class Layout(NamedTuple):
 
     Attributes:
         to_maps: from the output, or its gradient, to an (N, C, h, w) view.
-        channels: the output's dimension of channels.
+        channels: the output's dimension of channels; None where only ``to_maps`` knows.
     """
 
     to_maps: Reshape
-    channels: int
+    channels: int | None
 
 
 def _unchanged(output: Tensor) -> Tensor:
     return output
 
 
+def _channels_forward(output: Tensor) -> Tensor:
+    return output.permute(0, 3, 1, 2)
+
+
 MAPS = Layout(_unchanged, 1)
+CHANNELS_LAST = Layout(_channels_forward, 3)
 
 
-def find_layout(model: nn.Module, module: nn.Module, output: Tensor, images: Tensor) -> Layout:
-    """The layout of a layer's output, :data:`MAPS` where nothing else is known."""
-    if output.dim() == 4 and (
-        _looks_channels_last(module, output, images)
-        or (is_channels_last(model) and not isinstance(module, nn.Conv2d))
-    ):
-        return Layout(lambda x: x.permute(0, 3, 1, 2), 3)
-    if output.dim() != 3:
-        return MAPS
-    rolled = _rolled_layout(model, module)
-    if rolled is not None:
-        return rolled
-    grid = _token_grid(model, module, images)
+def find_layout(
+    where: str, owners: list[nn.Module], output: Tensor, images: Tensor, at_twice_the_height: Rerun
+) -> Layout:
+    """The layout of a layer's output, :data:`MAPS` where nothing else is known.
+
+    See :func:`is_channels_last` for the arguments.
+    """
+    if output.dim() == 4:
+        last = is_channels_last(where, owners, output, images, at_twice_the_height)
+        return CHANNELS_LAST if last else MAPS
+    if output.dim() == 3:
+        for owner in owners:  # a wrapper knows nothing of the transformer in it
+            layout = _rolled_layout(owner, owners[-1]) or _rows(owner, owners[-1], output, images)
+            if layout is not None:
+                return layout
+    return MAPS
+
+
+def enclosing(model: nn.Module, name: str) -> list[nn.Module]:
+    """The model and what lies in it around a module, down to the module itself."""
+    parts = name.split(".")
+    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
+
+
+def _rows(owner: nn.Module, module: nn.Module, output: Tensor, images: Tensor) -> Layout | None:
+    """Layout of rows of tokens whose grid is known and fits."""
+    grid = _token_grid(owner, module, images)
     if grid is None:
-        return MAPS
+        return None
     prefix = output.shape[1] - grid[0] * grid[1]
-    if prefix not in (0, prefix_tokens(model)):  # 0: the class token comes later (XCiT, CaiT)
-        return MAPS
+    if prefix not in (0, prefix_tokens(owner)):  # 0: the class token comes later (XCiT, CaiT)
+        return None
     return token_layout(grid, prefix)
 
 
@@ -62,6 +84,25 @@ def token_layout(grid: tuple[int, int], prefix: int) -> Layout:
         return tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
 
     return Layout(to_maps, 2)
+
+
+def channel_dimension(reshape: Reshape, output: Tensor) -> int | None:
+    """The dimension of a layer's output that ``reshape`` makes the channels; None if there is none.
+
+    Found by what comes of tensors that hold their own index along a dimension.
+
+    >>> import torch
+    >>> tokens = torch.ones(2, 7, 5)
+    >>> channel_dimension(lambda x: x[:, 1:].unflatten(1, (2, 3)).movedim(3, 1), tokens)
+    2
+    """
+    for dim in range(1, output.dim()):
+        index = torch.arange(output.shape[dim], dtype=torch.float32, device=output.device)
+        along = (-1, *(1,) * (output.dim() - dim - 1))
+        maps = reshape(index.view(along).expand(output.shape))
+        if maps.shape[1] == len(index) and bool((maps == index.view(-1, 1, 1)).all()):
+            return dim
+    return None
 
 
 def _rolled_layout(model: nn.Module, module: nn.Module) -> Layout | None:
@@ -86,22 +127,6 @@ def _token_grid(model: nn.Module, module: nn.Module, images: Tensor) -> tuple[in
                 return -(-height // stride), -(-width // stride)
     patch = patch_size(model)
     return None if patch is None else (height // patch[0], width // patch[1])
-
-
-def is_channels_last(model: nn.Module) -> bool:
-    """Whether a timm model says that its feature maps are (N, h, w, C) (Swin)."""
-    return getattr(model, "output_fmt", None) == "NHWC"
-
-
-def _looks_channels_last(module: nn.Module, output: Tensor, images: Tensor) -> bool:
-    """Whether only (N, h, w, C) has the images' shape, and layer norms run over C (VOLO)."""
-    height, width, channels = output.shape[1:]
-    aspect = images.shape[3] / images.shape[2]
-    skewed = abs(channels - width * aspect) > max(1.0, width * aspect / 2)
-    if not skewed or abs(width - height * aspect) >= 1:
-        return False
-    norms = (norm for norm in module.modules() if isinstance(norm, nn.LayerNorm))
-    return any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
 
 
 def patch_size(model: nn.Module) -> tuple[int, int] | None:
@@ -139,11 +164,15 @@ def is_token_model(model: nn.Module) -> bool:
 
 
 def token_stages(model: nn.Module) -> list[str]:
-    """The layer that explains a timm vision transformer: the last block's first norm.
+    """The layer that explains a timm or torchvision vision transformer, none for other models.
 
-    What the last block gives out is of no use: where the class token alone is read, the scores do
-    not depend on its patches.
+    The last block's first norm: what the last block gives out is of no use, as the scores do not
+    depend on its patches where the class token alone is read.
     """
-    blocks = model.blocks
-    assert isinstance(blocks, (nn.Sequential, nn.ModuleList))
-    return [f"blocks.{len(blocks) - 1}.norm1"]
+    if is_token_model(model):
+        return [f"blocks.{len(model.blocks) - 1}.norm1"]  # type: ignore[arg-type]
+    layers = getattr(getattr(model, "encoder", None), "layers", None)
+    if not isinstance(layers, nn.Sequential) or not hasattr(model, "class_token"):
+        return []
+    norms = [f"encoder.layers.{name}.ln_1" for name, _ in layers.named_children()]
+    return norms[-1:] if hasattr(layers[-1], "ln_1") else []
