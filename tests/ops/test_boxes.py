@@ -352,3 +352,31 @@ def test_errors(case: int) -> None:
     with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
         call()
     assert message in str(error.value)
+
+
+EXTREME_SHAPES = {  # front doors refuse empty images; the kernels' columns and rows are int32
+    "must not be empty images": [(1, 0, 5), (1, 5, 0)],
+    "sides of at most 2\\^31 - 64": [
+        (1, 1, (1 << 31) - 1),
+        (1, (1 << 31) - 63, 1),
+        (1, 1 << 16, 1 << 15),
+    ],
+}
+DIRECT_CALLS = {
+    "connected_components": (torch.uint8, (8,)),
+    "component_boxes": (torch.uint8, (4, 8, 1)),
+    "cam_boxes": (torch.float32, (torch.zeros(1), 4, 8, 1)),
+    "label_boxes": (torch.int32, (4,)),
+    "otsu_level": (torch.float32, (1,)),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT_CALLS)
+def test_ops_refuse_extreme_shapes(name: str) -> None:
+    """Without an allocation: one pixel, expanded."""
+    dtype, rest = DIRECT_CALLS[name]
+    call = getattr(torch.ops.wsfast, name)
+    for message, shapes in EXTREME_SHAPES.items():
+        for shape in shapes:
+            with pytest.raises(RuntimeError, match=message):
+                call(torch.zeros(1, 1, 1, dtype=dtype).expand(shape), *rest)

@@ -302,12 +302,61 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
     assert out[0].isfinite().all()
 
 
-@pytest.mark.parametrize("largest", [1e-30, 1.0, 1e37, 1.6e38])
+@pytest.mark.parametrize("largest", [1e-37, 1e-30, 1.0, 1e37, 1.6e38])
 def test_a_finite_range_gives_no_nan(largest: float) -> None:
     maps = largest * torch.tensor([[[-1.0, 0.0, 1.0]]])
     eps = 1e-7 if largest >= 1 else 0.0
     out = wsfast.normalize_cams(maps, eps=eps)
     torch.testing.assert_close(out, torch.tensor([[[0.0, 0.5, 1.0]]]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["minmax", "max"])
+@pytest.mark.parametrize("eps", [0.0, 1e-50])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (-3.0, -3.0), (0.0, 1e-45), (0.0, 1e-40)])
+def test_a_divisor_near_zero_counts_as_flat(
+    emulator, low: float, high: float, eps: float, mode: str
+) -> None:
+    """Its reciprocal overflows float32."""
+    maps = torch.tensor([[[low, low], [low, high]]])
+    size, options = (2, 3), {"layer_norm": mode, "norm": mode, "eps": eps}
+    torch_calls = (
+        lambda x: wsfast.normalize_cams(x, mode=mode, eps=eps),
+        lambda x: reference.normalize_cams(x, mode=mode, eps=eps),
+        lambda x: wsfast.fuse_cams([x, x], size, **options),
+        lambda x: reference.fuse_cams([x, x], size, **options),
+    )
+    for call in torch_calls:
+        leaf = maps.clone().requires_grad_()
+        out = call(leaf)
+        assert out.eq(0).all()
+        out.sum().backward()
+        assert leaf.grad.eq(0).all()
+    for layer_norm, norm in ((mode, "none"), ("none", mode)):
+        emulated, _ = emulator.call(
+            "fuse_cams",
+            [to_bits(maps)],
+            to_bits(torch.ones(1)),
+            *size,
+            layer_norm,
+            "sum",
+            norm,
+            eps,
+            dtype=torch.float32,
+        )
+        assert (emulated == 0).all()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+def test_gradient_of_a_small_range(eps: float) -> None:
+    """Its square underflows in float32."""
+    maps = 1e-30 * torch.tensor([[[0.0, 1.0, 3.0, 4.0]]])
+    factors = torch.tensor([[[1.0, 2.0, 3.0, 5.0]]])
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = maps.to(dtype, copy=True).requires_grad_()
+        (wsfast.normalize_cams(leaf, eps=eps) * factors.to(dtype)).sum().backward()
+        grads.append(leaf.grad.double())
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=0)
 
 
 GOOD = [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]

@@ -318,6 +318,11 @@ ERRORS = [
         ValueError,
         "maps must be images with 1 <= H * W < 2^30",
     ),
+    (
+        lambda: wsfast.level_boxes(torch.empty(1, 1, (1 << 30) - 1, device="meta")),
+        ValueError,
+        "maps must be images with 1 <= H * W < 2^30 and (H + 2) * (W + 2) < 2^31",
+    ),
     (lambda: wsfast.level_best_iou(NAN, TRUTH, OFFSETS), ValueError, "maps must be free of NaN"),
     (
         lambda: wsfast.level_best_iou(MAPS, TRUTH[:, :3], OFFSETS),
@@ -404,3 +409,11 @@ def test_errors(case: int) -> None:
     with pytest.raises(kind, match=r"^wsfast\.\w+: ") as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, (1 << 30) - 1), (1, (1 << 29) - 1, 2)])
+def test_op_refuses_maps_whose_frame_is_too_large(shape: tuple[int, int, int]) -> None:
+    """Places in the framed map are int32; the check comes before any copy of the map."""
+    byte = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="inside a frame of one pixel must have less than 2"):
+        torch.ops.wsfast.level_boxes(byte.expand(shape))

@@ -352,3 +352,18 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
     for ours, name in ((gradcam, CAM_OPS[0]), (layercam, CAM_OPS[1])):
         expected = getattr(reference, name)(a, g, 40, scope=scope)
         torch.testing.assert_close(ours, expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("percentile", [-1.0, 100.5, math.nan, math.inf])
+def test_ops_refuse_percentiles_outside(device: torch.device, percentile: float) -> None:
+    """The front door raises first; the kernels would search for a rank that no value has."""
+    grads = torch.rand(1, 2, 3, 4, device=device)
+    calls = (
+        lambda op: op.positive_percentile(grads, percentile, False),
+        lambda op: op.truncate_gradients(grads, percentile, True),
+        lambda op: op.truncated_gradcam(grads, grads, percentile, False, False),
+        lambda op: op.truncated_layercam(grads, grads, percentile, False, False),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="percentile must be between 0 and 100"):
+            call(torch.ops.wsfast)

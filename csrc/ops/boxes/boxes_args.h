@@ -12,11 +12,17 @@ struct Shape {
   int64_t pixels() const { return int64_t{height} * width; }
 };
 
+// Columns and rows, rounded up to whole words and strips, are int32.
+inline constexpr int64_t kLongestSide = INT32_MAX - 63;
+
 inline Shape shape_of(const char* op, const char* name, const Tensor& tensor) {
   check_rank(op, name, tensor, 3);
   const int64_t height = tensor.size(1), width = tensor.size(2);
-  WS_CHECK(height <= INT32_MAX && width <= INT32_MAX && height * width <= INT32_MAX, "wsfast::", op,
-           ": ", name, " must have fewer than 2^31 pixels per image, got ", height, " x ", width);
+  WS_CHECK(height > 0 && width > 0, "wsfast::", op, ": ", name, " must not be empty images, got ",
+           height, " x ", width);
+  WS_CHECK(height <= kLongestSide && width <= kLongestSide && height * width <= INT32_MAX,
+           "wsfast::", op, ": ", name, " must have fewer than 2^31 pixels per image, and sides of at"
+           " most 2^31 - 64, got ", height, " x ", width);
   return {tensor.size(0), static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 

@@ -28,7 +28,7 @@ class Bands {
     rows_ = static_cast<int32_t>(std::max(rows, kFewestRows));
   }
 
-  int32_t count() const { return (height_ + rows_ - 1) / rows_; }
+  int32_t count() const { return (height_ - 1) / rows_ + 1; }
   int32_t rows() const { return rows_; }  // of every band but the last
   int32_t begin(int32_t band) const { return band * rows_; }
   int32_t rows(int32_t band) const { return std::min(rows_, height_ - begin(band)); }

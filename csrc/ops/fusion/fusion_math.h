@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "../../core/device.h"
 
@@ -31,14 +32,21 @@ struct Affine {
   WS_HD A operator()(A value) const { return (value - shift) * scale; }
 };
 
+// The factor that divides by `divisor`; 0 where that is below the smallest normal number, since its
+// reciprocal may overflow: such a map counts as flat.
+template <class A>
+WS_HD A factor_of(A divisor) {
+  return divisor < std::numeric_limits<A>::min() ? A(0) : A(1) / divisor;
+}
+
 // minmax: (m - min) / (max(m - min) + eps); max: m / (max(m) + eps), 0 where no value is positive.
-// Not finite: a zero map.
+// Where layers add up to more than A holds, what is still finite becomes 0 and the rest NaN.
 template <class A>
 WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
   if (!stats.finite) return {A(0), A(0)};
   const A e = static_cast<A>(eps);
-  if (norm == Norm::minmax) return {stats.low, A(1) / ((stats.high - stats.low) + e)};
-  if (norm == Norm::max) return {A(0), stats.high > A(0) ? A(1) / (stats.high + e) : A(0)};
+  if (norm == Norm::minmax) return {stats.low, factor_of((stats.high - stats.low) + e)};
+  if (norm == Norm::max) return {A(0), stats.high > A(0) ? factor_of(stats.high + e) : A(0)};
   return {A(0), A(1)};
 }
 

@@ -27,6 +27,8 @@ Shape shape_of(const char* op, const Tensor& maps) {
   const int64_t height = maps.size(1), width = maps.size(2);
   WS_CHECK(height < kMaxPixels && width < kMaxPixels && height * width < kMaxPixels, "wsfast::", op,
            ": maps must have less than 2^30 pixels each");
+  WS_CHECK((height + 2) * (width + 2) <= INT32_MAX, "wsfast::", op,
+           ": maps inside a frame of one pixel must have less than 2^31 pixels each");
   WS_CHECK(height > 0 && width > 0, "wsfast::", op, ": maps must not be empty images");
   return {maps.size(0), static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }

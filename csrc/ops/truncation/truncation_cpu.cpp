@@ -3,6 +3,7 @@
 
 #include "../../core/memory.h"
 #include "../../core/torch_api.h"
+#include "truncation_args.h"
 #include "truncation_rows.h"
 
 #define WS_SIMD_BODY "../ops/truncation/truncation_simd.h"
@@ -49,8 +50,9 @@ struct Shape {
   int64_t row_length() const { return per_sample ? channels * pixels : pixels; }
 };
 
-Shape shape_of(const char* op, const Tensor& grads, bool per_sample) {
+Shape shape_of(const char* op, const Tensor& grads, double percentile, bool per_sample) {
   check_rank(op, "grads", grads, 4);
+  check_percentile(op, percentile);
   return {grads.size(0), grads.size(1), grads.size(2) * grads.size(3), per_sample};
 }
 
@@ -233,7 +235,7 @@ void layercam_maps(const CamArgs<T>& in, Out* out) {
 WS_DEFINE_DISPATCH_SIMD(Passes)
 
 Tensor positive_percentile_cpu(const Tensor& grads, double percentile, bool per_sample) {
-  const Shape shape = shape_of("positive_percentile", grads, per_sample);
+  const Shape shape = shape_of("positive_percentile", grads, percentile, per_sample);
   const Tensor g = as_contiguous(grads);
   Tensor out = new_row_tensor(g, shape, g.scalar_type());
   dispatch_floating(g.scalar_type(), "positive_percentile", [&]<class T>() {
@@ -246,7 +248,7 @@ Tensor positive_percentile_cpu(const Tensor& grads, double percentile, bool per_
 
 std::tuple<Tensor, Tensor> truncate_gradients_cpu(const Tensor& grads, double percentile,
                                                   bool per_sample) {
-  const Shape shape = shape_of("truncate_gradients", grads, per_sample);
+  const Shape shape = shape_of("truncate_gradients", grads, percentile, per_sample);
   const Tensor g = as_contiguous(grads);
   Tensor out = new_tensor(g, sizes_of(g), g.scalar_type());
   Tensor thresholds = new_row_tensor(g, shape, g.scalar_type());
@@ -264,7 +266,7 @@ template <class Maps>
 std::tuple<Tensor, Tensor> run_cam(const char* op, const Tensor& activations, const Tensor& grads,
                                    double percentile, bool per_sample, bool accumulate_output,
                                    const Maps& maps) {
-  const Shape shape = shape_of(op, grads, per_sample);
+  const Shape shape = shape_of(op, grads, percentile, per_sample);
   check_same_kind(op, activations, grads);
   WS_CHECK(sizes_of(activations) == sizes_of(grads), "wsfast::", op,
            ": activations and grads must have one shape");

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../core/torch_api.h"
+#include "truncation_args.h"
 #include "truncation_kernels.cuh"
 
 namespace wsfast::truncation {
@@ -26,6 +27,7 @@ struct Launch {
 
 Launch launch_of(const char* op, const Tensor& grads, double percentile, bool per_sample) {
   check_rank(op, "grads", grads, 4);
+  check_percentile(op, percentile);
   const int64_t maps = grads.size(0) * grads.size(1);
   WS_CHECK(maps <= INT32_MAX, "wsfast::", op, ": too many feature maps, got ", maps);
   return {grads.size(0), grads.size(1), grads.size(2) * grads.size(3), per_sample, percentile,

@@ -154,7 +154,8 @@ def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> 
 
     Returns:
         A tensor like ``cams``. A flat map gives 0, and a map of finite range (max - min must not
-        overflow, for half types in float32) never NaN; with ``"max"`` a map without a positive
+        overflow, for half types in float32) never NaN; a divisor below the smallest normal number
+        (1.2e-38 in float32) counts as flat. With ``"max"`` a map without a positive
         value gives 0. A map that is not finite gives 0 where it cannot be seen without a device
         sync.
 
@@ -206,7 +207,8 @@ def fuse_cams(
     Returns:
         (N, H, W) in the layers' dtype. Resizing is half-pixel bilinear without antialiasing
         (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Flat maps give 0, and maps
-        of finite range, as :func:`normalize_cams` has it, never NaN. An image with a map that is
+        of finite range, as :func:`normalize_cams` has it, never NaN while their sum does not
+        overflow. An image with a map that is
         not finite gives a zero map where it cannot be seen without a device sync.
 
     Raises:

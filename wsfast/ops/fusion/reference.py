@@ -12,15 +12,25 @@ def _accumulate(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def divisor_of(high: Tensor, mode: str, eps: float) -> tuple[Tensor, Tensor]:
+    """What maps of these maxima are divided by, and which are flat and become 0: for those 1.
+
+    A divisor below the smallest normal number counts as flat: its reciprocal may overflow.
+    """
+    divisor = high + eps
+    flat = divisor < torch.finfo(divisor.dtype).tiny
+    if mode == "max":
+        flat = flat | ~(high > 0)
+    return divisor.masked_fill(flat, 1), flat
+
+
 def normalize(cams: Tensor, mode: str, eps: float) -> Tensor:
     """``minmax``, ``max`` or ``none`` of (N, H, W) maps, image by image."""
     if mode == "none":
         return cams
-    if mode == "max":
-        high = cams.amax(dim=(1, 2), keepdim=True)
-        return torch.where(high > 0, cams / (high + eps), 0)
-    shifted = cams - cams.amin(dim=(1, 2), keepdim=True)
-    return shifted / (shifted.amax(dim=(1, 2), keepdim=True) + eps)
+    shifted = cams - cams.amin(dim=(1, 2), keepdim=True) if mode == "minmax" else cams
+    divisor, flat = divisor_of(shifted.amax(dim=(1, 2), keepdim=True), mode, eps)
+    return (shifted / divisor).masked_fill(flat, 0)
 
 
 def resize(cams: Tensor, size: Sequence[int]) -> Tensor:

@@ -69,13 +69,14 @@ def _normalize_backward(cams: Tensor, grad: Tensor, mode: str, eps: float) -> Te
     )
     shifted = cams - low
     high = shifted.amax(dim=(1, 2), keepdim=True)
-    scale = high + eps
-    grad_scale = -(grad * shifted).sum(dim=(1, 2), keepdim=True) / (scale * scale)
-    grad_cams = grad / scale + grad_scale * _shares(shifted == high, grad)
+    divisor, flat = reference.divisor_of(high, mode, eps)
+    by_divisor = grad / divisor
+    grad_high = -(by_divisor * (shifted / divisor)).sum(dim=(1, 2), keepdim=True)
+    grad_cams = by_divisor + grad_high * _shares(shifted == high, grad)
     if mode == "minmax":
         total = grad_cams.sum(dim=(1, 2), keepdim=True)
-        return grad_cams - total * _shares(cams == low, grad)
-    return torch.where(high > 0, grad_cams, 0)
+        grad_cams = grad_cams - total * _shares(cams == low, grad)
+    return grad_cams.masked_fill(flat, 0)
 
 
 def _shares(chosen: Tensor, like: Tensor) -> Tensor:

@@ -28,10 +28,15 @@ __all__ = ["level_best_iou", "level_boxes", "score_histograms", "threshold_level
 def _check_maps(where: str, maps: Tensor) -> None:
     check_tensor(where, "maps", maps)
     check_rank(where, "maps", maps, 3)
-    pixels = maps.shape[1] * maps.shape[2]
-    if pixels == 0 or pixels >= 1 << 30:  # twice an area fits an int32
+    height, width = maps.shape[1], maps.shape[2]
+    # Twice an area and an index into the map in its frame of one pixel must fit an int32.
+    framed = (height + 2) * (width + 2)
+    if height * width == 0 or height * width >= 1 << 30 or framed >= 1 << 31:
         value_error(
-            where, "maps", "images with 1 <= H * W < 2^30 pixels", f"shape {list(maps.shape)}"
+            where,
+            "maps",
+            "images with 1 <= H * W < 2^30 and (H + 2) * (W + 2) < 2^31",
+            f"shape {list(maps.shape)}",
         )
 
 
@@ -190,7 +195,8 @@ def level_boxes(maps: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         maps: (N, H, W) in 0-1, float32, float64, float16 or bfloat16, or uint8 levels; any
-            strides, H * W < 2^30. Values outside 0-1 are clamped; half types count in float32.
+            strides, H * W < 2^30 and (H + 2) * (W + 2) < 2^31. Values outside 0-1 are clamped; half
+            types count in float32.
 
     Returns:
         ``boxes`` (N, 256, 4) int32 (x0, y0, x1, y1), half-open, and ``area2`` (N, 256) int32,
@@ -228,7 +234,8 @@ def level_best_iou(
 
     Args:
         maps: (N, H, W) in 0-1, float32, float64, float16 or bfloat16, or uint8 levels; any
-            strides, H * W < 2^30. Values outside 0-1 are clamped; half types count in float32.
+            strides, H * W < 2^30 and (H + 2) * (W + 2) < 2^31. Values outside 0-1 are clamped; half
+            types count in float32.
         gt_boxes: (G, 4) int32 or int64 (x0, y0, x1, y1) in pixels, both corners inclusive, as
             the protocol's files have them; those of all images, one after the other.
         gt_offsets: (N + 1,) int32 or int64; image n has rows gt_offsets[n] to gt_offsets[n + 1].
