@@ -9,6 +9,28 @@ namespace tr = wsfast::truncation;
 
 unsigned to_unsigned(int64_t value) { return static_cast<unsigned>(value); }
 
+template <class T, class Count>
+void select_long_rows(const T* grads, int64_t rows, int64_t n, double percentile, T* thresholds,
+                      T* truncated) {
+  using State = tr::Selection<typename tr::RowKey<T>::Key>;
+  const dim3 block(tr::kThreads), grid(to_unsigned(rows));
+  const int64_t tiles = ceil_div(n, tr::kTileLength);
+  DeviceArray<Count> histograms(rows * tr::kBins);
+  DeviceArray<State> states(rows);
+  histograms.zero();
+  states.zero();
+  const auto count = tr::count_digits_kernel<T, Count>;
+  const auto pick = tr::pick_digit_kernel<T, Count>;
+  for (int level = 0; level < tr::RowKey<T>::levels; ++level) {
+    WS_LAUNCH(count, dim3(to_unsigned(rows * tiles)), block, 0, nullptr, grads, n, tiles, level,
+              states.data(), histograms.data());
+    WS_LAUNCH(pick, grid, block, 0, nullptr, histograms.data(), level, percentile, states.data(),
+              thresholds);
+  }
+  WS_LAUNCH(tr::keep_kernel<T>, dim3(2), block, 0, nullptr, grads, rows * n, n, thresholds,
+            truncated);
+}
+
 template <class T>
 void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t n,
                  double percentile, T* thresholds, T* truncated) {
@@ -22,21 +44,10 @@ void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t 
     const auto kernel = tr::select_row_kernel<T, false>;
     WS_LAUNCH(kernel, grid, block, 0, nullptr, grads, n, percentile, thresholds, truncated,
               no_weights);
+  } else if (path == "long") {
+    select_long_rows<T, uint32_t>(grads, rows, n, percentile, thresholds, truncated);
   } else {
-    using State = tr::Selection<typename tr::RowKey<T>::Key>;
-    const int64_t tiles = ceil_div(n, tr::kTileLength);
-    DeviceArray<unsigned long long> histograms(rows * tr::kBins);
-    DeviceArray<State> states(rows);
-    histograms.zero();
-    states.zero();
-    for (int level = 0; level < tr::RowKey<T>::levels; ++level) {
-      WS_LAUNCH(tr::count_digits_kernel<T>, dim3(to_unsigned(rows * tiles)), block, 0, nullptr,
-                grads, n, tiles, level, states.data(), histograms.data());
-      WS_LAUNCH(tr::pick_digit_kernel<T>, grid, block, 0, nullptr, histograms.data(), level,
-                percentile, states.data(), thresholds);
-    }
-    WS_LAUNCH(tr::keep_kernel<T>, dim3(2), block, 0, nullptr, grads, rows * n, n, thresholds,
-              truncated);
+    select_long_rows<T, unsigned long long>(grads, rows, n, percentile, thresholds, truncated);
   }
 }
 

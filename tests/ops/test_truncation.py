@@ -337,7 +337,7 @@ def test_errors(case: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["cached", "uncached", "long"])
+@pytest.mark.parametrize("path", ["cached", "uncached", "long", "longest"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bool) -> None:
     a, g = torch.randn(2, 3, 9, 13).to(dtype), torch.randn(2, 3, 9, 13).to(dtype)

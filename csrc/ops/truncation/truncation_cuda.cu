@@ -74,22 +74,26 @@ void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds,
   }
 }
 
-template <class T>
+// Count holds the number of values of a row.
+template <class T, class Count>
 void select_long_rows(const Tensor& grads, const Launch& launch, T* thresholds) {
   using State = Selection<typename RowKey<T>::Key>;
   const int64_t rows = launch.rows(), n = launch.row_length();
   const int64_t tiles = (n + kTileLength - 1) / kTileLength;
-  const Tensor histograms =
-      torch::stable::new_zeros(grads, std::vector<int64_t>{rows, kBins}, ScalarType::Long);
+  const Tensor histograms = torch::stable::new_zeros(
+      grads, std::vector<int64_t>{rows, kBins * static_cast<int64_t>(sizeof(Count))},
+      ScalarType::Byte);
   const Tensor states = torch::stable::new_zeros(
       grads, std::vector<int64_t>{rows, static_cast<int64_t>(sizeof(State))}, ScalarType::Byte);
-  auto* counts = write_ptr<unsigned long long>(histograms);
+  auto* counts = write_ptr<Count>(histograms);
   auto* selections = write_ptr<State>(states);
+  const auto count = count_digits_kernel<T, Count>;
+  const auto pick = pick_digit_kernel<T, Count>;
   for (int level = 0; level < RowKey<T>::levels; ++level) {
-    WS_LAUNCH(count_digits_kernel<T>, dim3(static_cast<unsigned>(rows * tiles)), dim3(kThreads), 0,
-              launch.stream, read_ptr<T>(grads), n, tiles, level, selections, counts);
-    WS_LAUNCH(pick_digit_kernel<T>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0,
-              launch.stream, counts, level, launch.percentile, selections, thresholds);
+    WS_LAUNCH(count, dim3(static_cast<unsigned>(rows * tiles)), dim3(kThreads), 0, launch.stream,
+              read_ptr<T>(grads), n, tiles, level, selections, counts);
+    WS_LAUNCH(pick, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, launch.stream, counts,
+              level, launch.percentile, selections, thresholds);
   }
 }
 
@@ -103,7 +107,11 @@ void select_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* tr
   const bool long_rows = n > kLongRow;
   const bool weigh_apart = weights != nullptr && (long_rows || launch.per_sample);
   if (long_rows) {
-    select_long_rows(grads, launch, thresholds);
+    if (n <= UINT32_MAX) {
+      select_long_rows<T, uint32_t>(grads, launch, thresholds);
+    } else {
+      select_long_rows<T, unsigned long long>(grads, launch, thresholds);
+    }
     if (truncated != nullptr) {
       const int64_t total = launch.rows() * n;
       WS_LAUNCH(keep_kernel<T>, grid_for(total), dim3(kThreads), 0, launch.stream,

@@ -165,12 +165,13 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   }
 }
 
-// Long rows: many blocks count one digit of one row into its global histogram.
-template <class T>
+// Long rows: many blocks count one digit of one row into its global histogram. Count holds the
+// number of values of a row: 32 bits halve the memory for all but the longest rows.
+template <class T, class Count>
 WS_GLOBAL void __launch_bounds__(kThreads)
     count_digits_kernel(const T* grads, int64_t n, int64_t tiles, int level,
                         const Selection<typename RowKey<T>::Key>* selections,
-                        unsigned long long* histograms) {
+                        Count* histograms) {
   __shared__ uint32_t histogram[kBins];
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
@@ -185,19 +186,19 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
     if (histogram[b] != 0) {
-      atomic_add(&histograms[row * kBins + b], static_cast<unsigned long long>(histogram[b]));
+      atomic_add(&histograms[row * kBins + b], static_cast<Count>(histogram[b]));
     }
   }
 }
 
 // One block per row turns the row's histogram into the next digit and clears it for the next level.
-template <class T>
+template <class T, class Count>
 WS_GLOBAL void __launch_bounds__(kThreads)
-    pick_digit_kernel(unsigned long long* histograms, int level, double percentile,
+    pick_digit_kernel(Count* histograms, int level, double percentile,
                       Selection<typename RowKey<T>::Key>* selections, T* thresholds) {
   using K = RowKey<T>;
   __shared__ long long scratch[kThreads / 32];
-  unsigned long long* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
+  Count* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
   pick_digit<K>(histogram, level, percentile, &selections[blockIdx.x], scratch);
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
