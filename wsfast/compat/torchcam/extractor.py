@@ -1,6 +1,7 @@
 """What the extractors share: hooks, checks, normalisation and fusion."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -256,8 +257,11 @@ def as_list(targets: Any, batch: int) -> list[OutputTarget]:
 def last_spatial_layer(where: str, model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """The layer that finishes last among those of more than one pixel."""
     found: list[str] = []
+    thread = threading.get_ident()  # not somebody else's forward pass
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         if isinstance(output, Tensor) and output.dim() == len(input_shape) + 1:
             found.extend([name] if any(side != 1 for side in output.shape[2:]) else [])
 
