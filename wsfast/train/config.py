@@ -17,7 +17,6 @@ from wsfast._files import write_atomically
 from wsfast.train.schedule import SCHEDULES
 
 CONFIG = "config.yaml"
-SYNTHETIC = "synthetic"
 HELD_OUT = ("holdout", "split_seed")  # what chooses the images that are kept from training
 SELECTIONS = ["localization", "classification", "last"]
 

@@ -8,15 +8,9 @@ import torch
 
 from wsfast._check import value_error
 from wsfast.data import detect_format, open_dataset
+from wsfast.data.opening import SYNTHETIC
 from wsfast.models import Checkpoint
-from wsfast.train.config import (
-    CONFIG,
-    HELD_OUT,
-    SYNTHETIC,
-    TrainConfig,
-    as_saved,
-    read_recipe,
-)
+from wsfast.train.config import CONFIG, HELD_OUT, TrainConfig, as_saved, read_recipe
 from wsfast.train.images import ImageData
 
 

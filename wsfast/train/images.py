@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from wsfast.data import JointTransform
+from wsfast.data.opening import SYNTHETIC
 from wsfast.models import save_checkpoint
 from wsfast.train import distributed
-from wsfast.train.config import HELD_OUT, SYNTHETIC, TrainConfig
+from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.validation import explained_classes, with_regions
 
