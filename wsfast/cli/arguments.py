@@ -30,7 +30,8 @@ def add_box_arguments(group: Any) -> None:
     """Add how boxes are made of a map."""
     group.add_argument(
         "--threshold",
-        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose)",
+        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose on "
+        "masks or boxes, 0.5 without any)",
     )
     group.add_argument("--max-boxes", type=int, help="largest boxes kept (default: 16)")
     group.add_argument("--min-area", type=int, help="smallest box in pixels (default: 1)")

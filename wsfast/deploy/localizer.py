@@ -173,9 +173,9 @@ class Localizer(LocalizerBase):
         """The localizer of what ``wsfast train`` wrote, as ``wsfast localize`` uses it.
 
         Args:
-            path: a run's folder (its best model, and the threshold that validation chose), or a
-                checkpoint file (threshold ``"otsu"`` of a classifier, as its maps may be of any
-                method).
+            path: a run's folder (its best model, and the threshold that validation chose on masks
+                or boxes, 0.5 without any), or a checkpoint file (threshold ``"otsu"`` of a
+                classifier, as its maps may be of any method).
             method: ``"cam"`` takes CAM's closed form for a classifier run of another method;
                 the threshold then is ``"otsu"``.
             classifier: run or file of the classifier that gives a localizer's class scores; None
