@@ -13,3 +13,8 @@ def smooth_image(n: int, height: int, width: int, channels: int = 3) -> torch.Te
 
 def soft(n: int, classes: int, height: int, width: int, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(n, classes, height, width).softmax(dim=1).to(dtype)
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Norm of the difference over that of what was wanted."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())

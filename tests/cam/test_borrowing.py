@@ -16,7 +16,7 @@ from wsfast.cam.attention import any_size
 from wsfast.cam.borrowing import changed_attributes, replaced_forwards
 from wsfast.cam.capture import undisturbed
 from wsfast.cam.rerun import Rerun, bytes_per_image
-from wsfast.cam.stages import dry_run_stages
+from wsfast.cam.stages import stage_names
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_hooks_see_one_thread_alone() -> None:
     model, images = Interrupted().eval(), torch.randn(2, 3, 12, 12)
     calm = GapNet().eval()
     calm.load_state_dict(model.state_dict())
-    assert dry_run_stages(model, images) == dry_run_stages(calm, images)
+    assert stage_names("", model, images) == stage_names("", calm, images)
     assert bytes_per_image(model, images) == bytes_per_image(calm, images)
     features, logits = calm.conv1(images), calm(images)
     rerun, expected = (Rerun("", m, m.conv1, images, features, logits) for m in (model, calm))

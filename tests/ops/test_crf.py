@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsfast
-from tests.crf_inputs import smooth_image, soft
+from tests.crf_inputs import relative, smooth_image, soft
 from tests.permutohedral import DictionaryLattice, bilateral_features, gaussian_matrix
 from wsfast.ops.crf import reference
 from wsfast.testing import FLOATING_DTYPES
@@ -24,10 +24,6 @@ ROOT = Path(__file__).parents[2]
 OPS = torch.ops.wsfast
 SHAPES = ((1, 1), (1, 50), (17, 1), (24, 31))
 ROUGH = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-
-
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def loss_of_matrix(

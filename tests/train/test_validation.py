@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wsfast.data import DefectSample
-from wsfast.metrics import PxAP
+from wsfast.metrics import MaxBoxAcc, PxAP
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
 
@@ -66,6 +66,13 @@ def test_one_threshold_of_the_maps_as_they_are_is_found_for_boxes():
         scores.update_boxes(maps[part], [box] * len(maps[part]))
     figures = scores.compute()
     assert figures["max_box_acc"] == 1.0
+    shares = torch.arange(0, 1, 0.01, dtype=torch.float64)
+    for n in range(1, 5):  # as the metric has it, image by image
+        metric, alone = MaxBoxAcc(thresholds=shares), MapScores(torch.device("cpu"))
+        noisy = (maps[:n] + 0.1 * torch.rand(n, 12, 12)).clamp(0, 1)
+        metric.update(noisy, [box] * n)
+        alone.update_boxes(noisy, [box] * n)
+        assert alone.compute()["max_box_acc"] == metric.compute().item()
     assert figures["box_acc"] == 0.75  # the third image needs more than 0.6
     assert 0.36 < figures["threshold"] <= 0.4
 

@@ -38,8 +38,8 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
     """
     if names := timm_stages(model):
         return names
-    calls = _record_calls(model, images)
-    found = _stages_of(calls)
+    calls = record_calls(model, images)
+    found = dry_run_stages(calls)
     names = [stage.name for stage in found]
     if inner := _transformer_inside(model, names):
         return inner
@@ -123,18 +123,14 @@ class _Call:
         return self.grid[0] * self.grid[1]
 
 
-def dry_run_stages(model: nn.Module, images: Tensor) -> list[str]:
-    """The last layer of each resolution, from one forward pass without gradients.
+def dry_run_stages(calls: _Call) -> list[_Call]:
+    """The last layer of each resolution, from the calls of one forward pass.
 
     Blocks stand for what is inside them (ResNet: ``layer1``, not its last ReLU) unless they hide a
     stage of higher resolution or end with a pool. Pools are no layers of their own; neither are
     1 x 1 outputs (squeeze-and-excitation, heads), outputs of another shape than the image
     (channels-last blocks) nor, once the resolution has dropped, higher ones (decoders).
     """
-    return [call.name for call in _stages_of(_record_calls(model, images))]
-
-
-def _stages_of(calls: _Call) -> list[_Call]:
     stages: list[_Call] = []
     _add_stages(calls, stages)
     return stages
@@ -166,7 +162,7 @@ def _descendants(call: _Call) -> Iterator[_Call]:
         yield from _descendants(child)
 
 
-def _record_calls(model: nn.Module, images: Tensor) -> _Call:
+def record_calls(model: nn.Module, images: Tensor) -> _Call:
     """Run the model on the first image, twice, and return its tree of module calls.
 
     Two images tell what is theirs from tables of parameters and the like.

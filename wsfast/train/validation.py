@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsfast import ops
 from wsfast.data.sample import inclusive_corners
-from wsfast.metrics import MaxBoxAcc, PxAP
+from wsfast.metrics import PxAP
 from wsfast.metrics._protocol import best_iou_of_largest, flatten_boxes
 from wsfast.metrics.pixels import average_precision, precision_recall
 from wsfast.train import distributed
@@ -56,11 +57,13 @@ class MapScores:
 
     def __init__(self, device: torch.device, *, select_pxap: bool = False) -> None:
         self._select_pxap = select_pxap
-        thresholds = torch.arange(0, 1, 0.01, dtype=torch.float64)
-        self._objects = PxAP(thresholds=thresholds).to(device)
-        self._clean = torch.zeros(len(thresholds) + 2, dtype=torch.int64, device=device)
-        self._boxes = MaxBoxAcc(thresholds=thresholds).to(device)
-        self._level_hits = torch.zeros(_LEVELS, dtype=torch.int64, device=device)
+        self._thresholds = torch.arange(0, 1, 0.01, dtype=torch.float64, device=device)
+        self._objects = PxAP(thresholds=self._thresholds).to(device)
+        self._clean, self._share_hits, self._level_hits = (
+            torch.zeros(size, dtype=torch.int64, device=device)
+            for size in (len(self._thresholds) + 2, len(self._thresholds), _LEVELS)
+        )
+        self._boxed = 0
         self._edges = self._objects.edges
 
     def update_masks(self, maps: Tensor, masks: Tensor) -> None:
@@ -76,19 +79,20 @@ class MapScores:
     def update_boxes(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
         """Count a batch of maps with inclusive boxes, one (G, 4) tensor per image."""
         boxes = [b.to(maps.device) for b in boxes]
-        self._boxes.update(maps, boxes)
-        iou = best_iou_of_largest(maps, *flatten_boxes("train", boxes, maps))
-        self._level_hits += (iou >= 0.5).sum(dim=0)
+        hits = best_iou_of_largest(maps, *flatten_boxes("train", boxes, maps)) >= 0.5
+        self._level_hits += hits.sum(dim=0)
+        levels = ops.threshold_levels(maps, self._thresholds)  # of shares, as MaxBoxAcc has them
+        self._share_hits += hits.gather(1, levels).sum(dim=0)
+        self._boxed += len(maps)
 
     def compute(self) -> dict[str, float]:
         """The figures of what was counted; empty where nothing has a region."""
         histograms = self._objects.histograms.cpu()
-        clean, boxed = self._clean.cpu(), self._boxes.num_correct.cpu()
-        hits, counted = self._level_hits.cpu(), self._boxes.total.cpu()
-        parts = distributed.gather_objects([histograms, clean, boxed, hits, counted])
-        histograms, clean, boxed, hits, counted = (sum(part) for part in zip(*parts, strict=True))
-        if int(counted):
-            value, best = float(boxed.max() / counted), int(hits.argmax())
+        counts = [histograms, self._clean.cpu(), self._share_hits.cpu(), self._level_hits.cpu()]
+        parts = distributed.gather_objects([*counts, self._boxed])
+        histograms, clean, shares, hits, counted = (sum(part) for part in zip(*parts, strict=True))
+        if counted:
+            value, best = float(shares.max() / counted), int(hits.argmax())
             return {
                 "localization": value,
                 "max_box_acc": value,
