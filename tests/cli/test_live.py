@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -179,15 +178,6 @@ def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys, case: i
     assert len(said) == 1
     assert message in said[0]
     assert not out.exists()
-
-
-def test_a_window_needs_an_opencv_that_has_windows(
-    clip: Path, checkpoint: Path, tmp_path: Path, capsys
-) -> None:
-    if "GUI:                           NONE" not in cv2.getBuildInformation():
-        pytest.skip("this OpenCV has windows")
-    assert run(clip, tmp_path / "out", checkpoint, "--display") == 2
-    assert "--display must be left out where OpenCV has no windows" in capsys.readouterr().err
 
 
 class Camera:

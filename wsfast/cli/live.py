@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from .._check import value_error
@@ -23,6 +21,7 @@ from ..deploy.replay import ReplayedLocalizer
 from ..train.interrupt import StopRequest, stop_on_signals
 from .arguments import check_left_out
 from .live_output import RESULTS, SUMMARY, VIDEO, Output, report, short_report
+from .window import Window, check_windows
 
 VANISHED = 3  # exit code: the source gave out before its end
 RETRY_SECONDS = 1.0  # between two attempts to open a camera again
@@ -38,7 +37,6 @@ what it gave is written and the exit code is {VANISHED}."""
 _FILE_BATCH, _CAMERA_BATCH = 8, 1
 _SUMMARY_SECONDS = 5.0
 _FIGURES_SECONDS = 2.0
-_WINDOW = "wsfast"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--display",
         action="store_true",
-        help="show a window; q ends (needs opencv-python in place of opencv-python-headless, which "
-        "wsfast is installed with)",
+        help="show a window; q, or closing it, ends (needs opencv-python in place of "
+        "opencv-python-headless, which wsfast is installed with)",
     )
     live.add_argument(
         "--overwrite", action="store_true", help="replace the results of an earlier live run"
@@ -76,7 +74,7 @@ def open_source(options: argparse.Namespace) -> VideoSource:
         expected = "a folder without results (--overwrite replaces them)"
         value_error("localize", "--out", expected, f"{options.out} with {found[0]}")
     if options.display:
-        _open_window()
+        check_windows()
     return VideoSource(options.images[0])
 
 
@@ -96,10 +94,15 @@ class Watcher:
     """Looks after the loop ten times a second: signals, bar, window and summary.json."""
 
     def __init__(
-        self, loop: LiveLoop, output: Output, request: StopRequest, bar: Any, display: bool
+        self,
+        loop: LiveLoop,
+        output: Output,
+        request: StopRequest,
+        bar: Any,
+        window: Window | None,
     ) -> None:
         self._loop, self._output, self._request = loop, output, request
-        self._bar, self._display = bar, display
+        self._bar, self._window = bar, window
         self._due = {"figures": 0.0, "summary": 0.0}
 
     def watch(self, statistics: LiveStatistics) -> None:
@@ -112,13 +115,14 @@ class Watcher:
         if self._is_due("summary", _SUMMARY_SECONDS):
             with contextlib.suppress(OSError):  # the last one tells, if it fails as well
                 self._output.write_summary(statistics)
-        if self._display and self._output.latest is not None:
-            cv2.imshow(_WINDOW, cv2.cvtColor(self._output.latest, cv2.COLOR_RGB2BGR))
-            if cv2.waitKey(1) & 0xFF == ord("q"):
-                self._loop.stop()
+        picture = self._output.latest
+        if self._window and picture is not None and not self._window.show(picture):
+            self._loop.stop()
 
     def finish(self, statistics: LiveStatistics) -> None:
-        """Show the last figures."""
+        """Show the last figures; the window goes."""
+        if self._window:
+            self._window.close()
         self._bar.update(statistics.written - self._bar.n)
         self._bar.set_postfix_str(short_report(statistics))
 
@@ -140,7 +144,7 @@ def run(
         stop_on_signals() as request,
         tqdm(total=source.count or None, unit="frame", desc="localizing", mininterval=1.0) as bar,
     ):
-        watcher = Watcher(loop, output, request, bar, options.display)
+        watcher = Watcher(loop, output, request, bar, Window() if options.display else None)
         try:
             loop.run(watcher.watch)
             output.close()
@@ -191,12 +195,3 @@ def exit_code(statistics: LiveStatistics, signal: int) -> int:
     if statistics.ended == "vanished":
         return VANISHED
     return 0 if statistics.written else 2
-
-
-def _open_window() -> None:
-    try:
-        cv2.namedWindow(_WINDOW, cv2.WINDOW_NORMAL)
-        cv2.imshow(_WINDOW, np.zeros((8, 8, 3), np.uint8))
-    except cv2.error:
-        expected = "left out where OpenCV has no windows (opencv-python, not -headless, has)"
-        value_error("localize", "--display", expected, "given")
