@@ -144,8 +144,10 @@ def path_maps() -> list[str]:
 
 
 def link_flags() -> list[str]:
-    """Linker flags."""
-    return ["-Wl,--strip-all"] if RELEASE and sys.platform == "linux" else []
+    """Linker flags; torch's stable headers call dlsym, a library of its own before glibc 2.34."""
+    if sys.platform != "linux":
+        return []
+    return ["-ldl", "-Wl,--strip-all"] if RELEASE else ["-ldl"]
 
 
 def cxx_flags() -> list[str]:

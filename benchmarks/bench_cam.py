@@ -23,6 +23,7 @@ from .records import Size, Target
 HEADLINE = Size(8, 224, headline=True)
 SIZES = (Size(2, 224), Size(4, 224), HEADLINE)
 STAGES = (3, 8, 15, 22, 29)  # the last ReLU before each pooling
+OTHER_FUSION = "fuses the layers in another way, at the size of the largest"
 NAMES = [f"features.{stage}" for stage in STAGES]
 PERCENTILE = 50.0
 Inputs = tuple[nn.Module, Tensor]
@@ -148,7 +149,7 @@ CASES: list[Case] = [
                 torchcam,
                 requires=("torchcam",),
                 same_work=False,
-                note="fuses the layers in another way",
+                note=OTHER_FUSION,
             ),
             FLOOR,
         ),
@@ -330,7 +331,7 @@ def gradient_case(name: str) -> Case:
         grad_cam_peer(name, BLOCKS),
     ]
     if name in ("XGradCAM", "LayerCAM"):
-        contenders.append(torchcam_peer(name, BLOCKS, "fuses the layers in another way"))
+        contenders.append(torchcam_peer(name, BLOCKS, OTHER_FUSION))
     return Case(
         room="cam",
         operation=f"{name}, ResNet50 blocks",

@@ -25,7 +25,7 @@ from wsfast.cam import METHODS
 from wsfast.ops.fusion import reference as fusion
 from wsfast.ops.truncation import reference as truncation
 
-from .bench_cam import FORMULAS
+from .bench_cam import FORMULAS, OTHER_FUSION
 from .harness import Budget, Case, Contender, MemoryLimit, Run, eager
 from .records import OURS, Size
 
@@ -189,8 +189,9 @@ def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, al
         contenders.append(Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",)))
     if name in IN_TORCHCAM:
         build = lambda inputs: builders[2](name, whole(inputs))  # noqa: E731
-        note = "fuses the layers in another way"
-        peer = Contender("torchcam", build, requires=("torchcam",), same_work=False, note=note)
+        peer = Contender(
+            "torchcam", build, requires=("torchcam",), same_work=False, note=OTHER_FUSION
+        )
         contenders.append(peer)
     height, width = shape
     headline = shape == SHAPES[0] and name in HEADLINES

@@ -69,6 +69,8 @@ def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can be taken without swapping, None where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what ``keep`` holds is free as well
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:

@@ -7,6 +7,8 @@
 #   TORCH_CPU, TORCH_CU12, TORCH_CU13   what pip installs to build against, such as
 #       TORCH_CU12="torch --index-url https://download.pytorch.org/whl/cu126"
 #   LABEL=0                 no local version: for the one variant that goes to PyPI
+#   SYSROOT=FOLDER          headers and libraries of an older C library (docs/releasing.md), so that
+#       the wheels run on older systems than this one
 #   PYTHON=python3.11       interpreter of the build environments; MAX_JOBS as for any build
 #   ENVIRONMENT=FOLDER      build in this environment instead (for work on this script)
 #
@@ -19,6 +21,19 @@ python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset CUDA_PATH WSFAST_DEBUG WSFAST_CUDA WSFAST_NATIVE FORCE_CUDA
+use_sysroot() { # its headers, and its libraries before this system's
+  local folder flags="--sysroot=$1"
+  [[ -e $1/usr/include/features.h ]] || {
+    echo "build_wheels: SYSROOT must be a folder with usr/include/features.h, got $1" >&2
+    return 2
+  }
+  export CFLAGS="$flags ${CFLAGS:-}" NVCC_APPEND_FLAGS="-Xcompiler $flags ${NVCC_APPEND_FLAGS:-}"
+  for folder in "$1"/{usr/lib,lib}{/"$(uname -m)"-linux-gnu,64}; do
+    if [[ -d $folder ]]; then flags+=" -L$folder"; fi
+  done
+  export LDFLAGS="$flags ${LDFLAGS:-}"
+}
+if [[ -n ${SYSROOT:-} ]]; then use_sysroot "$(realpath "$SYSROOT")"; fi
 mkdir -p "$out"
 
 nvcc_major() { # of the toolkit in a folder, empty without one

@@ -12,6 +12,8 @@ from .capture import Captured, LayerCapture
 from .layers import Layers
 from .targets import ScoreSeed, Target, resolve_target, score_seeds
 
+_CACHED = 1 << 18  # values for which a CPU's cache holds a chain of operations
+
 
 class GradientCAM(CAMMethod):
     """Base of the gradient methods; a method defines :meth:`layer_map`.
@@ -117,19 +119,21 @@ class GradCAMPlusPlus(ChannelCAM):
 
     def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
         """Sum over pixels of ``alpha * relu(g)``."""
-        g = grads.float()
+        pixels = activations[:, :1].numel()
+        channels = max(1, _CACHED // max(1, pixels)) if grads.is_cpu else max(1, grads.shape[1])
+        pairs = zip(activations.split(channels, 1), grads.split(channels, 1), strict=True)
+        return torch.cat([self._weights(a, g) for a, g in pairs], dim=1)
+
+    def _weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+        g = grads.float().relu()  # where g < 0 the weight is 0
         total = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
-        if self.alpha_eps is None:
-            weights = _quotient(g.relu(), 2 + total * g)
-        else:
-            weights = _quotient(g.relu() * g**2, 2 * g**2 + total * g**3 + self.alpha_eps)
-        return weights.sum(dim=(2, 3))
-
-
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, 0 where there is nothing to divide by."""
-    nothing = denominator == 0
-    return (numerator / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
+        denominator = torch.addcmul(g.new_full((), 2.0), total, g)
+        if self.alpha_eps is not None:
+            square = g * g
+            denominator = torch.addcmul(g.new_full((), self.alpha_eps), square, denominator)
+            g = square * g
+        # 0 where there is nothing to divide by, without NaN in its own gradient
+        return (g / denominator.masked_fill(denominator == 0, torch.inf)).sum(dim=(2, 3))
 
 
 class XGradCAM(ChannelCAM):
@@ -165,4 +169,7 @@ class LayerCAM(GradientCAM):
 
     def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
         """``relu(sum_k relu(g_k) * A_k)``: truncation at percentile 0 is the ReLU."""
+        if not (activations.is_contiguous() and grads.is_contiguous()):
+            # Tokens and channels-last maps: the op would copy what plain sums read in order.
+            return (grads.float().relu() * activations.float()).sum(dim=1).relu_()
         return ops.truncated_layercam(activations, grads, 0.0, dtype=torch.float32)

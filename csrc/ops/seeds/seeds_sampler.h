@@ -253,7 +253,7 @@ class Sampler {
       const auto levels =
           static_cast<double>(Loops::sum_levels(levels_.data(), region_.data(), pixels_));
       const double mean = (levels / static_cast<double>(size) + 0.5) / 255;
-      const double time = -std::log(1 - part) / mean;
+      const double time = -std::log1p(-part) / mean;
       const int64_t found =
           Loops::collect_clocks(region_.data(), pixels_, stream, bits_.data(),
                                 static_cast<float>(time * 0x1p32 * (1 + 1e-5)), keys_.get());
