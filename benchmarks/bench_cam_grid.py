@@ -97,7 +97,7 @@ def bytes_needed(architecture: Architecture, size: Size) -> int:
             module.register_forward_hook(lambda _m, _i, output: outputs.append(output.nbytes))
     model(images)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return 4 * sum(outputs) + 2 * weights
+    return 3 * sum(outputs) + 2 * weights
 
 
 def as_maps(architecture: Architecture, images: Tensor, values: Tensor) -> Tensor:
