@@ -16,8 +16,10 @@ if [[ -d $wheels ]]; then
   mapfile -t missing < <("$PYTHON" scripts/gpu/missing.py "$wheels")
   if ((${#missing[@]})); then
     echo "gpu_check: installing ${missing[*]} into build/gpu_site"
-    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-      --target "$site" "${missing[@]}" || echo "gpu_check: some packages could not be installed"
+    for wheel in "${missing[@]}"; do # one that does not fit must not keep the others out
+      "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$site" "$wheel" || echo "gpu_check: $wheel could not be installed"
+    done
   fi
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -26,8 +26,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device under test; CUDA runs only where it is asked for."""
-    return torch.device(request.config.getoption("--device"))
+    """The device under test; CUDA runs only where it is asked for, its convolutions in float32."""
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return chosen
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import traceback
 from pathlib import Path
 
 from scripts.gpu.plan import Setting, plan
@@ -80,9 +81,12 @@ def main() -> int:
     steps = [step for group in groups for step in group]
 
     def after_each() -> None:
-        write_summary(out, [runner.status(step) for step in steps])
-        if options.bundle:
-            write_bundle(out, options.bundle)
+        try:
+            write_summary(out, [runner.status(step) for step in steps])
+            if options.bundle:
+                write_bundle(out, options.bundle)
+        except Exception:  # must not end what is under way
+            traceback.print_exc()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what is under way
     runner = Runner(out, options.minutes * 60, source_digest(), after_each)

@@ -66,9 +66,10 @@ def _truncation(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
 
 
 def check_truncation(device: torch.device) -> None:
-    """Rows that fit into shared memory, and rows that do not."""
+    """Rows that fit into shared memory, rows for which a kernel must ask for more of it, longer."""
     for dtype in DTYPES:
         _truncation(device, (2, 3, 14, 15), dtype)
+        _truncation(device, (1, 2, 160, 160), dtype)
         _truncation(device, (1, 1, 300, 401), dtype)
         _truncation(device, (3, 2, 1, 1), dtype)
 

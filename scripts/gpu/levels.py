@@ -161,8 +161,10 @@ def main() -> int:
         "mid": blobs(batch, side, generator, cells=28),
         "noise": torch.rand(batch, side, side, generator=generator),
     }
-    results = [compare(kind, maps, device, rounds) for kind, maps in kinds.items()]
-    options.out.write_text(json.dumps(results, indent=1))
+    results = []
+    for kind, maps in kinds.items():
+        results.append(compare(kind, maps, device, rounds))
+        options.out.write_text(json.dumps(results, indent=1))
     for result in results:
         print(f"{result['maps']}: fastest: {result['fastest']}; the CPU search is "
               f"{result['search_share']:.0%} of the present way")  # fmt: skip

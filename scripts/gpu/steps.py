@@ -23,6 +23,7 @@ SOURCES = ("csrc", "wsfast", "tests", "benchmarks", "scripts", "setup.py", "pypr
 SUFFIXES = (".py", ".sh", ".json", ".toml", ".h", ".cuh", ".cpp", ".cu")
 SHORTEST = 5.0  # seconds; a step is not begun with less
 POLL = 0.2
+GRACE = 5.0  # seconds for a step that writes files to write what it has
 
 State = Literal["passed", "failed", "timed out", "skipped", "not run"]
 
@@ -149,7 +150,7 @@ class Runner:
                 time.sleep(POLL)
         finally:
             for entry in running:
-                _kill(entry.process)
+                _kill(entry)
 
     def _obstacle(self, step: Step, group: Sequence[Step]) -> str:
         unmet = [name for name in step.needs if not self._passed(name)]
@@ -177,7 +178,7 @@ class Runner:
         if code is None and seconds < entry.limit:
             return False
         if code is None:
-            _kill(entry.process)
+            _kill(entry)
             self._record(entry.step, "timed out", seconds, f"stopped after {entry.limit:.0f} s")
         elif code == 0:
             log = self._out / f"{entry.step.name}.log"
@@ -195,9 +196,17 @@ class Runner:
         self._after_each()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a step and what it started; each step leads a process group of its own."""
+def _kill(entry: _Running) -> None:
+    """End a step and what it started; each step leads a process group of its own.
+
+    One that makes files is interrupted first: pytest-benchmark then writes what it has measured.
+    """
+    process = entry.process
     with contextlib.suppress(ProcessLookupError):
+        if entry.step.products:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

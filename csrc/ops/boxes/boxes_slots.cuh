@@ -89,8 +89,8 @@ WS_DEVICE inline void gather_keys(const int32_t* sizes, int count, int64_t min_a
 
 // Sorts a power of two of keys in place, ascending (Batcher's bitonic network).
 WS_DEVICE inline void sort_keys(uint64_t* keys, int count) {
-  for (int length = 2; length <= count; length *= 2) {
-    for (int gap = length / 2; gap > 0; gap /= 2) {
+  for (int64_t length = 2; length <= count; length *= 2) {
+    for (int gap = static_cast<int>(length / 2); gap > 0; gap /= 2) {
       __syncthreads();
       for (int pair = block_thread(); pair < count / 2; pair += kBlockThreads) {
         const int low = pair / gap * 2 * gap + pair % gap, high = low + gap;

@@ -60,13 +60,13 @@ def _checked_roi(where: str, roi: Tensor, cams: Tensor) -> Tensor:
     return roi.to(torch.int32)
 
 
-def _seed_word(seed: int | None, generator: torch.Generator | None) -> Tensor:
+def _seed_word(seed: int | None, generator: torch.Generator | None, target: Tensor) -> Tensor:
     """One int64; drawn on the CPU (or the generator's device) where no seed is given."""
     if seed is not None:
         if not torch.jit.is_scripting():
             check_count("sample_seeds", "seed", seed, -(2**63))
             check_range("sample_seeds", "seed", seed, -(2**63), 2**63 - 1)
-        return torch.full([1], seed, dtype=torch.int64)
+        return torch.full([1], seed, dtype=torch.int64, device=target.device)
     device = torch.device("cpu")
     if not torch.jit.is_scripting() and generator is not None:
         if not isinstance(generator, torch.Generator):
@@ -92,10 +92,12 @@ def _keys(
         if not _is_integer(image_ids):
             type_error("sample_seeds", "image_ids", "integers", f"{image_ids.dtype}")
         ids = image_ids.to(device=cams.device, dtype=torch.int64)
-    word = _seed_word(seed, generator)
-    # nothing would wait for a copy back to the host
-    word = word.to(cams.device, non_blocking=cams.device.type != "cpu")
-    return image_keys(word, ids, epoch)
+    word = _seed_word(seed, generator, cams)
+    non_blocking = cams.device.type != "cpu"  # nothing would wait for a copy back to the host
+    if non_blocking and not torch.jit.is_scripting():
+        # A CUDA graph would replay the copy from memory that is gone: this way it refuses to.
+        non_blocking = not torch.cuda.is_current_stream_capturing()
+    return image_keys(word.to(cams.device, non_blocking=non_blocking), ids, epoch)
 
 
 def _sample_seeds(
