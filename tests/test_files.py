@@ -85,6 +85,32 @@ def test_a_file_that_cannot_be_replaced_stays_and_is_named(tmp_path: Path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
+def test_a_pipe_is_written_into_and_stays(tmp_path: Path) -> None:
+    """As a device is, such as /dev/stdout."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for durable in (False, True):
+            write_atomically(path, b"scores", durable=durable)
+            assert os.read(reader, 100) == b"scores"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link", tmp_path / "folder" / "scores.json"
+    link.symlink_to(target)
+    for data in (b"new", b"newer"):  # at first it leads nowhere
+        write_atomically(link, data)
+        assert target.read_bytes() == data
+        assert not target.is_symlink()
+    assert link.is_symlink()
+
+
 def test_a_folder_made_in_vain_goes_again(tmp_path: Path) -> None:
     def stop(folder: Path, file: str) -> None:
         with made_folder(folder):

@@ -17,7 +17,15 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a file beside the target that replaces it when the block ends without an error.
 
     ``durable`` waits until content and name are on the disk, so that the file survives a power cut.
+    What a link leads to is replaced, not the link; what is no file, such as /dev/stdout or a FIFO,
+    is written into.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    if path.is_symlink():
+        path = path.resolve()
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:

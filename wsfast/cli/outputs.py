@@ -18,7 +18,7 @@ def check_folder(where: str, argument: str, path: Path) -> None:
 def check_file(where: str, argument: str, path: Path | None, *, made: bool = False) -> None:
     """Raise ValueError unless a path, if there is one, is a file or can become one.
 
-    With ``made`` its folder will be made, else it must be there.
+    With ``made`` its folder will be made, else it must be there. Devices and FIFOs count as files.
     """
     if path is None:
         return
