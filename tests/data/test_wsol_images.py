@@ -119,6 +119,28 @@ def test_masks_are_the_benchmarks_at_its_size(root):
         assert sample.mask.dtype == torch.uint8
 
 
+def test_an_image_may_have_nothing_ignored(root):
+    mask(root / "masks" / "a.png", (3, 5, 20, 31), size=(64, 64))
+    found = read_protocol_mask(root / "masks", ["a.png"], "")
+    assert set(np.unique(found)) == {0, 1}
+    assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize("first", ["", "one.png"])
+def test_another_ignore_file_of_the_same_image_is_named(root, first):
+    lines = [f"cat/1.jpg,a.png,{first}", f"cat/1.jpg,b.png,{first}", "cat/1.jpg,c.png,two.png"]
+    folder = write_split(root, "val", localization=lines, sizes=False)
+    expected = r"localization\.txt, line 3: must be without an ignore file or with that of the"
+    with pytest.raises(MetadataError, match=expected):
+        read_wsol_metadata(folder)
+
+
+def test_a_mask_with_more_pixels_than_opencv_takes_is_named(root):
+    (root / "huge.pgm").write_bytes(b"P5 40000 40000 255\n" + bytes(50))
+    with pytest.raises(MetadataError, match=r"huge\.pgm: not an image or damaged"):
+        read_protocol_mask(root, ["huge.pgm"], "")
+
+
 def test_training_images_need_no_localization(root):
     write_split(root, "train", localization=[], sizes=False)
     data = WSOLImages(root, "train")

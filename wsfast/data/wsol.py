@@ -8,7 +8,7 @@ A folder holds ``image_ids.txt``, ``class_labels.txt``, ``image_sizes.txt`` and
 - image_sizes: ``<id>,<width>,<height>``
 - localization, boxes: ``<id>,<x0>,<y0>,<x1>,<y1>``, several lines per image
 - localization, masks: ``<id>,<mask file>,<ignore file>``, several lines per image, of which the
-  first names the ignore file
+  first names the ignore file, if there is one
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,16 +107,17 @@ def read_image_sizes(path: str | PathLike[str]) -> dict[str, tuple[int, int]]:
     return dict(_records(Path(path), (3,), parse))
 
 
-def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
+def read_boxes(path: str | PathLike[str], *, check: bool = True) -> dict[str, list[Box]]:
     """Boxes (x0, y0, x1, y1), inclusive corners, by image id.
 
     Raises:
-        MetadataError: the file is missing, a line malformed or a box out of convention.
+        MetadataError: the file is missing, a line malformed or, unless ``check`` is False, a box
+            out of convention.
     """
 
     def parse(name: str, *corners: str) -> tuple[str, Box]:
         x0, y0, x1, y1 = _numbers(*corners)
-        if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
+        if check and not (0 <= x0 <= x1 and 0 <= y0 <= y1):
             raise ValueError("a box with 0 <= x0 <= x1 and 0 <= y0 <= y1")
         return name, (x0, y0, x1, y1)
 
@@ -130,13 +131,20 @@ def read_mask_paths(path: str | PathLike[str]) -> tuple[dict[str, list[str]], di
     """Mask files and the ignore file by image id, relative to the masks' folder.
 
     Raises:
-        MetadataError: the file is missing or a line malformed.
+        MetadataError: the file is missing, a line malformed or names another ignore file than the
+            first of its image.
     """
-    masks: dict[str, list[str]] = {}
     ignore: dict[str, str] = {}
-    for name, mask, ignored in _records(Path(path), (3,), lambda *parts: parts):
+
+    def parse(name: str, mask: str, ignored: str) -> tuple[str, str]:
+        first = ignore.setdefault(name, ignored)
+        if ignored not in ("", first):
+            raise ValueError(f"without an ignore file or with that of the first line, {first!r}")
+        return name, mask
+
+    masks: dict[str, list[str]] = {}
+    for name, mask in _records(Path(path), (3,), parse):
         masks.setdefault(name, []).append(mask)
-        ignore.setdefault(name, ignored)
     return masks, ignore
 
 
@@ -162,10 +170,14 @@ def read_protocol_mask(
 ) -> NDArray[np.uint8]:
     """(224, 224) mask of an image: 1 on any of its masks, 255 where ignored, else 0.
 
+    An empty ``ignore`` ignores nothing.
+
     Raises:
         MetadataError: a file cannot be read.
     """
     foreground = np.stack([_read_binary(Path(root) / name) for name in masks]).any(axis=0)
+    if not ignore:
+        return np.asarray(foreground, np.uint8)
     ignored = _read_binary(Path(root) / ignore) & ~foreground
     return (foreground + 255 * ignored).astype(np.uint8)
 
@@ -180,7 +192,10 @@ def read_grey(path: str | PathLike[str], size: tuple[int, int]) -> NDArray[np.fl
         data = np.frombuffer(Path(path).read_bytes(), np.uint8)
     except OSError as error:
         raise MetadataError(f"wsfast.data: {path}: {error.strerror}") from None
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    except cv2.error:  # such as a header with more pixels than OpenCV takes
+        image = None
     if image is None:
         raise MetadataError(f"wsfast.data: {path}: not an image or damaged")
     resized = cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
