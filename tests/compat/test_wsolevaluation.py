@@ -123,6 +123,24 @@ def test_metadata_functions(tmp_path) -> None:
     assert metadata.image_ids == metadata["image_ids"]
     with pytest.raises(AttributeError):
         metadata.nothing  # noqa: B018
+    metadata.image_ids = str(split.metadata / "others.txt")
+    assert metadata["image_ids"] == metadata.image_ids
+    with pytest.raises(FileNotFoundError, match=r"others\.txt"):
+        compat.get_image_ids(metadata)
+    del metadata.image_ids
+    assert "image_ids" not in metadata
+
+
+def test_missing_files_and_bad_boxes_raise_what_the_original_does(tmp_path) -> None:
+    metadata = compat.configure_metadata(str(tmp_path))
+    for read in (compat.get_class_labels, compat.get_image_sizes, compat.get_mask_paths,
+                 compat.get_bounding_boxes, compat.get_image_ids):  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=r"\.txt"):
+            read(metadata)
+    split = write_split(tmp_path, "CUB", images=1)
+    (split.metadata / "localization.txt").write_text("cat/0.jpg,9,9,3,3\n")
+    with pytest.raises(RuntimeError, match="do not follow the x0y0x1y1 convention"):
+        evaluator(compat.BoxEvaluator, split, "CUB")
 
 
 def test_iou_known_values() -> None:
@@ -130,6 +148,7 @@ def test_iou_known_values() -> None:
     iou = compat.calculate_multiple_iou(a, a)
     np.testing.assert_allclose(iou, [[1, 4 / 14, 0], [4 / 14, 1, 0], [0, 0, 1]], rtol=1e-15)
     assert iou.dtype == np.float64
+    np.testing.assert_array_equal(compat.calculate_multiple_iou(a[::-1], a), iou[::-1])
     assert compat.resize_bbox((10, 20, 30, 41), (100, 50), (224, 224)) == (22, 89, 67, 183)
 
 

@@ -5,6 +5,7 @@ BoxEvaluator``: the same names, arguments, exceptions and results (Choe et al., 
 Supervised Object Localization Methods Right", CVPR 2020), at every threshold in one pass.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,8 +111,8 @@ def calculate_multiple_iou(box_a: Array, box_b: Array) -> Array:
     """
     check_box_convention(box_a, "x0y0x1y1")
     check_box_convention(box_b, "x0y0x1y1")
-    a, b = torch.from_numpy(box_a)[:, None], torch.from_numpy(box_b)[None]
-    return inclusive_iou(a, b).numpy()
+    a, b = (torch.from_numpy(np.ascontiguousarray(boxes)) for boxes in (box_a, box_b))
+    return inclusive_iou(a[:, None], b[None]).numpy()
 
 
 def resize_bbox(
@@ -185,6 +186,9 @@ class Metadata(dict[str, str]):
         except KeyError:
             raise AttributeError(name) from None
 
+    __setattr__ = dict.__setitem__
+    __delattr__ = dict.__delitem__
+
 
 def configure_metadata(metadata_root: str) -> Metadata:
     """Return the paths of the metadata files in a folder."""
@@ -192,29 +196,41 @@ def configure_metadata(metadata_root: str) -> Metadata:
     return Metadata({name: os.path.join(metadata_root, f"{name}.txt") for name in names})
 
 
+def _there(path: str) -> str:
+    """The path of a file that exists, as the original's ``open`` wants it."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return path
+
+
 def get_image_ids(metadata: Metadata, proxy: bool = False) -> list[str]:
-    """Return the image ids in file order."""
-    return wsol.read_image_ids(metadata["image_ids_proxy" if proxy else "image_ids"])
+    """Return the image ids in file order.
+
+    Raises:
+        FileNotFoundError: as every reader of metadata, where the file is missing.
+        MetadataError: a malformed line; a ValueError, as the original's.
+    """
+    return wsol.read_image_ids(_there(metadata["image_ids_proxy" if proxy else "image_ids"]))
 
 
 def get_class_labels(metadata: Metadata) -> dict[str, int]:
     """Return the class of each image id."""
-    return wsol.read_class_labels(metadata["class_labels"])
+    return wsol.read_class_labels(_there(metadata["class_labels"]))
 
 
 def get_bounding_boxes(metadata: Metadata) -> dict[str, list[wsol.Box]]:
-    """Return the boxes of each image id."""
-    return wsol.read_boxes(metadata["localization"])
+    """Return the boxes of each image id as they are in the file; resize_bbox checks them."""
+    return wsol.read_boxes(_there(metadata["localization"]), check=False)
 
 
 def get_mask_paths(metadata: Metadata) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the mask paths and the ignore path of each image id."""
-    return wsol.read_mask_paths(metadata["localization"])
+    return wsol.read_mask_paths(_there(metadata["localization"]))
 
 
 def get_image_sizes(metadata: Metadata) -> dict[str, tuple[int, int]]:
     """Return (width, height) of each image id."""
-    return wsol.read_image_sizes(metadata["image_sizes"])
+    return wsol.read_image_sizes(_there(metadata["image_sizes"]))
 
 
 # Evaluators -------------------------------------------------------------------------------------
@@ -255,6 +271,9 @@ class BoxEvaluator(LocalizationEvaluator):
 
     ``num_correct`` maps every IoU threshold (percent) to the hits at every score threshold;
     ``cnt`` is the number of maps.
+
+    Raises:
+        RuntimeError: a box out of convention.
     """
 
     def __init__(self, **kwargs: Any) -> None:
