@@ -184,6 +184,18 @@ def test_way_over_the_host_equals_the_kernel(dtype: torch.dtype) -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_a_nan_leaves_the_levels_of_thresholds(dtype: torch.dtype) -> None:
+    """As it leaves the boxes of a map on CUDA: it counts as 0."""
+    maps = torch.tensor([[[math.nan, 0.5, 0.8]], [[math.nan, math.nan, math.nan]]], dtype=dtype)
+    thresholds = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    levels = wsfast.threshold_levels(maps, thresholds)
+    assert torch.equal(levels, wsfast.threshold_levels(maps.nan_to_num(0.0), thresholds))
+    assert levels[0, 2] > 200
+    boxes, _, _ = registration._level_boxes_over_host(maps)
+    assert boxes[0, levels[0, 1]].tolist() == [1, 0, 3, 1]
+
+
 def test_cuda_tensors_have_a_way() -> None:
     kinds = wsfast.info()["ops"]
     assert kinds["level_boxes"] == {"cpu": "native", "cuda": "host"}

@@ -176,11 +176,11 @@ def _threshold_levels(maps: Tensor, thresholds: Tensor) -> Tensor:
     check_rank(where, "thresholds", thresholds, 1)
     fits = (thresholds >= 0) & (thresholds <= 1)
     _check_values(where, "thresholds", thresholds, fits, "between 0 and 1")
-    highest = maps.detach().flatten(1).amax(dim=1)
+    highest = maps.detach().nan_to_num(nan=0.0).flatten(1).amax(dim=1)
     if highest.dtype == torch.float16 or highest.dtype == torch.bfloat16:
         highest = highest.float()
     if highest.dtype != torch.uint8:
-        highest = (highest * 255).nan_to_num(nan=0.0).clamp(0, 255).trunc()
+        highest = (highest * 255).clamp(0, 255).trunc()
     return (thresholds.detach().double() * highest.double()[:, None]).long()
 
 
@@ -310,7 +310,7 @@ def threshold_levels(maps: Tensor, thresholds: Tensor) -> Tensor:
     they are given: 0.29 is not the nearest double to 29 / 100 times 1 everywhere.
 
     Args:
-        maps: (N, H, W) as for :func:`level_boxes`.
+        maps: (N, H, W) as for :func:`level_boxes`; NaN counts as 0 on every device.
         thresholds: (T,) floating-point in 0-1; the protocol's are ``numpy.arange(0, 1, 0.001)``.
 
     Returns:
