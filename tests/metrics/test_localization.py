@@ -5,10 +5,18 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from benchmarks import opencv_protocol as protocol
-from wsfast.metrics import LocalizationErrors, MaxBoxAcc, MaxBoxAccV2, PxAP, TopKLocalization
+from wsfast.metrics import (
+    DefectSegmentation,
+    LocalizationErrors,
+    MaxBoxAcc,
+    MaxBoxAccV2,
+    PxAP,
+    TopKLocalization,
+)
 
 THRESHOLDS = np.arange(0, 1, 0.001)
 BOX_METRICS = (MaxBoxAcc, MaxBoxAccV2)
@@ -127,6 +135,21 @@ def test_pxap_known_values() -> None:
     assert 0 < constant.compute() < 0.5  # counts with those before
 
 
+def test_pxap_recall_is_of_all_foreground() -> None:
+    """Also of what lies below the first threshold."""
+    maps = torch.tensor([[[0.9, 0.1, 0.2, 0.6]]])
+    masks = torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)
+    metric = PxAP(thresholds=[0.5, 0.8])
+    metric.update(maps, masks)
+    precision, recall = metric.curve()
+    assert precision.tolist() == [0, 0, 1, 0.5, 0.5]  # at 2, 1, 0.8, 0.5 and 0
+    assert recall.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert metric.compute().item() == 0.75
+    with_zero = PxAP(thresholds=[0, 0.5, 0.8])
+    with_zero.update(maps, masks)
+    assert torch.equal(with_zero.histograms, metric.histograms)
+
+
 def test_every_kind_of_error() -> None:
     truth = [torch.tensor([[0, 0, 9, 9]])] * 6
     truth[2] = torch.tensor([[0, 0, 9, 9], [20, 0, 29, 9]])
@@ -141,6 +164,17 @@ def test_every_kind_of_error() -> None:
     assert {name: value.item() for name, value in found.items()} == dict.fromkeys(kinds, 1 / 6)
 
 
+def test_stacked_boxes_are_those_of_a_list() -> None:
+    preds = torch.tensor([[0, 0, 9, 9], [5, 5, 9, 9]])
+    truth = torch.tensor([[[0, 0, 9, 9], [20, 0, 29, 9]], [[1, 1, 3, 3], [4, 4, 9, 9]]])
+    classes = torch.tensor([0, 1])
+    stacked, listed = LocalizationErrors(), LocalizationErrors()
+    stacked.update(preds, truth, classes, classes)
+    listed.update(preds, list(truth), classes, classes)
+    assert torch.equal(stacked.counts, listed.counts)
+    assert stacked.compute()["correct"] == 1
+
+
 def test_merge_state_equals_one_metric() -> None:
     maps, boxes = as_tensors(*make_batch(10, 4))
     whole, first, second = MaxBoxAccV2(), MaxBoxAccV2(), MaxBoxAccV2()
@@ -149,7 +183,46 @@ def test_merge_state_equals_one_metric() -> None:
     second.update(maps[3:], boxes[3:])
     first.merge_state(second)
     assert torch.equal(first.num_correct, whole.num_correct)
+    assert torch.equal(first.fingerprint, whole.fingerprint)
     assert first.compute() == whole.compute()
+
+
+def assert_as_alone(metrics: dict, *batches: tuple) -> None:
+    """In a collection, metrics give what each gives alone."""
+    found = MetricCollection({name: metric.clone() for name, metric in metrics.items()})
+    for batch in batches:
+        found.update(*batch)
+        for metric in metrics.values():
+            metric.update(*batch)
+    assert len(found.compute_groups) == len(metrics)
+    assert found.compute() == {name: metric.compute() for name, metric in metrics.items()}
+
+
+def test_a_collection_keeps_metrics_apart_that_start_alike() -> None:
+    """The first batch, without a hit, leaves the same counts in each of them."""
+    maps = torch.full((1, 8, 8), 0.5)
+    maps[0, 1:4, 1:5] = 1.0
+    inside, elsewhere = torch.tensor([[1, 1, 5, 4]]), torch.tensor([[7, 7, 7, 7]])
+    logits, second = torch.tensor([[3.0, 2, 1]]), torch.tensor([1])
+    metrics = {f"top{k}": TopKLocalization(k=k) for k in (1, 2)}
+    assert_as_alone(metrics, (maps, elsewhere, logits, second), (maps, inside, logits, second))
+    assert metrics["top1"].compute() < metrics["top2"].compute()
+    low, high = [0.1, 0.2], [0.8, 0.9]
+    metrics = {"low": MaxBoxAcc(thresholds=low), "high": MaxBoxAcc(thresholds=high)}
+    assert_as_alone(metrics, (maps, elsewhere), (maps, inside))
+    assert metrics["low"].compute() < metrics["high"].compute()
+    metrics = {"low": PxAP(thresholds=[0, *low]), "high": PxAP(thresholds=[0, *high])}
+    masks = torch.ones(1, 8, 8, dtype=torch.bool)
+    assert_as_alone(metrics, (torch.zeros_like(maps), ~masks), (maps / 2, masks))
+    same = MetricCollection({"one": MaxBoxAcc(), "other": MaxBoxAcc()})
+    same.update(maps, inside)
+    assert len(same.compute_groups) == 1
+
+
+def curves_of(box: MaxBoxAccV2, pixel: PxAP) -> tuple:
+    """All results of two metrics, to be compared between processes."""
+    results = [box.compute(), pixel.compute(), *box.curve(), box.best_thresholds(), *pixel.curve()]
+    return tuple(result.tolist() for result in results)
 
 
 def _count_share(rank: int, port: int, results) -> None:
@@ -160,9 +233,19 @@ def _count_share(rank: int, port: int, results) -> None:
     share = slice(0, 4) if rank == 0 else slice(4, 10)
     box, pixel = MaxBoxAccV2(), PxAP()
     box.update(maps[share], boxes[share])
-    pixel.update(maps[share], (maps[share] > 0.6).byte())
-    results[rank] = (box.compute().item(), pixel.compute().item())
+    pixel.update(maps[share], objects_in_the_last(maps)[share])
+    kept = box.num_correct.clone(), pixel.histograms.clone()
+    results[rank] = curves_of(box, pixel)
+    assert torch.equal(box.num_correct, kept[0])  # its own again
+    assert torch.equal(pixel.histograms, kept[1])
     torch.distributed.destroy_process_group()
+
+
+def objects_in_the_last(maps: Tensor) -> Tensor:
+    """Masks of which the first four, one process's share, have no object."""
+    masks = (maps > 0.6).byte()
+    masks[:4] = 0
+    return masks
 
 
 def test_two_processes_equal_one() -> None:
@@ -174,18 +257,70 @@ def test_two_processes_equal_one() -> None:
     maps, boxes = as_tensors(*make_batch(10, 5))
     box, pixel = MaxBoxAccV2(), PxAP()
     box.update(maps, boxes)
-    pixel.update(maps, (maps > 0.6).byte())
+    pixel.update(maps, objects_in_the_last(maps))
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
         torch.multiprocessing.spawn(_count_share, args=(port, results), nprocs=2)
-        assert results[0] == results[1] == (box.compute().item(), pixel.compute().item())
+        assert results[0] == results[1] == curves_of(box, pixel)
 
 
-def test_reset_half_and_state_dict() -> None:
-    metric = MaxBoxAcc().half()
-    assert metric.thresholds.dtype == torch.float64
+@pytest.mark.parametrize(
+    "cast",
+    [
+        nn.Module.half,
+        lambda modules: modules.to(torch.bfloat16),
+        lambda modules: [metric.set_dtype(torch.float16) for metric in modules],
+    ],
+)
+def test_casts_change_no_count(cast) -> None:
+    maps, boxes = as_tensors(*make_batch(7, 6))
+    masks = (maps > 0.5).byte()
+    plain, modules = (nn.ModuleList([MaxBoxAcc(), PxAP()]) for _ in range(2))
+    cast(modules)
+    for box, pixel in (plain, modules):
+        box.update(maps, boxes)
+        pixel.update(maps, masks)
+    assert torch.equal(modules[0].num_correct, plain[0].num_correct)
+    assert torch.equal(modules[1].histograms, plain[1].histograms)
+    assert modules[0].num_correct.dtype == modules[1].histograms.dtype == torch.int64
+    assert modules[0].curve()[0].dtype == torch.float64
+
+
+MASK = torch.zeros(1, 6, 6, dtype=torch.bool)
+MASK[0, 1:4, 1:4] = True
+WHOLE = torch.tensor([[0, 0, 3, 3]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "batch"),
+    [
+        (MaxBoxAccV2(), (MASK.float(), WHOLE)),
+        (TopKLocalization(), (MASK.float(), WHOLE, torch.ones(1, 2), torch.tensor([0]))),
+        (PxAP(), (MASK.float(), MASK)),
+        (LocalizationErrors(), (WHOLE, WHOLE, torch.tensor([0]), torch.tensor([0]))),
+        (DefectSegmentation(), (MASK, MASK)),
+    ],
+)
+def test_counts_made_in_inference_mode_go_on_outside(metric, batch: tuple) -> None:
+    expected = metric.clone()
+    for _ in range(2):
+        expected.update(*batch)
+    for start in (lambda: metric(*batch), lambda: (metric.reset(), metric.update(*batch))):
+        with torch.inference_mode():
+            start()
+        metric.update(*batch)
+        for name, value in expected.metric_state.items():
+            assert torch.equal(metric.metric_state[name], value)
+
+
+def test_reset_and_state_dict() -> None:
+    metric, loaded = MaxBoxAcc(), MaxBoxAcc()
     maps, boxes = as_tensors(*make_batch(4, 6))
     metric.update(maps, boxes)
+    metric.persistent(True)
+    loaded.load_state_dict(metric.state_dict())
+    assert torch.equal(loaded.num_correct, metric.num_correct)
+    assert torch.equal(loaded.fingerprint, metric.fingerprint)
     metric.reset()
     assert metric.total == 0
     assert not metric.num_correct.any()
@@ -203,13 +338,29 @@ def test_plot(tmp_path) -> None:
         figure, _ = drawn.plot()
         figure.savefig(tmp_path / "curve.png")
         assert (tmp_path / "curve.png").stat().st_size > 0
+    figures = MetricCollection({"box": metric, "pixel": pixel}).plot()
+    assert len(figures) == 2
+    _, axes = metric.plot([metric.compute()] * 3)  # values of three epochs
+    assert len(axes.lines[0].get_ydata()) == 3
+
+
+def test_pxap_is_drawn_where_something_is_predicted() -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    metric = PxAP(thresholds=[0, 0.3, 0.5, 0.7])
+    maps, masks = torch.tensor([[[0.6, 0.6, 0.4, 0.1]]]), torch.tensor([[[1, 0, 1, 0]]])
+    metric.update(maps, masks.byte())
+    _, axes = metric.plot()
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == [0.5, 1, 1]
+    assert line.get_ydata().tolist() == [0.5, 2 / 3, 0.5]
 
 
 MAPS, BOX = torch.rand(2, 5, 5), torch.tensor([[0, 0, 2, 2]])
 BAD_UPDATES = (
     (MaxBoxAcc, (MAPS * 2, [BOX, BOX]), ValueError, "MaxBoxAcc.update: maps must be free of NaN"),
     (MaxBoxAcc, (MAPS / 0 * 0, [BOX, BOX]), ValueError, "maps must be free of NaN and within 0-1"),
-    (MaxBoxAcc, (MAPS, [BOX]), ValueError, "boxes must be one tensor per map (2), got 1"),
+    (MaxBoxAcc, (MAPS, [BOX]), ValueError, "boxes must be one tensor per image (2), got 1"),
+    (MaxBoxAcc, (MAPS, BOX[0]), ValueError, "boxes must be one tensor per image (2), got 1"),
     (MaxBoxAcc, (MAPS, [BOX, BOX[:0]]), ValueError, "boxes must be (G, 4) with G >= 1 each"),
     (MaxBoxAcc, (MAPS, [BOX, BOX.float()]), TypeError, "boxes must be integers, got torch.float32"),
     (MaxBoxAccV2, (MAPS, [BOX, -BOX]), ValueError, "boxes must be 0 <= x0 <= x1"),
@@ -229,6 +380,14 @@ BAD_UPDATES = (
     (TopKLocalization, (MAPS, [BOX, BOX], torch.rand(2, 4), [0, 1]), TypeError,
      "target must be a torch.Tensor"),
     (LocalizationErrors, (BOX[0], [BOX], BOX[0], BOX[0]), ValueError, "preds must be of shape"),
+    (LocalizationErrors, (BOX > 1, [BOX], BOX[:, 0], BOX[:, 0]), TypeError,
+     "preds must be integers, got torch.bool"),
+    (LocalizationErrors, (BOX.flip(1), [BOX], BOX[:, 0], BOX[:, 0]), ValueError,
+     "preds must be 0 <= x0 <= x1 and 0 <= y0 <= y1, got [2, 2, 0, 0]"),
+    (LocalizationErrors, (BOX, [BOX, BOX], BOX[:, 0], BOX[:, 0]), ValueError,
+     "boxes must be one tensor per image (1), got 2"),
+    (LocalizationErrors, (BOX, [BOX.to("meta")], BOX[:, 0], BOX[:, 0]), ValueError,
+     "boxes must be on the device of preds (cpu)"),
     (LocalizationErrors, (BOX, [BOX], torch.tensor([-1]), torch.tensor([1])), ValueError,
      "classes must be class numbers of 0 or more, got -1"),
     (LocalizationErrors, (BOX, [BOX], torch.tensor([1]), torch.tensor([1.0])), TypeError,
@@ -247,7 +406,25 @@ def test_errors(case: int) -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ValueError, match="thresholds must be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"thresholds must be between 0 and 1, got 1\.5$"):
         MaxBoxAcc(thresholds=[0.5, 1.5])
+    with pytest.raises(ValueError, match=r"thresholds must be ascending, got 0\.2 after 0\.7$"):
+        PxAP(thresholds=[0.5, 0.7, 0.2, 0.1])
     with pytest.raises(ValueError, match="k must be"):
         TopKLocalization(k=0)
+    with pytest.raises(TypeError, match="k must be a whole number, got float"):
+        TopKLocalization(k=1.5)
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, float("nan")])
+def test_box_metrics_check_maps_of_any_device(value: float) -> None:
+    maps = MAPS.clone()
+    maps[1, 2, 3] = value
+    with pytest.raises(ValueError, match="maps must be free of NaN and within 0-1"):
+        MaxBoxAcc().update(maps.as_subclass(Elsewhere), [BOX, BOX])

@@ -25,20 +25,21 @@ def protocol_thresholds(where: str, thresholds: Sequence[float] | Tensor | None)
     found = torch.as_tensor(thresholds, dtype=torch.float64).cpu()
     if found.dim() != 1 or found.numel() == 0:
         value_error(where, "thresholds", "a list of at least one", f"shape {list(found.shape)}")
-    if not bool(((found >= 0) & (found <= 1)).all()):
-        value_error(where, "thresholds", "between 0 and 1", f"{found.tolist()}")
+    outside = found[~((found >= 0) & (found <= 1))]
+    if len(outside):
+        value_error(where, "thresholds", "between 0 and 1", f"{outside[0].item()}")
     return found
 
 
-def check_maps(where: str, maps: Tensor) -> None:
+def check_maps(where: str, maps: Tensor, *, waits: bool = False) -> None:
     """Raise unless ``maps`` are floating-point (N, H, W) with values in 0-1.
 
-    The values are looked at on the CPU only, where that costs no device sync.
+    Off the CPU the values are looked at only where the caller ``waits`` for the device anyway.
     """
     check_tensor(where, "maps", maps)
     check_floating(where, "maps", maps)
     check_rank(where, "maps", maps, 3)
-    if maps.device.type == "cpu" and maps.numel() > 0:
+    if (waits or maps.device.type == "cpu") and maps.numel() > 0:
         low, high = (float(extreme) for extreme in maps.aminmax())
         if not (low >= 0 and high <= 1):
             value_error(where, "maps", "free of NaN and within 0-1", f"values of {low} to {high}")
@@ -60,33 +61,49 @@ def check_labels(where: str, name: str, labels: Tensor, classes: int | None = No
             value_error(where, name, expected, f"{low if low < 0 else high}")
 
 
-def flatten_boxes(where: str, boxes: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
-    """All images' boxes (G, 4) int64 and where each image's begin, (N + 1,)."""
+def flatten_boxes(
+    where: str, boxes: Sequence[Tensor] | Tensor, images: Tensor, name: str = "maps"
+) -> tuple[Tensor, Tensor]:
+    """All images' boxes (G, 4) int64 and where each image's begin, (N + 1,).
+
+    ``images`` has N rows, on the device that the boxes must be on; ``name`` is its argument.
+    """
     if isinstance(boxes, Tensor):
-        boxes = list(boxes.unsqueeze(1)) if boxes.dim() == 2 else [boxes]
-    if len(boxes) != maps.shape[0]:
-        value_error(where, "boxes", f"one tensor per map ({maps.shape[0]})", f"{len(boxes)}")
+        stacked = boxes.unsqueeze(1) if boxes.dim() == 2 else boxes
+        boxes = list(stacked) if stacked.dim() == 3 else [boxes]
+    n, device = images.shape[0], images.device
+    if len(boxes) != n:
+        value_error(where, "boxes", f"one tensor per image ({n})", f"{len(boxes)}")
     for found in boxes:
-        check_tensor(where, "boxes", found)
-        if found.is_floating_point() or found.dtype == torch.bool:
-            type_error(where, "boxes", "integers", f"{found.dtype}")
+        check_integers(where, "boxes", found)
         if found.dim() != 2 or found.shape[1] != 4 or found.shape[0] == 0:
             value_error(where, "boxes", "(G, 4) with G >= 1 each", f"shape {list(found.shape)}")
-        check_same_device(where, "maps", maps, "boxes", found)
-    counts = torch.tensor([0, *(found.shape[0] for found in boxes)], device=maps.device)
-    flat = torch.cat(list(boxes)).long() if boxes else maps.new_zeros((0, 4), dtype=torch.int64)
-    _check_convention(where, flat)
+        check_same_device(where, name, images, "boxes", found)
+    counts = torch.tensor([0, *(found.shape[0] for found in boxes)], device=device)
+    empty = torch.zeros((0, 4), dtype=torch.int64, device=device)
+    flat = torch.cat(list(boxes)).long() if boxes else empty
+    check_convention(where, "boxes", flat)
     return flat, counts.cumsum(0)
 
 
-def _check_convention(where: str, boxes: Tensor) -> None:
-    """Looks at values on the CPU only, where that costs no device sync."""
+def check_integers(where: str, name: str, boxes: Tensor) -> None:
+    """Raise TypeError unless ``boxes`` are a tensor of integers."""
+    check_tensor(where, name, boxes)
+    if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
+        type_error(where, name, "integers", f"{boxes.dtype}")
+
+
+def check_convention(where: str, name: str, boxes: Tensor) -> None:
+    """Raise unless boxes (G, 4) begin at 0 or above and do not end before they begin.
+
+    The values are looked at on the CPU only, where that costs no device sync.
+    """
     if boxes.device.type != "cpu":
         return
     wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < boxes[:, :2])).any(dim=1)
     if bool(wrong.any()):
         first = boxes[int(wrong.nonzero()[0])].tolist()
-        value_error(where, "boxes", "0 <= x0 <= x1 and 0 <= y0 <= y1", f"{first}")
+        value_error(where, name, "0 <= x0 <= x1 and 0 <= y0 <= y1", f"{first}")
 
 
 def best_iou_of_largest(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> Tensor:
@@ -103,16 +120,16 @@ def best_iou_of_largest(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> T
 def best_iou_at_thresholds(
     where: str,
     maps: Tensor,
-    boxes: Sequence[Tensor],
+    boxes: Sequence[Tensor] | Tensor,
     thresholds: Tensor,
     *,
     every_contour: bool,
 ) -> Tensor:
     """(N, T) float64 best IoU at every threshold, over the largest or over every contour."""
-    check_maps(where, maps)
+    check_maps(where, maps, waits=True)  # they are boxed on the host
     gt_boxes, gt_offsets = flatten_boxes(where, boxes, maps)
     if every_contour:
         best = ops.level_best_iou(maps, gt_boxes, gt_offsets)
     else:
         best = best_iou_of_largest(maps, gt_boxes, gt_offsets)
-    return best.gather(1, ops.threshold_levels(maps, thresholds))
+    return best.gather(1, ops.threshold_levels(maps, thresholds.to(maps.device)))

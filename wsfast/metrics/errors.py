@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from .._check import check_same_device, check_tensor, type_error, value_error
+from .._check import check_same_device, check_tensor, value_error
 from ..ops.levels.protocol import inclusive_areas, inclusive_iou, shared_areas
-from ._protocol import check_labels, flatten_boxes
+from ._counts import CountMetric
+from ._protocol import check_convention, check_integers, check_labels, flatten_boxes
 
 KINDS = ("correct", "class", "multi_instance", "part", "more", "other")
 
 
-class LocalizationErrors(Metric):
+class LocalizationErrors(CountMetric):
     r"""Shares of the six outcomes of a predicted box (Gao et al., TS-CAM, ICCV 2021).
 
     In this order, the first that holds: ``class``: the predicted class is wrong; ``correct``:
@@ -36,38 +36,40 @@ class LocalizationErrors(Metric):
         1.0
     """
 
-    is_differentiable = False
     higher_is_better = None
-    full_state_update = False
 
     counts: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        zeros = torch.zeros(len(KINDS), dtype=torch.int64)
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
+        self.add_counts("counts", len(KINDS))
 
     def update(
-        self, preds: Tensor, boxes: Sequence[Tensor], classes: Tensor, target: Tensor
+        self,
+        preds: Tensor,
+        boxes: Sequence[Tensor] | Tensor,
+        classes: Tensor,
+        target: Tensor,
     ) -> None:
         """Count a batch.
 
         Args:
             preds: (N, 4) integer predicted boxes, x0, y0, x1, y1 in pixels, inclusive.
-            boxes: one (G, 4) integer tensor of true boxes per image, G >= 1.
+            boxes: true boxes, one (G, 4) integer tensor per image, G >= 1; or (N, G, 4); or
+                (N, 4), one box per image.
             classes: (N,) integer predicted classes.
             target: (N,) integer true classes.
 
         Raises:
-            ValueError: wrong shapes or devices; on the CPU also negative classes.
+            ValueError: wrong shapes or devices; on the CPU also negative classes and boxes out of
+                convention (negative, x1 < x0).
             TypeError: boxes or classes that are not integers.
         """
         where = "LocalizationErrors.update"
-        check_tensor(where, "preds", preds)
+        check_integers(where, "preds", preds)
         if preds.dim() != 2 or preds.shape[1] != 4:
             value_error(where, "preds", "of shape (N, 4)", f"shape {list(preds.shape)}")
-        if preds.is_floating_point():
-            type_error(where, "preds", "integers", f"{preds.dtype}")
+        check_convention(where, "preds", preds)
         n = preds.shape[0]
         for name, labels in (("classes", classes), ("target", target)):
             check_tensor(where, name, labels)
@@ -75,9 +77,9 @@ class LocalizationErrors(Metric):
             if labels.shape != (n,):
                 value_error(where, name, f"of shape ({n},)", f"shape {list(labels.shape)}")
             check_labels(where, name, labels)
-        truth, offsets = flatten_boxes(where, boxes, preds)
+        truth, offsets = flatten_boxes(where, boxes, preds, "preds")
         kinds = self._kinds(preds.long(), truth, offsets, classes == target)
-        self.counts += torch.bincount(kinds, minlength=len(KINDS))
+        self.counts = self.counts + torch.bincount(kinds, minlength=len(KINDS))
 
     def _kinds(self, preds: Tensor, truth: Tensor, offsets: Tensor, right_class: Tensor) -> Tensor:
         """(N,) indices into KINDS."""

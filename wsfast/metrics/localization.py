@@ -5,19 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from .._check import check_range, check_same_device, check_tensor, type_error, value_error
+from .._check import check_count, check_same_device, check_tensor, type_error, value_error
+from ._counts import CountMetric
 from ._curve import draw_curves
 from ._protocol import best_iou_at_thresholds, check_labels, protocol_thresholds
 
 
-class BoxAccuracy(Metric):
+class BoxAccuracy(CountMetric):
     """Base of the box accuracies: hits per IoU level and threshold, and the images seen."""
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     every_contour = False
     iou_levels: tuple[int, ...] = (50,)
 
@@ -29,49 +27,59 @@ class BoxAccuracy(Metric):
     ) -> None:
         found = protocol_thresholds(type(self).__name__, thresholds)
         super().__init__(**kwargs)
-        self.register_buffer("thresholds", found, persistent=False)
-        shape = (len(self.iou_levels), len(found))
-        self.add_state("num_correct", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.thresholds = found  # no buffer: casts would spoil the protocol's float64 products
+        self.add_counts("num_correct", len(self.iou_levels), len(found))
+        self.add_counts("total")
+        self.tell_apart(found.tolist())
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> "BoxAccuracy":
-        """Do nothing: thresholds stay float64, as the protocol's products need them."""
-        return self
-
-    def count(self, maps: Tensor, boxes: Sequence[Tensor], counted: Tensor | None = None) -> None:
+    def count(
+        self, maps: Tensor, boxes: Sequence[Tensor] | Tensor, counted: Tensor | None = None
+    ) -> None:
         """Count the hits of a batch; those of images where ``counted`` (N,) is False do not."""
-        where = f"{type(self).__name__}.update"
-        every_contour, thresholds = self.every_contour, self.thresholds.to(maps.device)
-        iou = best_iou_at_thresholds(where, maps, boxes, thresholds, every_contour=every_contour)
-        for row, level in enumerate(self.iou_levels):
-            hits = iou >= level / 100
-            if counted is not None:
-                hits &= counted[:, None]
-            self.num_correct[row] += hits.sum(dim=0)
-        self.total += maps.shape[0]
+        where, every_contour = f"{type(self).__name__}.update", self.every_contour
+        iou = best_iou_at_thresholds(
+            where, maps, boxes, self.thresholds, every_contour=every_contour
+        )
+        hits = torch.stack([iou >= level / 100 for level in self.iou_levels])
+        if counted is not None:
+            hits &= counted[:, None]
+        self.num_correct = self.num_correct + hits.sum(dim=1)
+        self.total = self.total + maps.shape[0]
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """Accuracies at every threshold.
+        """Accuracies at every threshold, of all processes: each of them has to call.
 
         Returns:
             The thresholds (T,) and the accuracies (K, T) in 0-1, one row per IoU level; float64.
         """
-        return self.thresholds, self.num_correct.double() / self.total
+        num_correct, total = self.over_processes("num_correct", "total")
+        return self.thresholds.to(total.device), num_correct.double() / total
 
     def best_thresholds(self) -> Tensor:
-        """Return the threshold of highest accuracy for each IoU level, (K,); ties: the lowest."""
-        return self.thresholds[self.num_correct.argmax(dim=1)]
+        """Return the threshold of highest accuracy for each IoU level, (K,); ties: the lowest.
+
+        Of all processes: each of them has to call.
+        """
+        (num_correct,) = self.over_processes("num_correct")
+        return self.thresholds.to(num_correct.device)[num_correct.argmax(dim=1)]
 
     def compute(self) -> Tensor:
         """Return the mean over the IoU levels of the best accuracy of each, float64 in 0-1."""
-        return self.curve()[1].amax(dim=1).mean()
+        return (self.num_correct.amax(dim=1).double() / self.total).mean()
 
-    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+    def plot(self, val: Any = None, ax: Any = None) -> tuple[Any, Any]:
         """Draw accuracy over threshold, one line per IoU level; returns figure and axes.
+
+        Args:
+            val: results of ``compute`` or ``forward``, one or a list, to be drawn instead, as the
+                metrics of torchmetrics do.
+            ax: axes to draw in; by default new ones.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
+        if val is not None:
+            return self._plot(val, ax)
         thresholds, accuracies = self.curve()
         labels = [f"IoU {level} %" for level in self.iou_levels]
         return draw_curves(thresholds, accuracies, labels, ax, x="threshold", y=type(self).__name__)
@@ -104,17 +112,17 @@ class MaxBoxAcc(BoxAccuracy):
         tensor(1., dtype=torch.float64)
     """
 
-    def update(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
+    def update(self, maps: Tensor, boxes: Sequence[Tensor] | Tensor) -> None:
         """Count a batch.
 
         Args:
             maps: (N, H, W) floating-point score maps in 0-1 at the size of the boxes.
             boxes: one (G, 4) integer tensor per image, G >= 1: x0, y0, x1, y1 in pixels, both
-                corners inclusive; or (N, 4), one box per image.
+                corners inclusive; or (N, G, 4); or (N, 4), one box per image.
 
         Raises:
-            ValueError: wrong shapes or devices, boxes out of convention (negative, x1 < x0); on
-                the CPU also maps with NaN or values outside 0-1.
+            ValueError: wrong shapes or devices, maps with NaN or values outside 0-1; on the CPU
+                also boxes out of convention (negative, x1 < x0).
             TypeError: maps not floating-point, boxes not integers.
         """
         self.count(maps, boxes)
@@ -152,6 +160,7 @@ class TopKLocalization(BoxAccuracy):
 
     Raises:
         ValueError: k below 1, thresholds out of range.
+        TypeError: k is not a whole number.
 
     Example:
         >>> maps = torch.ones(1, 4, 4)
@@ -165,11 +174,14 @@ class TopKLocalization(BoxAccuracy):
     def __init__(
         self, *, k: int = 1, thresholds: Sequence[float] | Tensor | None = None, **kwargs: Any
     ) -> None:
-        check_range("TopKLocalization", "k", k, 1, 2**31)
+        check_count("TopKLocalization", "k", k, 1)
         super().__init__(thresholds=thresholds, **kwargs)
         self.k = k
+        self.tell_apart(k, self.thresholds.tolist())
 
-    def update(self, maps: Tensor, boxes: Sequence[Tensor], logits: Tensor, target: Tensor) -> None:
+    def update(
+        self, maps: Tensor, boxes: Sequence[Tensor] | Tensor, logits: Tensor, target: Tensor
+    ) -> None:
         """Count a batch.
 
         Args:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from .. import ops
+from .._check import value_error
+from ._counts import CountMetric
 from ._curve import draw_curves
 from ._protocol import check_maps, protocol_thresholds
 
@@ -33,7 +34,7 @@ def average_precision(precision: Array, recall: Array) -> float:
     return float((precision[1:] * np.diff(recall)).sum())
 
 
-class PxAP(Metric):
+class PxAP(CountMetric):
     r"""PxAP: area under the pixel precision-recall curve of the protocol (Choe et al., CVPR 2020).
 
     Scores are counted between the thresholds, unquantised, for background and foreground pixels;
@@ -42,10 +43,11 @@ class PxAP(Metric):
 
     Args:
         thresholds: (T,) in 0-1, ascending; None for the protocol's ``numpy.arange(0, 1, 0.001)``.
+            0 is added where it is not the first: recall is of all foreground.
         **kwargs: passed to ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: thresholds out of range.
+        ValueError: thresholds out of range or order.
 
     Note:
         Counts are int64 and summed over processes; the last step is in float64 on the CPU.
@@ -59,9 +61,7 @@ class PxAP(Metric):
         tensor(1., dtype=torch.float64)
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
 
     histograms: Tensor
 
@@ -69,15 +69,16 @@ class PxAP(Metric):
         self, *, thresholds: Sequence[float] | Tensor | None = None, **kwargs: Any
     ) -> None:
         found = protocol_thresholds("PxAP", thresholds)
+        falls = (found[1:] < found[:-1]).nonzero()
+        if len(falls):
+            high, low = found[int(falls[0]) :][:2].tolist()
+            value_error("PxAP", "thresholds", "ascending", f"{low} after {high}")
         super().__init__(**kwargs)
-        beyond = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)  # a score of 1 has its own bin
-        self.register_buffer("edges", torch.cat([found, beyond]), persistent=False)
-        counts = torch.zeros(2, len(found) + 2, dtype=torch.int64)
-        self.add_state("histograms", counts, dist_reduce_fx="sum")
-
-    def set_dtype(self, dst_type: str | torch.dtype) -> "PxAP":
-        """Do nothing: edges stay float64."""
-        return self
+        below = found.new_zeros(int(found[0] > 0))
+        beyond = found.new_tensor([1.0, 2.0, 3.0])  # a score of 1 has its own bin
+        self.edges = torch.cat([below, found, beyond])  # no buffer: casts would move scores
+        self.add_counts("histograms", 2, len(self.edges) - 1)
+        self.tell_apart(found.tolist())
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Count a batch.
@@ -92,19 +93,29 @@ class PxAP(Metric):
             TypeError: wrong dtypes.
         """
         check_maps("PxAP.update", maps)
-        self.histograms += ops.score_histograms(maps, masks, self.edges.to(maps.device))
+        counts = ops.score_histograms(maps, masks, self.edges.to(maps.device))
+        self.histograms = self.histograms + counts
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """Precision and recall, (T + 2,) float64 each, from the highest threshold down.
+        """Precision and recall of the scores at or above each threshold, of all processes.
+
+        Each of them has to call.
+
+        Returns:
+            (T + 2,) float64 each, on the CPU, from the highest threshold down; the first two are of
+            2, where nothing is predicted, and of 1. One more where 0 was added to the thresholds.
 
         Raises:
             RuntimeError: no foreground pixel was seen.
         """
-        background, foreground = self.histograms.cpu().numpy()
-        if not foreground.any():
-            raise RuntimeError("wsfast.PxAP.curve: masks must hold a foreground pixel, got none")
-        precision, recall = precision_recall(background, foreground)
+        precision, recall = precision_recall(*self._summed())
         return torch.from_numpy(precision), torch.from_numpy(recall)
+
+    def _summed(self) -> Array:
+        (histograms,) = self.over_processes("histograms")
+        if not histograms[1].any():
+            raise RuntimeError("wsfast.PxAP.curve: masks must hold a foreground pixel, got none")
+        return histograms.cpu().numpy()
 
     def compute(self) -> Tensor:
         """Return the area under the curve, float64 in 0-1; NaN where no foreground was seen.
@@ -114,14 +125,24 @@ class PxAP(Metric):
         """
         if not self.histograms[1].any():
             return torch.tensor(torch.nan, dtype=torch.float64)
-        precision, recall = (values.numpy() for values in self.curve())
-        return torch.tensor(average_precision(precision, recall), dtype=torch.float64)
+        curve = precision_recall(*self.histograms.cpu().numpy())
+        return torch.tensor(average_precision(*curve), dtype=torch.float64)
 
-    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+    def plot(self, val: Any = None, ax: Any = None) -> tuple[Any, Any]:
         """Draw precision over recall; returns figure and axes.
+
+        Args:
+            val: results of ``compute`` or ``forward``, one or a list, to be drawn instead, as the
+                metrics of torchmetrics do.
+            ax: axes to draw in; by default new ones.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
+            RuntimeError: no foreground pixel was seen.
         """
-        precision, recall = self.curve()
+        if val is not None:
+            return self._plot(val, ax)
+        histograms = self._summed()
+        seen = histograms.sum(axis=0)[::-1].cumsum() > 0  # above the highest score is no precision
+        precision, recall = (torch.from_numpy(v[seen]) for v in precision_recall(*histograms))
         return draw_curves(recall, precision[None], ["PxAP"], ax, x="recall", y="precision")

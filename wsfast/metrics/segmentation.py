@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from wsfast._check import (
     check_range,
@@ -14,9 +13,10 @@ from wsfast._check import (
     type_error,
     value_error,
 )
+from wsfast.metrics._counts import CountMetric
 
 
-class DefectSegmentation(Metric):
+class DefectSegmentation(CountMetric):
     r"""IoU, mIoU, precision, recall and F1 of defect pixels, pooled over all images.
 
     With TP, FP, FN and TN counted over every pixel of every image:
@@ -45,9 +45,7 @@ class DefectSegmentation(Metric):
         {'iou': 0.333, 'miou': 0.333, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5}
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
 
     true_positives: Tensor
     false_positives: Tensor
@@ -59,7 +57,7 @@ class DefectSegmentation(Metric):
         super().__init__(**kwargs)
         self.zero_division = zero_division
         for name in ("true_positives", "false_positives", "false_negatives", "true_negatives"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_counts(name)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Count the pixels of a batch.
@@ -84,10 +82,11 @@ class DefectSegmentation(Metric):
         hits = (preds & target).sum()
         false_alarms = preds.sum() - hits
         misses = target.sum() - hits
-        self.true_positives += hits
-        self.false_positives += false_alarms
-        self.false_negatives += misses
-        self.true_negatives += preds.numel() - hits - false_alarms - misses
+        rejections = preds.numel() - hits - false_alarms - misses
+        self.true_positives = self.true_positives + hits
+        self.false_positives = self.false_positives + false_alarms
+        self.false_negatives = self.false_negatives + misses
+        self.true_negatives = self.true_negatives + rejections
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores as float64 scalars: ``iou, miou, precision, recall, f1``."""
