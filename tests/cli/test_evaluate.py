@@ -1,6 +1,7 @@
 """``wsfast evaluate`` as a user meets it."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.wsol_files import Split, write_split
-from wsfast.cli import main
+from wsfast.cli import evaluate, main
 from wsfast.compat import wsolevaluation as compat
 
 
@@ -42,7 +43,17 @@ def test_masks_and_plot(tmp_path: Path, capsys) -> None:
     assert run(split, "--masks", split.masks, "--plot", plot, "--out", out) == 0
     assert "PxAP" in capsys.readouterr().out
     assert cv2.imread(str(plot)).shape[0] > 100
-    assert 0 < json.loads(out.read_text())["PxAP"]["percent"] < 100
+    report = json.loads(out.read_text())
+    assert 0 < report["PxAP"]["percent"] < 100
+    curves = report["curves"]
+    assert len(curves["thresholds"]) == len(curves["precision"]) == len(curves["recall"]) == 1001
+    place = curves["thresholds"].index(0.5)
+    masks = np.stack([split.truth[name] for name in split.maps])
+    predicted = (np.stack(list(split.maps.values())) >= 0.5) & (masks != 255)
+    hits = (predicted & (masks == 1)).sum()
+    assert curves["precision"][place] == pytest.approx(hits / predicted.sum())
+    assert curves["recall"][place] == pytest.approx(hits / (masks == 1).sum())
+    assert curves["recall"][0] == 1
 
 
 def test_maps_without_the_image_suffix(tmp_path: Path) -> None:
@@ -76,6 +87,10 @@ def drop_map(split: Split) -> None:
     (split.scoremaps / "cat" / "2.jpg.npy").unlink()
 
 
+def tear_zip(split: Split) -> None:
+    (split.scoremaps / "cat" / "2.jpg.npy").write_bytes(b"PK\x03\x04 and no more")
+
+
 def drop_box(split: Split) -> None:
     path = split.metadata / "localization.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:1]))
@@ -83,6 +98,12 @@ def drop_box(split: Split) -> None:
 
 def tear_map(split: Split) -> None:
     (split.scoremaps / "cat" / "2.jpg.npy").write_bytes(b"\x93NUMPY")
+
+
+def zip_map(split: Split) -> None:
+    path = split.scoremaps / "cat" / "2.jpg.npy"
+    with path.open("wb") as file:
+        np.savez(file, np.zeros((224, 224)))
 
 
 def write_map(split: Split, values: np.ndarray) -> None:
@@ -99,6 +120,8 @@ BREAKAGES = (
     (drop_map, "--scoremaps must be a map for every image id, got none for cat/2.jpg"),
     (drop_box, "localization.txt: must have a line for every image id, got none for cat/1.jpg"),
     (tear_map, "2.jpg.npy: not a readable .npy file"),
+    (zip_map, "2.jpg.npy: not a readable .npy file"),
+    (tear_zip, "2.jpg.npy: not a readable .npy file"),
     (lambda split: write_map(split, np.zeros((9, 9))), "floating-point map of 224 x 224"),
     (lambda split: write_map(split, np.zeros((224, 224), int)), "floating-point map of 224"),
     (lambda split: write_map(split, np.full((224, 224), 2.0)), "free of NaN and within 0-1"),
@@ -119,6 +142,44 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, capsys, case: int) -> None:
     assert said.startswith("wsfast evaluate: error: ")
     assert message in said
     assert not out.exists()
+
+
+def test_a_missing_map_is_found_before_any_is_read(tmp_path: Path, capsys, monkeypatch) -> None:
+    split = write_split(tmp_path, "CUB", images=3)
+    drop_map(split)
+    monkeypatch.setattr(evaluate, "read_map", pytest.fail)
+    assert run(split, "--batch-size", 1) == 2
+    assert "got none for cat/2.jpg" in capsys.readouterr().err
+
+
+def test_scores_go_into_a_pipe(tmp_path: Path) -> None:
+    split = write_split(tmp_path, "CUB", images=1)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run(split, "--out", path, "--interval", 0.1) == 0
+        assert json.loads(os.read(reader, 1 << 16))["images"] == 1
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+
+
+def test_out_and_plot_are_two_files(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    split = write_split(tmp_path, "CUB", images=1)
+    out = tmp_path / "result"
+    same = tmp_path / "metadata" / ".." / "result"
+    assert run(split, "--out", out, "--plot", same) == 2
+    assert "--plot must be another file than --out, got " in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_masks_beside_boxes_are_refused(tmp_path: Path, capsys) -> None:
+    split = write_split(tmp_path, "CUB", images=1)
+    assert run(split, "--masks", split.masks) == 2
+    told = f"--masks must be left out with boxes in --metadata, got {split.masks}"
+    assert told in capsys.readouterr().err
 
 
 def test_missing_folders(tmp_path: Path, capsys) -> None:

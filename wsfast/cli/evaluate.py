@@ -85,7 +85,8 @@ def read_map(path: Path) -> NDArray[np.floating[Any]]:
         ValueError: not a NumPy file of floating-point values, or of another size.
     """
     try:
-        found = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # np.load would open a zip file, too
+            found = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise ValueError(f"wsfast.evaluate: {path}: not a readable .npy file") from None
     shape = (wsol.SIDE, wsol.SIDE)
@@ -98,11 +99,16 @@ def read_map(path: Path) -> NDArray[np.floating[Any]]:
 
 
 def batches(folder: Path, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], Tensor]]:
-    """Ids and maps (n, 224, 224), with a progress bar."""
+    """Ids and maps (n, 224, 224), with a progress bar.
+
+    Raises:
+        ValueError: an image without a map, before the first one is read; a map that will not do.
+    """
+    paths = {image_id: map_path(folder, image_id) for image_id in ids}
     with tqdm(total=len(ids), unit="map", desc="evaluating") as bar:
         for first in range(0, len(ids), size):
             some = list(ids[first : first + size])
-            maps = np.stack([read_map(map_path(folder, image_id)) for image_id in some])
+            maps = np.stack([read_map(paths[image_id]) for image_id in some])
             yield some, torch.from_numpy(maps)
             bar.update(len(some))
 
@@ -145,14 +151,15 @@ def evaluate_masks(
         metric.update(maps, torch.from_numpy(np.stack(masks)))
     if not metric.histograms[1].any():
         value_error("evaluate", "--masks", "masks with a foreground pixel", "none")
-    precision, recall = metric.curve()
+    # Ascending, of the scores at or above each threshold and 1; the curve's first point is of 2.
+    precision, recall = (values.flip(0)[:-1].tolist() for values in metric.curve())
     figures = {
         "images": len(metadata.image_ids),
         "PxAP": {"percent": 100 * metric.compute().item()},
         "curves": {
-            "thresholds": thresholds.tolist(),
-            "precision": precision.tolist(),
-            "recall": recall.tolist(),
+            "thresholds": [*thresholds.tolist(), 1.0],
+            "precision": precision,
+            "recall": recall,
         },
     }
     return figures, [metric]
@@ -170,7 +177,7 @@ def plot_curves(path: Path, metrics: Sequence[BoxAccuracy | PxAP]) -> None:
 
     figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
     for place, metric in enumerate(metrics, start=1):
-        metric.plot(figure.add_subplot(1, len(metrics), place))
+        metric.plot(ax=figure.add_subplot(1, len(metrics), place))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomically(path, picture.getvalue())
@@ -198,8 +205,11 @@ def check_options(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate a run, or a folder of maps."""
-    for name in ("out", "plot"):
-        check_file("evaluate", f"--{name}", getattr(options, name))
+    out, plot = options.out, options.plot
+    for name, path in (("--out", out), ("--plot", plot)):
+        check_file("evaluate", name, path)
+    if out is not None and plot is not None and out.resolve() == plot.resolve():
+        value_error("evaluate", "--plot", "another file than --out", f"{plot}")
     if options.folder is not None:
         check_left_out("evaluate", options, _OF_MAPS, "--run")
         if not options.data:
@@ -211,15 +221,17 @@ def run(options: argparse.Namespace) -> int:
     if not metadata.image_ids:
         value_error("evaluate", "--metadata", "of at least one image", "an empty image_ids.txt")
     thresholds = torch.from_numpy(np.arange(0, 1, options.interval))
+    if not metadata.masks:
+        check_left_out("evaluate", options, ("masks",), "boxes in --metadata")
     evaluate = evaluate_masks if metadata.masks else evaluate_boxes
     figures, metrics = evaluate(options, metadata, thresholds)
     for name, scores in figures.items():
         if isinstance(scores, dict) and "percent" in scores:
             print(f"{name:<12}{scores['percent']:8.3f} %")
-    if options.out is not None:
-        write_atomically(options.out, as_json(figures))
-    if options.plot is not None:
-        plot_curves(options.plot, metrics)
+    if out is not None:
+        write_atomically(out, as_json(figures))
+    if plot is not None:
+        plot_curves(plot, metrics)
     return 0
 
 
