@@ -6,6 +6,7 @@ import torch
 
 from wsfast.data import DefectSample
 from wsfast.metrics import MaxBoxAcc, PxAP
+from wsfast.train.evaluation import _Scores
 from wsfast.train.validation import ClassScores, MapScores, score_regions, with_regions
 
 
@@ -36,6 +37,22 @@ def test_pixel_figures_are_those_of_the_best_common_threshold():
     false_positives = (maps[4:] >= figures["threshold"]).mean()
     assert figures["false_positives"] == pytest.approx(false_positives)
     assert figures["covered"] == pytest.approx((maps[:4] >= 0.5).mean())
+
+
+def test_ignored_pixels_of_clean_images_are_no_false_positives():
+    maps, masks = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)
+    maps[0, :2], masks[0, :2] = 0.8, 1
+    maps[1, 0], masks[1, :2] = 0.9, 255
+    maps[1, 3, 0] = 0.9
+    scores = MapScores(torch.device("cpu"))
+    scores.update_masks(maps, masks)
+    assert scores.compute()["false_positives"] == 1 / 8
+    evaluated = _Scores(0.5, 2)
+    masks = [*masks, torch.full((4, 4), 255, dtype=torch.uint8)]  # of the last nothing counts
+    samples = [DefectSample(torch.zeros(1, 4, 4), mask, 0, "a") for mask in masks]
+    maps = torch.cat([maps, torch.ones(1, 4, 4)])
+    evaluated.update(samples, torch.zeros(3, dtype=torch.int64), torch.zeros(3, 2), maps)
+    assert evaluated.compute()["false_positives"] == 1 / 8
 
 
 def test_boxes_are_scored_where_there_are_no_masks():

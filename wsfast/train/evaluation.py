@@ -190,7 +190,9 @@ class _Scores:
             if sample.mask is not None and bool((sample.mask == 1).any()):
                 self._mask(one, sample.mask[None])
             elif sample.mask is not None:
-                self.clean.append((one >= self.threshold).float().mean())
+                counted = one[0][sample.mask != 255]
+                if len(counted):
+                    self.clean.append((counted >= self.threshold).float().mean())
             elif len(sample.boxes):
                 self._score_boxes(one, inclusive_corners(sample.boxes))
 

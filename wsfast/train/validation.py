@@ -73,8 +73,8 @@ class MapScores:
         if bool(with_object.any()):
             self._objects.update(maps[with_object], masks[with_object])
         if not bool(with_object.all()):
-            clean = maps[~with_object].double().flatten()
-            self._clean += torch.histogram(clean.cpu(), self._edges.cpu())[0].long().to(maps.device)
+            clean, edges = ~with_object, self._edges.to(maps.device)
+            self._clean += ops.score_histograms(maps[clean], masks[clean], edges)[0]
 
     def update_boxes(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
         """Count a batch of maps with inclusive boxes, one (G, 4) tensor per image."""
