@@ -107,14 +107,20 @@ def test_known_values() -> None:
     assert wsfast.component_boxes(mask, connectivity=4, min_area=2).counts.tolist() == [1]
 
 
-def test_every_level_survives_the_threshold() -> None:
-    """cams >= t is exactly u8 > T, for the value k/255 and its predecessor, in every dtype."""
-    for dtype in (torch.float32, torch.float64):
-        k = torch.arange(1, 256, dtype=dtype)
-        at = k / 255
-        below = torch.nextafter(at, torch.zeros_like(at))
-        assert torch.equal((at * 255).to(torch.uint8).to(dtype), k)
-        assert torch.equal((below * 255).to(torch.uint8).to(dtype), k - 1)
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_every_level_survives_the_threshold(dtype: torch.dtype) -> None:
+    """Otsu's threshold parts the lowest value of every level from its predecessor."""
+    wide = torch.promote_types(dtype, torch.float32)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    levels = torch.arange(1, 256, dtype=wide)
+    lowest = (levels / 255).to(dtype)
+    rounded_down = (lowest.to(wide) * 255 < levels).to(bits)
+    lowest = (lowest.view(bits) + rounded_down).view(dtype)
+    below = (lowest.view(bits) - 1).view(dtype)
+    cams = torch.stack([below, lowest], dim=1)[:, None]
+    threshold = wsfast.otsu_threshold(cams)
+    assert (cams >= threshold[:, None, None]).tolist() == [[[False, True]]] * 255
+    assert wsfast.cam_boxes(cams, "otsu", max_boxes=1).boxes.tolist() == [[[1, 0, 2, 1]]] * 255
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
