@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from wsfast.cli import build_parser, live
-from wsfast.cli.arguments import parse_size
+from wsfast.cli.arguments import BOX_DEFAULTS, fill_in, parse_size
 from wsfast.cli.opening import open_localizer
 from wsfast.data import SyntheticDefects
 from wsfast.deploy import LiveFrame
@@ -152,6 +152,7 @@ def soak(kind: str, pictures: list[np.ndarray], options: argparse.Namespace) -> 
         arguments = ["localize", kind, "--live", "--model", options.model, "--num-classes", "2"]
         arguments += ["--method", options.method, "--size", str(options.size), "--out", folder]
         settings = build_parser().parse_args(arguments)
+        fill_in(settings, BOX_DEFAULTS)
         size = parse_size(settings.size, "localize")
         localizer = open_localizer(settings, "otsu", size, torch.device("cpu"))
         with Memory(options.every) as memory:
