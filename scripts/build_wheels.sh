@@ -15,8 +15,13 @@
 # The environments are fresh and are removed afterwards. The platform tag is the oldest manylinux
 # policy that the libraries' symbols allow (auditwheel); torch's own libraries stay torch's.
 set -euo pipefail
+shopt -s inherit_errexit # $(environment ...) ends at the first command that fails, too
+# Relative folders are the caller's, the default is this project's.
+out=${1:+$(realpath -m "$1")}
+SYSROOT=${SYSROOT:+$(realpath -m "$SYSROOT")}
+ENVIRONMENT=${ENVIRONMENT:+$(realpath -m "$ENVIRONMENT")}
 cd "$(dirname "$0")/.."
-out=$(realpath -m "${1:-dist}")
+out=${out:-$PWD/dist}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -33,7 +38,7 @@ use_sysroot() { # its headers, and its libraries before this system's
   done
   export LDFLAGS="$flags ${LDFLAGS:-}"
 }
-if [[ -n ${SYSROOT:-} ]]; then use_sysroot "$(realpath "$SYSROOT")"; fi
+if [[ -n $SYSROOT ]]; then use_sysroot "$SYSROOT"; fi
 mkdir -p "$out"
 
 nvcc_major() { # of the toolkit in a folder, empty without one
@@ -58,7 +63,7 @@ fi
 
 environment() { # a fresh environment with this torch; the same torch is installed once only
   local spec=$1 folder
-  if [[ -n ${ENVIRONMENT:-} ]]; then echo "$ENVIRONMENT"; return; fi
+  if [[ -n $ENVIRONMENT ]]; then echo "$ENVIRONMENT"; return; fi
   folder="$work/env-$(sha256sum <<< "$spec" | cut -c1-8)"
   if [[ ! -d $folder ]]; then
     "$python" -m venv "$folder"
@@ -100,7 +105,8 @@ build_wheel() { # variant: compile the sdist, name the platform, look at the res
 }
 
 # The sdist comes from a copy of what git tracks, so that nothing else can slip into it.
-first=$(environment "$(torch_spec "${VARIANTS%% *}")")
+spec=$(torch_spec "${VARIANTS%% *}")
+first=$(environment "$spec")
 git diff --quiet HEAD || echo "build_wheels: changes that are not committed are left out"
 git archive --format=tar --prefix=source/ HEAD | tar -x -C "$work"
 (cd "$work/source" && WSFAST_CUDA=0 "$first/bin/python" -m build --quiet --sdist --no-isolation \

@@ -12,8 +12,9 @@
 # are no compilers on PATH and no CUDA toolkit, and nothing of this folder can be imported. The
 # wheels of all variants go through each environment one after the other.
 set -euo pipefail
+dist=${1:+$(realpath "$1")} # a relative folder is the caller's, the default is this project's
 cd "$(dirname "$0")/.."
-dist=$(realpath "${1:-dist}")
+dist=${dist:-$PWD/dist}
 matrix=${MATRIX:-"python3.11=torch==2.11.0 python3=torch"}
 source=${SOURCE:-"python3.11=torch"}
 work=$(mktemp -d)
