@@ -77,6 +77,15 @@ def test_q_ends_the_show(screen: Screen) -> None:
     assert not window.show(picture(2))
 
 
+def test_windows_that_never_say_whether_they_are_seen(screen: Screen, monkeypatch) -> None:
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda name, flag: -1.0)  # as GTK does
+    window = Window()
+    assert all(window.show(picture(red)) for red in (1, 2, 3))
+    assert len(screen.shown) == 3
+    screen.keys = iter("q")
+    assert not window.show(picture(4))
+
+
 def gone(name: str, flag: int) -> float:
     raise cv2.error("NULL guiReceiver (please create a window)")
 
