@@ -1,5 +1,6 @@
-"""Reads what `wsfast localize` has written."""
+"""Reads what `wsfast localize` has written, and stops reading."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,3 +15,13 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 def summary(out: Path) -> dict[str, Any]:
     return json.loads((out / "summary.json").read_text())
+
+
+class DeadPipe(io.StringIO):
+    """A stream whose reader is gone."""
+
+    attempts = 0
+
+    def write(self, text: str) -> int:
+        self.attempts += 1
+        raise BrokenPipeError(32, "Broken pipe")

@@ -4,13 +4,16 @@ Bad input ends with exit code 2 and one plain line, never a traceback.
 """
 
 import argparse
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._version import __version__
 from . import bench, demo, evaluate, export, harvest, info, localize, train
+from .messages import Messages
 
 _COMMANDS = (localize, train, evaluate, harvest, export, bench, demo, info)
 
@@ -52,16 +55,36 @@ def _one_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _output_is_read() -> bool:
+    """Whether standard output is no pipe, or one that somebody reads."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+    except (AttributeError, OSError, ValueError):  # not on this system, or no file of the system's
+        return True
+    return not poll.poll(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C.
+
+    Standard error that cannot be written, such as a pipe whose reader is gone, ends no command.
+    """
     options = build_parser().parse_args(arguments)
+    messages: Any = Messages(sys.stderr)
+    with contextlib.redirect_stderr(messages):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         code: int = options.run(options)
         return code
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it once more at exit
-        return 0
     except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not _output_is_read():
+            # The reader, such as `head`, has seen enough.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it at exit
+            return 0
         print(f"wsfast {options.command}: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,62 @@
+"""Streams of a command whose readers are gone."""
+
+import os
+import sys
+
+import pytest
+
+from tests.cli.live_files import DeadPipe
+from wsfast.cli import info, main
+from wsfast.cli.messages import Messages
+
+
+def test_messages_reach_their_file(capsys) -> None:
+    messages = Messages(sys.stderr)
+    print("one", file=messages, flush=True)
+    assert capsys.readouterr().err == "one\n"
+    assert messages.encoding == sys.stderr.encoding
+    assert messages.isatty() is False
+
+
+def test_messages_fall_silent_after_the_first_error() -> None:
+    pipe = DeadPipe()
+    messages = Messages(pipe)
+    for _ in range(3):
+        assert messages.write("one") == 3
+        messages.flush()
+    assert pipe.attempts == 1
+
+
+def test_messages_of_a_closed_standard_error() -> None:
+    messages = Messages(None)
+    messages.write("one")
+    messages.flush()
+    assert not hasattr(messages, "fileno")
+
+
+def broken_pipe(options: object) -> int:
+    print("one", flush=True)
+    raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_broken_pipe_is_no_error_where_nobody_reads_the_output(monkeypatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(info, "run", broken_pipe)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["info"]) == 0
+    assert sys.stdout.name == os.devnull
+    with pytest.raises(BrokenPipeError):  # what was not written; Python would tell of it at exit
+        stream.close()
+
+
+@pytest.mark.parametrize("kind", ["captured", "pipe"])
+def test_any_other_broken_pipe_is_an_error(monkeypatch, capsys, kind: str) -> None:
+    monkeypatch.setattr(info, "run", broken_pipe)
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w") as stream:
+        if kind == "pipe":
+            monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info"]) == 2
+    assert capsys.readouterr().err == "wsfast info: error: Broken pipe\n"

@@ -1,0 +1,39 @@
+"""Standard error while a command runs: bars and messages, which nobody may read any more."""
+
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+class Messages:
+    """A text file that falls silent at its first error, such as of a pipe without a reader.
+
+    What a command tells on its way must not end it.
+
+    Args:
+        file: what is written to; None, as Python has it for a closed one, tells nothing.
+    """
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+        self._silent = file is None
+
+    def write(self, text: str) -> int:
+        """Write, where it still can be."""
+        self._attempt(lambda file: file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written, where it still can be."""
+        self._attempt(lambda file: file.flush())
+
+    def _attempt(self, act: Callable[[TextIO], object]) -> None:
+        if self._silent or self._file is None:
+            return
+        try:
+            act(self._file)
+        except OSError:
+            self._silent = True
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the file's: whether it is a terminal, its width, its encoding."""
+        return getattr(self._file, name)
