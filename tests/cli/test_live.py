@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.live_files import lines, summary
+from tests.cli.live_files import DeadPipe, lines, summary
 from tests.data.videos import cut_clip, damage_clip, read_clip, write_clip
 from wsfast.cli import live, live_output, localize, main
-from wsfast.deploy import GradientLocalizer, LiveFrame, Localizer
+from wsfast.deploy import GradientLocalizer, LiveFrame, LiveLoop, LiveStatistics, Localizer
 from wsfast.train.runs import configure
 from wsfast.train.runs import run as train
 
@@ -140,6 +140,21 @@ def test_results_are_never_replaced_unasked(
     assert (tmp_path / "results.jsonl").read_text() == "precious\n"
     assert run(clip, tmp_path, checkpoint, "--overwrite") == 0
     assert len(lines(tmp_path)) == 30
+
+
+@pytest.mark.parametrize("written", ["annotated.mkv", "results.jsonl", "summary.json"])
+def test_the_source_is_not_replaced(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys, written: str
+) -> None:
+    source = tmp_path / written
+    source.write_bytes(clip.read_bytes())
+    link = tmp_path / "link.avi"
+    link.symlink_to(source)
+    for name in (source, link):
+        assert run(name, tmp_path, checkpoint, "--overwrite") == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "--out must be another folder than the source's, which would be replaced" in said
+    assert source.read_bytes() == clip.read_bytes()
 
 
 @pytest.mark.parametrize("left", ["summary.json", "annotated.mkv"])
@@ -312,6 +327,60 @@ def test_a_full_disk_loses_nothing_reported(
     assert figures["frames"]["written"] == len(records)
     if video:
         assert len(read_clip(tmp_path / "annotated.mkv")) == len(records)
+
+
+def test_messages_that_cannot_be_written_stop_no_frame(
+    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    pipe = DeadPipe()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    assert run(clip, tmp_path, checkpoint, "--method", "cam", "--no-video") == 0
+    assert sys.stderr is pipe
+    assert pipe.attempts == 1
+    assert len(lines(tmp_path)) == 30
+    assert summary(tmp_path)["ended"] == "end"
+    assert "30 written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "batch_size", "patience"), [("cam", 8, 120.0), ("scorecam", 1, 3600.0)]
+)
+def test_slow_methods_are_not_taken_for_hanging(
+    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch, method, batch_size, patience
+) -> None:
+    built: list[dict[str, Any]] = []
+
+    def build(*arguments: object, **options: Any) -> LiveLoop:
+        built.append(options)
+        return LiveLoop(*arguments, **options)
+
+    monkeypatch.setattr(live, "LiveLoop", build)
+    monkeypatch.setattr(Camera, "live", False)
+    monkeypatch.setattr(Camera, "limit", 2)
+    monkeypatch.setattr(live, "VideoSource", Camera)
+    assert run("0", tmp_path, checkpoint, "--method", method, "--no-video") == 0
+    (options,) = built
+    assert (options["batch_size"], options["patience"]) == (batch_size, patience)
+    assert options["queue"] == 8
+
+
+def test_a_file_without_a_frame_is_bad_input(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    clip = damage_clip(write_clip(tmp_path / "clip.avi", range(0, 240, 10)), range(24))
+    assert run(clip, tmp_path / "out", checkpoint, "--method", "cam") == 2
+    assert "no frame could be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ended", "written", "signal", "code"),
+    [
+        ("end", 1, 0, 0), ("end", 0, 0, 2), ("vanished", 1, 0, 3), ("vanished", 0, 0, 2),
+        ("stopped", 0, 0, 0), ("stopped", 0, 15, 143),
+    ],
+)  # fmt: skip
+def test_exit_codes(ended: str, written: int, signal: int, code: int) -> None:
+    statistics = LiveStatistics()
+    statistics.ended, statistics.written = ended, written
+    assert live.exit_code(statistics, signal) == code
 
 
 @pytest.mark.parametrize("lasting", [False, True])

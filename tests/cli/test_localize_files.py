@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.live_files import lines
+from tests.cli.live_files import DeadPipe, lines
 from wsfast.cli import localize, main
 from wsfast.models import SmallVGG, save_checkpoint
 
@@ -125,10 +125,34 @@ def test_images_are_not_replaced_by_their_overlays(
     command = ["localize", str(pictures / "*.png"), "--checkpoint", str(checkpoint)]
     assert main([*command, "--out", f"{pictures}/../{pictures.name}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--out must be another folder than the images', whose PNGs would be replaced" in line
+    assert "--out must be another folder than the images', whose PNGs could be replaced" in line
     assert (pictures / "a.png").read_bytes() == before
     assert len(list(pictures.iterdir())) == 3
     assert main([*command, "--out", str(pictures / "found")]) == 0
+
+
+def test_pictures_beside_the_images_are_not_replaced(
+    pictures: Path, checkpoint: Path, capsys
+) -> None:
+    cv2.imwrite(str(pictures / "part.jpg"), cv2.imread(str(pictures / "a.png")))
+    mask = (pictures / "a.png").rename(pictures / "part.png").read_bytes()
+    command = ["localize", str(pictures / "part.jpg"), "--checkpoint", str(checkpoint)]
+    assert main([*command, "--out", str(pictures)]) == 2
+    assert f"got {pictures} with part.jpg" in capsys.readouterr().err
+    assert (pictures / "part.png").read_bytes() == mask
+
+
+@pytest.mark.parametrize("mode", [[], ["--compare", "--method", "cam,gradcam"]])
+def test_messages_that_cannot_be_written_stop_no_image(
+    pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch, mode: list[str]
+) -> None:
+    (pictures / "torn.png").write_bytes(b"half")  # something to tell
+    monkeypatch.setattr("sys.stderr", DeadPipe())
+    out = tmp_path / "out"
+    command = ["localize", str(pictures), "--checkpoint", str(checkpoint), "--out", str(out)]
+    assert main([*command, *mode]) == 0
+    report = json.loads((out / ("compare.json" if mode else "results.json")).read_text())
+    assert len(report["images"]) == 3
 
 
 def test_an_error_of_the_system_is_one_plain_line(

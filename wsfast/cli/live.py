@@ -34,7 +34,11 @@ frame once taken always gets its result. Ctrl-C and SIGTERM finish what was read
 exit code 130 or 143; a second Ctrl-C ends at once. Where the source gives out before its end,
 what it gave is written and the exit code is {VANISHED}."""
 
+OPTIONS = ("queue", "no_video", "display", "overwrite")  # which have no effect without --live
+
 _FILE_BATCH, _CAMERA_BATCH = 8, 1
+_QUEUE = 8
+_PATIENCE, _SLOW_PATIENCE = 120.0, 3600.0  # seconds for a batch; for methods of many passes
 _SUMMARY_SECONDS = 5.0
 _FIGURES_SECONDS = 2.0
 
@@ -44,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("live", DESCRIPTION)
     live.add_argument("--live", action="store_true", help="localize while the frames come in")
     live.add_argument(
-        "--queue", type=int, default=8, help="frames that may wait between stages (default: 8)"
+        "--queue", type=int, help=f"frames that may wait between stages (default: {_QUEUE})"
     )
     live.add_argument("--no-video", action="store_true", help=f"write no {VIDEO}")
     live.add_argument(
@@ -67,8 +71,7 @@ def open_source(options: argparse.Namespace) -> VideoSource:
     if len(options.images) != 1:
         value_error("localize", "--live", "given with one source", f"{len(options.images)}")
     check_left_out("localize", options, ("compare", "npy", "refine"), "--live")
-    if options.queue < 1:
-        value_error("localize", "--queue", "at least 1", f"{options.queue}")
+    _check_source_kept(options.images[0], options.out)
     found = [name for name in (RESULTS, VIDEO, SUMMARY) if (options.out / name).exists()]
     if found and not options.overwrite:
         expected = "a folder without results (--overwrite replaces them)"
@@ -76,6 +79,15 @@ def open_source(options: argparse.Namespace) -> VideoSource:
     if options.display:
         check_windows()
     return VideoSource(options.images[0])
+
+
+def _check_source_kept(source: str, out: Path) -> None:
+    """Raise ValueError where one of the files that a run writes is the one that it reads."""
+    for name in (RESULTS, VIDEO, SUMMARY):
+        with contextlib.suppress(OSError):  # no file, such as the index of a camera
+            if (out / name).samefile(source):
+                expected = "another folder than the source's, which would be replaced"
+                value_error("localize", "--out", expected, f"{out} with {name}")
 
 
 def keep_live_results(out: Path) -> None:
@@ -165,18 +177,20 @@ def _build_loop(
     output: Output,
     options: argparse.Namespace,
 ) -> LiveLoop:
-    batch_size = options.batch_size or (_CAMERA_BATCH if source.live else _FILE_BATCH)
+    slow = isinstance(localizer, GradientLocalizer)
+    batch_size = options.batch_size or (_CAMERA_BATCH if source.live or slow else _FILE_BATCH)
     device = localizer.mean.device
-    replayed = device.type == "cuda" and isinstance(localizer, Localizer)
+    replayed = device.type == "cuda" and not slow
     return LiveLoop(
         source,
         ReplayedLocalizer(localizer, batch_size) if replayed else localizer,
         output.write,
         batch_size=batch_size,
-        queue=options.queue,
+        queue=options.queue or _QUEUE,
         channels=localizer.channels,
         device=device,
         retry_seconds=RETRY_SECONDS,
+        patience=_SLOW_PATIENCE if slow else _PATIENCE,
     )
 
 
@@ -192,6 +206,6 @@ def exit_code(statistics: LiveStatistics, signal: int) -> int:
     """0 at the source's end, 2 without a frame, 3 for a source that is gone, 128 + the signal."""
     if statistics.ended == "stopped":
         return 128 + signal if signal else 0
-    if statistics.ended == "vanished":
-        return VANISHED
-    return 0 if statistics.written else 2
+    if not statistics.written:
+        return 2
+    return VANISHED if statistics.ended == "vanished" else 0

@@ -4,7 +4,8 @@ Every image gets an overlay PNG (image, heat map, mask outline, boxes with score
 results.jsonl with boxes, scores, the predicted class and the timing; results.json has them all at
 the end. A file that cannot be read is reported, skipped and counted; the rest goes on. Ctrl-C and
 SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143. In a
-folder with results of an earlier run these are replaced, overlays of other images left and counted.
+folder with results of an earlier run these are replaced, overlays of other images left and counted;
+the folder of the images themselves is refused.
 
 With --live a video, camera or stream is localized while its frames come in.
 """
@@ -111,7 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--batch-size",
         type=int,
-        help=f"images per batch (default: {_BATCH}; of a live camera 1, the newest)",
+        help=f"images per batch (default: {_BATCH}; with --live 1 of a camera, the newest, and of "
+        "methods that need gradients)",
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     run.add_argument("--npy", action="store_true", help="also write heat maps as float32 .npy")
@@ -230,7 +232,7 @@ def run(options: argparse.Namespace) -> int:
     if options.compare:
         check_left_out(NAME, options, ("refine", "npy", "max_boxes", "min_area"), "--compare")
     fill_in(options, BOX_DEFAULTS)
-    for argument in ("batch_size", "max_boxes", "min_area"):
+    for argument in ("batch_size", "max_boxes", "min_area", "queue"):
         value = getattr(options, argument)
         if value is not None and value < 1:
             value_error("localize", "--" + argument.replace("_", "-"), "at least 1", f"{value}")
@@ -239,6 +241,7 @@ def run(options: argparse.Namespace) -> int:
         source = live.open_source(options)
         device = parse_device("localize", "--device", options.device)
         return live.run(source, open_localizer(options, threshold, size, device), options)
+    check_left_out(NAME, options, live.OPTIONS, "files (no --live)")
     if not options.compare:
         live.keep_live_results(options.out)
     options.batch_size = options.batch_size or _BATCH

@@ -35,11 +35,14 @@ def _file_on_the_way(folder: Path) -> Path | None:
 
 
 def check_images_kept(where: str, images: Iterable[Path], out: Path) -> None:
-    """Raise ValueError where pictures written to ``out`` would replace the images they are of."""
-    folders = {image.parent: image for image in images if image.suffix == ".png"}
+    """Raise ValueError where ``out`` is the folder of an image or video.
+
+    An overlay there, NAME.png, could replace the image, or what belongs to it, such as its mask.
+    """
+    folders = {image.parent: image for image in images}
     for folder, image in folders.items():
         if folder.resolve() == out.resolve():
-            expected = "another folder than the images', whose PNGs would be replaced"
+            expected = "another folder than the images', whose PNGs could be replaced"
             value_error(where, "--out", expected, f"{out} with {image.name}")
 
 
