@@ -11,7 +11,7 @@ from tests.deploy.small import defects, small_model
 from wsfast.cli import main
 from wsfast.cli.export import _EXPORTERS
 from wsfast.deploy import Localizer, load
-from wsfast.models import UNetLocalizer, save_checkpoint
+from wsfast.models import FCAMModel, UNetLocalizer, save_checkpoint
 
 
 @pytest.fixture
@@ -94,14 +94,23 @@ def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:
         (["--checkpoint", "NET", "--out", "."], "path must be a file, got the folder ."),
         (["--checkpoint", "NET", "--format", "pt2"], "path must be a file that ends in .pt2"),
         (["--checkpoint", "UNET"], "classifier must be given for a localizer"),
+        (["--checkpoint", "UNET", "--classifier", "NET", "--target", "1"],
+         "target must be left out for a model that learnt its maps, got 1"),
+        (["--checkpoint", "FCAM", "--method", "cam"], "method must be left out for a model that l"),
+        (["--checkpoint", "FCAM", "--target", "1"], "target must be left out for a model that l"),
+        (["--checkpoint", "FCAM", "--classifier", "NET"], "classifier must be left out for a mode"),
+        (["--checkpoint", "NET", "--classifier", "NET"], "classifier must be left out for a model"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_plain_line(checkpoint, tmp_path, capsys, arguments, message) -> None:
-    save_checkpoint(
-        UNetLocalizer("small_vgg", in_chans=1), tmp_path / "unet.safetensors",
-        class_names=("good", "defect"), mean=(0.4,), std=(0.2,), input_size=(32, 16),
-    )  # fmt: skip
-    names = {"NET": checkpoint, "UNET": tmp_path / "unet.safetensors"}
+    names = {"NET": checkpoint}
+    models = {"UNET": UNetLocalizer("small_vgg", in_chans=1), "FCAM": FCAMModel(small_model())}
+    for name, model in models.items():
+        names[name] = tmp_path / f"{name}.safetensors"
+        save_checkpoint(
+            model, names[name], class_names=("good", "defect"), mean=(0.4,), std=(0.2,),
+            input_size=(32, 16),
+        )  # fmt: skip
     out = tmp_path / "it.ts"
     given = [str(names.get(argument, argument)) for argument in arguments]
     assert run("--format", "torchscript", "--out", out, *given) == 2

@@ -155,12 +155,32 @@ def test_runs_of_gradient_methods_say_what_to_do(runs, tmp_path) -> None:
         GradientLocalizer.from_checkpoint(folder, target=9)
     with pytest.raises(ValueError, match="method must be left out for a model that learnt"):
         Localizer.from_checkpoint(runs["fcam"], method="cam")
+    with pytest.raises(ValueError, match="classifier must be left out for a model with class sco"):
+        Localizer.from_checkpoint(folder, method="cam", classifier=runs["classifier"])
     images = defects(2)
     found = GradientLocalizer.from_checkpoint(folder)
     assert isinstance(found.threshold, float)
     wanted = LTGradCAM(found.model)(found.prepare(images)).cams
     wanted = F.interpolate(wanted[:, None], (64, 32), mode="bilinear")[:, 0]
     torch.testing.assert_close(found(images).cams, wanted.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_maps_that_were_learnt_have_no_target(runs, tmp_path, capsys, recipe) -> None:
+    with pytest.raises(ValueError, match="target must be left out for a model that learnt its ma"):
+        Localizer.from_checkpoint(runs[recipe], target=1)
+    cv2.imwrite(str(tmp_path / "part.png"), defects(1)[0, 0].numpy())
+    command = ["localize", str(tmp_path / "part.png"), "--run", str(runs[recipe]), "--target", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "--target must be left out with a run that learnt its maps" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", ["classifier", "fcam"])
+def test_models_with_scores_of_their_own_take_no_classifier(runs, recipe) -> None:
+    for path in (runs[recipe], runs[recipe] / "best.safetensors"):
+        with pytest.raises(ValueError, match="classifier must be left out for a model with class"):
+            Localizer.from_checkpoint(path, classifier=runs["classifier"])
 
 
 def test_bad_networks_and_paths(tmp_path) -> None:

@@ -23,7 +23,11 @@ def add_model_arguments(group: Any) -> None:
 
 def add_target_argument(group: Any) -> None:
     """Add the class to explain."""
-    group.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
+    group.add_argument(
+        "--target",
+        type=int,
+        help="class to explain (default: the predicted one; maps that a run learnt have none)",
+    )
 
 
 def add_box_arguments(group: Any) -> None:

@@ -13,6 +13,7 @@ from ..cam.capture import logits_of
 from ..cam.targets import resolve_target
 from ..deploy import GradientLocalizer, Localizer, NeedsGradientsError
 from ..deploy.base import Boxing
+from ..models import GAPClassifier
 from ..train.evaluation import RunMaps
 from .arguments import check_left_out
 from .classifier import Classifier, open_classifier
@@ -51,6 +52,8 @@ def open_run(
     """The maps of a run's best model, and how it is fed."""
     check_run_options(options)
     maps = RunMaps(options.folder, device)
+    if not isinstance(maps.model, GAPClassifier):
+        check_left_out("localize", options, ("target",), "a run that learnt its maps")
     saved = maps.checkpoint
     classifier = Classifier(
         maps.model, size or saved.input_size, len(saved.mean), saved.mean, saved.std,

@@ -177,17 +177,17 @@ class Localizer(LocalizerBase):
                 or boxes, 0.5 without any), or a checkpoint file (threshold ``"otsu"`` of a
                 classifier, as its maps may be of any method).
             method: ``"cam"`` takes CAM's closed form for a classifier run of another method;
-                the threshold then is ``"otsu"``.
-            classifier: run or file of the classifier that gives a localizer's class scores; None
-                takes the one that the run was trained with.
-            target: class to explain; None takes the predicted one. A localizer's map is its
-                foreground probability, whatever the target.
+                the threshold then is ``"otsu"``. Left out for a model that learnt its maps.
+            classifier: run or file of the classifier that gives the class scores of a DiPS or
+                pseudo-label model; None takes the one that the run was trained with.
+            target: class to explain; None takes the predicted one. Left out for a model that learnt
+                its maps: they are its foreground probability, whatever the class.
             input_size: height and width of the network's input, the training images' by default.
             **boxing: ``threshold``, ``max_boxes`` and others of :class:`Localizer`.
 
         Raises:
             ValueError: no run or checkpoint, a run whose maps need gradients, a file that needs a
-                ``classifier``.
+                ``classifier``, an argument without an effect on this model.
         """
         where = "deploy.Localizer.from_checkpoint"
         if method is not None:
@@ -199,6 +199,9 @@ class Localizer(LocalizerBase):
         else:
             found = _open_file(where, folder, scorer)
         saved = found.checkpoint
+        if classifier is not None and found.classifier is None:
+            expected = "left out for a model with class scores of its own"
+            value_error(where, "classifier", expected, f"{classifier}")
         boxing.setdefault("threshold", found.threshold)
         options: dict[str, Any] = {
             "mean": saved.mean,
@@ -209,6 +212,9 @@ class Localizer(LocalizerBase):
         }
         if _is_classifier(saved.model):
             return cls.from_model(saved.model, target=target, relu=found.relu, **options)
+        for name, value in (("method", method), ("target", target)):
+            if value is not None:
+                value_error(where, name, "left out for a model that learnt its maps", f"{value}")
         network: nn.Module
         if isinstance(saved.model, FCAMModel):
             network = DecoderNetwork(saved.model)
@@ -286,8 +292,6 @@ def _open_run(where: str, folder: Path, classifier: Path | None, *, closed_form:
             threshold = "otsu"  # validation chose the run's for other maps
         # A run of CAM is trained with the negative parts of its maps.
         return _Opened(run.checkpoint, None, threshold, relu=config.method != "cam")
-    if closed_form:
-        value_error(where, "method", "left out for a model that learnt its maps", "'cam'")
     return _Opened(run.checkpoint, run.classifier, threshold, relu=False)
 
 
@@ -295,9 +299,13 @@ def _open_file(where: str, file: Path, classifier: Path | None) -> _Opened:
     saved = load_checkpoint(file)
     if _is_classifier(saved.model):
         return _Opened(saved, None, "otsu", relu=True)
-    if classifier is None and not isinstance(saved.model, FCAMModel):
-        value_error(where, "classifier", "given for a localizer without its run's folder", "None")
-    scorer = None if classifier is None else load_run(classifier).model
+    scorer = None
+    if not isinstance(saved.model, FCAMModel):
+        if classifier is None:
+            expected = "given for a localizer without its run's folder"
+            value_error(where, "classifier", expected, "None")
+        assert classifier is not None
+        scorer = load_run(classifier).model
     return _Opened(saved, scorer, float(saved.extra.get("threshold", 0.5)), relu=False)
 
 

@@ -39,6 +39,8 @@ def describe(localizer: Localizer, image_size: tuple[int, int]) -> dict[str, str
         "channels": localizer.channels,
         "class_names": json.dumps(list(localizer.class_names)),
         "max_boxes": localizer.max_boxes,
+        "min_area": localizer.min_area,
+        "connectivity": localizer.connectivity,
         "threshold": localizer.threshold,
     }
     return {name: str(value) for name, value in facts.items()}
