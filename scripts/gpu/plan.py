@@ -1,7 +1,7 @@
 """The steps of the GPU pass and their order.
 
-Build first; then what is quick and tells most; then the long checks side by side; then timings, which
-need the device for themselves; at last the benchmarks without peers on a GPU. A dry run goes
+Build first; then what is quick and tells most; then the long checks side by side; then timings,
+which need the device for themselves; at last the benchmarks without peers on a GPU. A dry run goes
 through the same steps on the CPU; of tests and benchmarks it only collects what would run.
 """
 

@@ -1,7 +1,8 @@
 """Runs one tool of compute-sanitizer over every kernel of kernels.py.
 
 Only wsfast's kernels are instrumented, but for initcheck, which must see torch's write what ours
-read. That the tool sees kernels is tried first on a planted bug. torch allocates without its cache, so that memcheck sees the end of every tensor.
+read. That the tool sees kernels is tried first on a planted bug. torch allocates without its cache,
+so that memcheck sees the end of every tensor.
 """
 
 import argparse

@@ -343,7 +343,8 @@ def test_messages_that_cannot_be_written_stop_no_frame(
 
 
 @pytest.mark.parametrize(
-    ("method", "batch_size", "patience"), [("cam", 8, 120.0), ("scorecam", 1, 3600.0)]
+    ("method", "batch_size", "patience"),
+    [("cam", 8, 120.0), ("ltgradcam", 8, 120.0), ("scorecam", 1, 3600.0)],
 )
 def test_slow_methods_are_not_taken_for_hanging(
     clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch, method, batch_size, patience

@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .._check import value_error
+from ..cam import SmoothGradCAMPlusPlus
+from ..cam.perturbation import PerturbationCAM
 from ..deploy import (
     GradientLocalizer,
     LiveLoop,
@@ -38,6 +40,7 @@ OPTIONS = ("queue", "no_video", "display", "overwrite")  # which have no effect 
 
 _FILE_BATCH, _CAMERA_BATCH = 8, 1
 _QUEUE = 8
+_MANY_PASSES = (PerturbationCAM, SmoothGradCAMPlusPlus)
 _PATIENCE, _SLOW_PATIENCE = 120.0, 3600.0  # seconds for a batch; for methods of many passes
 _SUMMARY_SECONDS = 5.0
 _FIGURES_SECONDS = 2.0
@@ -177,10 +180,10 @@ def _build_loop(
     output: Output,
     options: argparse.Namespace,
 ) -> LiveLoop:
-    slow = isinstance(localizer, GradientLocalizer)
+    slow = isinstance(localizer, GradientLocalizer) and isinstance(localizer.method, _MANY_PASSES)
     batch_size = options.batch_size or (_CAMERA_BATCH if source.live or slow else _FILE_BATCH)
     device = localizer.mean.device
-    replayed = device.type == "cuda" and not slow
+    replayed = device.type == "cuda" and isinstance(localizer, Localizer)
     return LiveLoop(
         source,
         ReplayedLocalizer(localizer, batch_size) if replayed else localizer,
