@@ -105,6 +105,7 @@ A line holds: file; frame (videos: its number, from 0); width, height of the ima
 class_name, probability; count (components found, which may exceed the boxes kept); boxes as
 [x0, y0, x1, y1] in the image's own pixels, half-open (x1 and y1 lie just outside); scores, the mean
 of the heat map in each component (0-1); milliseconds per image, from the decoded image to boxes.
+Where the class scores are not finite, class, class_name and probability are null.
 Images are resized to the size that the model was exported for, boxes back to the enclosing pixels.
 
 A file that cannot be read is reported, counted and skipped. Exit code: 0, or 2 for bad input with

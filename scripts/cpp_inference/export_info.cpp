@@ -1,5 +1,6 @@
 #include "export_info.h"
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 
 #include "text.h"
@@ -10,6 +11,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int kLargestSide = 1 << 16;
+constexpr std::int64_t kMostPixels = 1 << 30;  // of an image, as OpenCV reads them
 
 const json& entry(const json& object, const std::string& key) {
   const auto found = object.find(key);
@@ -52,6 +54,9 @@ ExportInfo from_object(const json& object) {
   ExportInfo info;
   info.image_height = whole(object, "image_height", kLargestSide);
   info.image_width = whole(object, "image_width", kLargestSide);
+  if (std::int64_t{info.image_height} * info.image_width > kMostPixels) {
+    throw InputError("has damaged metadata (image_height, image_width)");
+  }
   info.output_height = whole(object, "output_height", kLargestSide);
   info.output_width = whole(object, "output_width", kLargestSide);
   info.channels = whole(object, "channels", 3);

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <string>
+#include <system_error>
 
 #include "text.h"
 
@@ -22,7 +23,8 @@ void open_libraries(const std::vector<std::filesystem::path>& operators, bool cu
   // Before the first use of torch, which asks only once whether its CUDA part is there.
   if (cuda) open("libtorch_cuda.so", "--device cuda needs a torch with CUDA: ");
   for (const std::filesystem::path& library : operators) {
-    if (!std::filesystem::is_regular_file(library)) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(library, ignored)) {
       throw InputError("--ops " + library.string() + ": no such file");
     }
     // An absolute path: a bare name would be looked for in the system's folders.

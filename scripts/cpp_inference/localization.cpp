@@ -19,6 +19,19 @@ std::int64_t scaled_up(std::int64_t at, std::int64_t from, std::int64_t to) {
 // Six decimals, printed without the tail that binary fractions leave.
 double six_decimals(double value) { return std::round(value * 1e6) / 1e6; }
 
+void add_prediction(ordered_json& line, const Localization& found,
+                    const std::vector<std::string>& class_names) {
+  if (found.predicted < 0) {
+    for (const char* key : {"class", "class_name", "probability"}) line[key] = nullptr;
+    return;
+  }
+  line["class"] = found.predicted;
+  if (static_cast<std::size_t>(found.predicted) < class_names.size()) {
+    line["class_name"] = class_names[static_cast<std::size_t>(found.predicted)];
+  }
+  line["probability"] = six_decimals(found.probability);
+}
+
 }  // namespace
 
 Box enclosing_box(const Box& box, Size from, Size to) {
@@ -33,11 +46,7 @@ std::string json_line(const Localization& found, const Origin& origin, Size outp
   if (origin.frame >= 0) line["frame"] = origin.frame;
   line["width"] = origin.size.width;
   line["height"] = origin.size.height;
-  line["class"] = found.predicted;
-  if (static_cast<std::size_t>(found.predicted) < class_names.size()) {
-    line["class_name"] = class_names[static_cast<std::size_t>(found.predicted)];
-  }
-  line["probability"] = six_decimals(found.probability);
+  add_prediction(line, found, class_names);
   line["count"] = found.count;
   line["boxes"] = ordered_json::array();
   for (const Box& box : found.boxes) {

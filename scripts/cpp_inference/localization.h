@@ -11,7 +11,7 @@ namespace wsfast {
 using Box = std::array<std::int64_t, 4>;  // x0, y0, x1, y1; half-open
 
 struct Localization {
-  std::int64_t predicted = 0;  // class
+  std::int64_t predicted = -1;  // class; -1 where the scores are not finite
   double probability = 0;
   std::int64_t count = 0;  // components found; the boxes may be fewer
   std::vector<Box> boxes;  // in pixels of the program's output size

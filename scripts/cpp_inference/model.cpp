@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/softmax.h>
 #include <c10/core/InferenceMode.h>
 
@@ -17,7 +18,7 @@ namespace {
 // The program's outputs on the host, in the order of wsfast.deploy.LocalizerOutput; cams and masks
 // stay where they are.
 struct Outputs {
-  at::Tensor probabilities, boxes, scores, counts;
+  at::Tensor probabilities, known, boxes, scores, counts;
 };
 
 void check(bool right) {
@@ -39,7 +40,8 @@ Outputs take(const std::vector<at::Tensor>& tensors, std::int64_t count) {
   check(boxes.dim() == 3 && boxes.size(0) == count && boxes.size(2) == 4);
   check(scores.dim() == 2 && scores.size(0) == count && scores.size(1) == boxes.size(1));
   check(counts.dim() == 1 && counts.size(0) == count);
-  return {on_host(at::softmax(logits, 1, at::kFloat), at::kFloat), on_host(boxes, at::kLong),
+  return {on_host(at::softmax(logits, 1, at::kFloat), at::kFloat),
+          on_host(at::isfinite(logits).all(1), at::kBool), on_host(boxes, at::kLong),
           on_host(scores, at::kFloat), on_host(counts, at::kLong)};
 }
 
@@ -50,9 +52,11 @@ Localization localization(const Outputs& outputs, std::int64_t image) {
   const float* scores = outputs.scores.const_data_ptr<float>() + image * capacity;
 
   Localization found;
-  const float* best = std::max_element(probabilities, probabilities + classes);
-  found.predicted = best - probabilities;
-  found.probability = *best;
+  if (outputs.known.const_data_ptr<bool>()[image]) {
+    const float* best = std::max_element(probabilities, probabilities + classes);
+    found.predicted = best - probabilities;
+    found.probability = *best;
+  }
   found.count = outputs.counts.const_data_ptr<std::int64_t>()[image];
   for (std::int64_t b = 0; b < std::min(found.count, capacity); ++b, boxes += 4) {
     found.boxes.push_back({boxes[0], boxes[1], boxes[2], boxes[3]});

@@ -15,7 +15,8 @@ LineWriter::LineWriter(const std::filesystem::path& target) : target_(target) {
     file_ = stdout;
     return;
   }
-  if (std::filesystem::is_directory(target)) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(target, ignored)) {
     throw InputError("--out must be a file, got the folder " + target.string());
   }
   partial_ = target;
@@ -29,18 +30,18 @@ LineWriter::LineWriter(const std::filesystem::path& target) : target_(target) {
 }
 
 LineWriter::~LineWriter() {
-  if (file_ == nullptr || target_.empty()) return;
-  std::fclose(file_);
-  if (wrote_) {
-    std::fprintf(stderr, "wsfast_infer: the lines so far are in %s\n", partial_.c_str());
-  } else {
-    std::error_code ignored;
+  if (partial_.empty()) return;
+  if (file_ != nullptr) std::fclose(file_);
+  std::error_code ignored;
+  if (flushed_ == 0) {
     std::filesystem::remove(partial_, ignored);
+    return;
   }
+  std::filesystem::resize_file(partial_, flushed_, ignored);  // a full disk leaves half a line
+  std::fprintf(stderr, "wsfast_infer: the lines so far are in %s\n", partial_.c_str());
 }
 
 void LineWriter::write(const std::string& line) {
-  wrote_ = true;
   if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() ||
       std::fputc('\n', file_) == EOF) {
     fail("cannot be written");
@@ -49,6 +50,7 @@ void LineWriter::write(const std::string& line) {
 
 void LineWriter::flush() {
   if (std::fflush(file_) != 0) fail("cannot be written");
+  if (!partial_.empty()) flushed_ = static_cast<std::uintmax_t>(::ftello(file_));
 }
 
 void LineWriter::finish() {
@@ -59,7 +61,8 @@ void LineWriter::finish() {
   if (std::fclose(file) != 0) fail("cannot be written");
   std::error_code error;
   std::filesystem::rename(partial_, target_, error);
-  if (error) throw InputError("--out: " + target_.string() + ": " + error.message());
+  if (error) throw InputError("--out " + target_.string() + ": " + error.message());
+  partial_.clear();
 }
 
 void LineWriter::fail(const std::string& what) const {

@@ -1,6 +1,7 @@
 // JSON lines to standard output or to a file that appears only when it is whole.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -11,7 +12,7 @@ class LineWriter {
  public:
   // An empty path is standard output; otherwise `.NAME.PID.partial` is written beside the target.
   explicit LineWriter(const std::filesystem::path& target);
-  // Without finish() the lines so far stay in the partial file, and a message says where.
+  // Without finish() the lines of all flushes stay in the partial file, and a message says where.
   ~LineWriter();
   LineWriter(const LineWriter&) = delete;
   LineWriter& operator=(const LineWriter&) = delete;
@@ -20,7 +21,7 @@ class LineWriter {
   void write(const std::string& line);
   // Hands all lines so far to the system, so that a killed process loses none.
   void flush();
-  // Gives the file its name.
+  // Flushes and gives the file its name.
   void finish();
 
  private:
@@ -28,7 +29,7 @@ class LineWriter {
 
   std::filesystem::path target_, partial_;
   std::FILE* file_ = nullptr;
-  bool wrote_ = false;
+  std::uintmax_t flushed_ = 0;  // bytes
 };
 
 }  // namespace wsfast

@@ -5,6 +5,8 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <system_error>
+
 #include "text.h"
 
 namespace wsfast {
@@ -40,20 +42,28 @@ class ScriptProgram : public Program {
 };
 
 class PackagedProgram : public Program {
+  using Loader = torch::inductor::AOTIModelPackageLoader;
+
  public:
   PackagedProgram(const std::string& file, const c10::Device& device)
-      : loader_(file, "model", /*run_single_threaded=*/false, /*num_runners=*/1,
-                device.has_index() ? device.index() : c10::DeviceIndex{-1}) {
-    const auto metadata = loader_.get_metadata();
-    check_device(metadata, device);
-    info_ = read_export_info(metadata);
-  }
+      : info_(read_info(file, device)),
+        loader_(file, kName, /*run_single_threaded=*/false, /*num_runners=*/1,
+                device.has_index() ? device.index() : c10::DeviceIndex{-1}) {}
 
   std::vector<at::Tensor> run(const at::Tensor& images) override { return loader_.run({images}); }
 
   const ExportInfo& info() const override { return info_; }
 
  private:
+  static constexpr const char* kName = "model";
+
+  // Before the loader, whose message for another device does not know of --device.
+  static ExportInfo read_info(const std::string& file, const c10::Device& device) {
+    const auto metadata = Loader::load_metadata_from_package(file, kName);
+    check_device(metadata, device);
+    return read_export_info(metadata);
+  }
+
   static void check_device(const std::unordered_map<std::string, std::string>& metadata,
                            const c10::Device& device) {
     const auto entry = metadata.find("AOTI_DEVICE_KEY");
@@ -63,8 +73,8 @@ class PackagedProgram : public Program {
     throw InputError("was made for " + entry->second + ": run it with --device " + entry->second);
   }
 
-  torch::inductor::AOTIModelPackageLoader loader_;
   ExportInfo info_;
+  Loader loader_;
 };
 
 // Whether torch says that it does not know an operator of wsfast.
@@ -86,7 +96,10 @@ std::string torch_message(const std::exception& error) {
 std::unique_ptr<Program> load_program(const std::filesystem::path& file,
                                       const c10::Device& device) {
   const std::string name = file.string();
-  if (!std::filesystem::is_regular_file(file)) throw InputError(name + ": no such model file");
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(file, ignored)) {
+    throw InputError(name + ": no such model file");
+  }
   try {
     if (file.extension() == ".pt2") return std::make_unique<PackagedProgram>(name, device);
     return std::make_unique<ScriptProgram>(name, device);

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstdio>
 #include <opencv2/imgproc.hpp>
 #include <set>
 #include <string>
+#include <system_error>
 
 #include "image_file.h"
 #include "text.h"
@@ -14,6 +16,8 @@ namespace wsfast {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr double kDefaultFps = 25;
 
 bool has_suffix(const fs::path& file, const std::set<std::string>& suffixes) {
   std::string suffix = file.extension().string();
@@ -29,18 +33,31 @@ bool is_video(const fs::path& file) {
   return has_suffix(file, {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"});
 }
 
+// Frames that a video's header may promise too much, as in wsfast.data.VideoFrames: only AVI's is a
+// plain count, others are computed from a duration that belongs to the sound as well.
+double tolerated_frames(const fs::path& file, const cv::VideoCapture& video) {
+  const double announced = video.get(cv::CAP_PROP_FPS);
+  const double fps = std::isfinite(announced) && announced > 0 ? announced : kDefaultFps;
+  return fps * (has_suffix(file, {".avi"}) ? 0.5 : 2.0);
+}
+
 bool is_hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
 
 std::vector<fs::path> files_of_folder(const fs::path& folder) {
   std::vector<fs::path> files;
   const auto quietly = fs::directory_options::skip_permission_denied;
-  for (auto at = fs::recursive_directory_iterator(folder, quietly); at != fs::end(at); ++at) {
+  std::error_code error, ignored;
+  auto at = fs::recursive_directory_iterator(folder, quietly, error);
+  for (; !error && at != fs::end(at); at.increment(error)) {
     if (is_hidden(at->path())) {
       at.disable_recursion_pending();
-    } else if (at->is_regular_file() && (is_image(at->path()) || is_video(at->path()))) {
-      files.push_back(at->path());
+    } else if (is_image(at->path()) || is_video(at->path())) {
+      // What cannot be looked at, such as a loop of links, is reported when it is to be read.
+      const fs::file_status status = at->status(ignored);
+      if (fs::is_regular_file(status) || !fs::status_known(status)) files.push_back(at->path());
     }
   }
+  if (error) throw InputError(folder.string() + ": " + error.message());
   std::ranges::sort(files);
   return files;
 }
@@ -57,8 +74,14 @@ Frame still_image(const fs::path& file) {
 std::vector<fs::path> expand_inputs(const std::vector<fs::path>& inputs) {
   std::vector<fs::path> files;
   for (const fs::path& input : inputs) {
-    if (!fs::exists(input)) throw InputError(input.string() + ": no such file or folder");
-    if (!fs::is_directory(input)) {
+    std::error_code error;
+    const fs::file_status status = fs::status(input, error);
+    if (!fs::exists(status)) {
+      const bool missing = status.type() == fs::file_type::not_found;
+      throw InputError(input.string() + ": " +
+                       (missing ? "no such file or folder" : error.message()));
+    }
+    if (!fs::is_directory(status)) {
       files.push_back(input);
       continue;
     }
@@ -113,11 +136,10 @@ std::optional<Frame> FrameSource::next_video_frame() {
 }
 
 void FrameSource::end_video() {
-  // Containers without an index announce an estimate, so a little less is no damage.
+  const double tolerated = tolerated_frames(files_[position_], video_);
   const auto announced = static_cast<std::int64_t>(video_.get(cv::CAP_PROP_FRAME_COUNT));
-  const std::int64_t tolerated = std::max<std::int64_t>(1, announced / 100);
   video_.release();
-  if (frames_read_ == 0 || frames_read_ + tolerated < announced) {
+  if (frames_read_ == 0 || static_cast<double>(announced - frames_read_) > tolerated) {
     const std::string found = std::to_string(frames_read_) + " of " + std::to_string(announced);
     report(("broken video, " + found + " frames could be read").c_str());
     ++broken_videos_;

@@ -30,7 +30,7 @@ class FrameSource {
   std::optional<Frame> next();
 
   std::int64_t skipped() const { return skipped_; }
-  // Videos that could not be opened or ended before their last announced frame.
+  // Videos that could not be opened, or ended well before their last announced frame.
   std::int64_t broken_videos() const { return broken_videos_; }
 
  private:

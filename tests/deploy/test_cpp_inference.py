@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.data.videos import cut_clip, write_clip
 from tests.deploy.cpp_program import Unavailable, build_program
 from tests.deploy.small import INPUT, small_model
 from wsfast import native
@@ -150,6 +152,22 @@ def test_package_gives_the_boxes_of_eager_python(
         check_same(lines(done.stdout), eager)
     bare = run(program, "--model", package, folder / "pictures")
     check_error(bare, "needs wsfast's operators: give --ops LIBRARY")
+    foreign = tmp_path / "foreign.pt2"
+    rename_device(package, foreign, "cuda")
+    done = run(program, "--model", foreign, *ops(), folder / "pictures")
+    check_error(done, f"{foreign} was made for cuda: run it with --device cuda")
+
+
+def rename_device(package: Path, copy: Path, device: str) -> None:
+    """Copy a package and let its metadata say that it was made for another device."""
+    with zipfile.ZipFile(package) as archive, zipfile.ZipFile(copy, "w") as other:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name.endswith("metadata.json"):
+                facts = json.loads(data)
+                assert facts["AOTI_DEVICE_KEY"] == "cpu"
+                data = json.dumps({**facts, "AOTI_DEVICE_KEY": device}).encode()
+            other.writestr(name, data)
 
 
 def kernels_of(package: Path) -> str:
@@ -238,19 +256,30 @@ def test_broken_video_keeps_what_was_read(
     program: Path, folder: Path, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     video = tmp_path / "clip.avi"
-    write_video(video, images[:20])
+    write_video(video, images)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     out = tmp_path / "found.jsonl"
     done = run(program, "--model", folder / "net.ts", *ops(), "--out", out, video)
     assert done.returncode == 2
     assert "clip.avi: broken video, " in done.stderr
-    assert "of 20 frames could be read" in done.stderr
-    assert 1 < len(lines(out.read_text())) < 20
+    assert "of 50 frames could be read" in done.stderr
+    assert 1 < len(lines(out.read_text())) < 50
     (tmp_path / "noise.mp4").write_bytes(b"no video at all")
     done = run(program, "--model", folder / "net.ts", *ops(), tmp_path / "noise.mp4")
     assert done.returncode == 2
     assert done.stderr.splitlines()[0].endswith("noise.mp4: not a video or damaged")
     assert len(done.stderr.splitlines()) == 2  # the reason and the summary, nothing of FFmpeg's
+
+
+@pytest.mark.parametrize(("frames", "code"), [(16, 0), (14, 2)])
+def test_a_header_may_promise_half_a_second_too_much(
+    program: Path, folder: Path, tmp_path: Path, frames: int, code: int
+) -> None:
+    clip = cut_clip(write_clip(tmp_path / "clip.avi", range(0, 200, 10), fps=10), before=frames)
+    done = run(program, "--model", folder / "net.ts", *ops(), clip)
+    assert done.returncode == code, done.stderr
+    assert len(lines(done.stdout)) == frames
+    assert ("broken video" in done.stderr) is (code == 2)
 
 
 def test_unreadable_images_are_reported_and_skipped(
@@ -274,6 +303,43 @@ def test_unreadable_images_are_reported_and_skipped(
     assert not list(tmp_path.glob(".*"))  # the temporary file got its name
     nothing = run(program, "--model", folder / "net.ts", *ops(), tmp_path / "c.jpg")
     assert nothing.returncode == 2
+
+
+def test_what_cannot_be_looked_at_is_reported_and_skipped(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    loop = tmp_path / "a.png"
+    loop.symlink_to(loop)
+    (tmp_path / "b.png").write_bytes((folder / "pictures" / "00.png").read_bytes())
+    done = run(program, "--model", folder / "net.ts", *ops(), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line["file"]).name for line in lines(done.stdout)] == ["b.png"]
+    assert done.stderr.splitlines() == [
+        f"wsfast_infer: {loop}: Too many levels of symbolic links",
+        "wsfast_infer: 1 images localized, 1 files skipped or broken",
+    ]
+
+
+class Undecided(torch.nn.Module):
+    """A program whose scores of every second image are not finite."""
+
+    def forward(self, images: torch.Tensor):
+        count = images.shape[0]
+        logits = torch.tensor([[0.0, 1.0], [float("inf"), 0.0]]).repeat(count, 1)[:count]
+        maps = torch.zeros(count, 96, 48)
+        boxes = torch.full((count, 2, 4), -1, dtype=torch.int32)
+        counts = torch.zeros(count, dtype=torch.int32)
+        return logits, maps, maps > 0, boxes, torch.zeros(count, 2), counts
+
+
+def test_scores_that_are_not_finite_are_null(program: Path, folder: Path, tmp_path: Path) -> None:
+    write_program(tmp_path / "net.ts", Undecided(), describe(localizer(), SIZE))
+    pictures = [folder / "pictures" / f"{i:02d}.png" for i in range(2)]
+    done = run(program, "--model", tmp_path / "net.ts", *ops(), "--batch", 2, *pictures)
+    found = [
+        [line[key] for key in ("class", "class_name", "probability")] for line in lines(done.stdout)
+    ]
+    assert found == [[1, "défaut", pytest.approx(0.731059)], [None, None, None]]
 
 
 def test_sixteen_bit_images_are_scaled(program: Path, folder: Path, tmp_path: Path) -> None:
@@ -338,6 +404,46 @@ def test_full_disk_is_one_line(program: Path, folder: Path) -> None:
     )
 
 
+def test_a_full_disk_keeps_whole_lines(program: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.jsonl"
+    command = [program, "--model", folder / "net.ts", *ops(), "--out", out, folder / "pictures"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3001, 3001)),
+        restore_signals=False,  # Python ignores that of this limit: the write is an error
+    )  # fmt: skip
+    assert done.returncode == 2
+    (partial,) = tmp_path.iterdir()
+    assert done.stderr.splitlines() == [
+        f"wsfast_infer: the lines so far are in {partial}",
+        f"wsfast_infer: error: --out {out} cannot be written: File too large",
+    ]
+    text = partial.read_text()
+    assert text.endswith("}\n")
+    assert 1 < len(lines(text)) < IMAGES
+
+
+def test_lines_that_cannot_get_their_name_are_told_of(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    fifo, out = tmp_path / "last.png", tmp_path / "found.jsonl"
+    os.mkfifo(fifo)
+    picture = folder / "pictures" / "00.png"
+    command = [program, "--model", folder / "net.ts", *ops(), "--out", out, picture, fifo]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with fifo.open("wb") as pipe:  # opens when the program does
+        out.mkdir()
+        pipe.write(picture.read_bytes())
+    assert process.wait(60) == 2
+    assert process.stderr is not None
+    (partial,) = tmp_path.glob(".*")
+    assert process.stderr.read().splitlines() == [
+        f"wsfast_infer: the lines so far are in {partial}",
+        f"wsfast_infer: error: --out {out}: Is a directory",
+    ]
+    assert len(lines(partial.read_text())) == 2
+
+
 def test_help_teaches(program: Path) -> None:
     done = run(program, "--help")
     assert done.returncode == 0
@@ -377,6 +483,10 @@ BAD = [
     (["--model", "{tmp}/noise.pt2", PICTURE], "noise.pt2 cannot be loaded: "),
     (["--model", "{tmp}/bare.ts", *OPS, PICTURE], "has no metadata of `wsfast export`"),
     (["--model", "{tmp}/odd.ts", *OPS, PICTURE], "has damaged metadata (image_width)"),
+    (["--model", "{tmp}/huge.ts", *OPS, PICTURE], "has damaged metadata (image_height, image_wid"),
+    ([*NET, *OPS, "{tmp}/loop"], "loop: Too many levels of symbolic links"),
+    (["--model", "{tmp}/loop", *OPS, PICTURE], "loop: no such model file"),
+    ([*NET, "--ops", "{tmp}/loop", PICTURE], "--ops {tmp}/loop: no such file"),
     (["--model", "{tmp}/wrong.ts", *OPS, PICTURE], "the model must return (logits, cams, masks"),
     (["--model", "{tmp}/failing.ts", *OPS, PICTURE], "the model failed: "),
     ([*NET, *OPS, PICTURE, "--out", "{tmp}"], "--out must be a file"),
@@ -388,11 +498,14 @@ BAD = [
 def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad")
     (root / "empty").mkdir()
+    (root / "loop").symlink_to(root / "loop")
     for name in ("noise", "noise.pt2"):
         (root / name).write_bytes(b"neither a program nor a library")
     facts = describe(localizer(), SIZE)
     write_program(root / "bare.ts", torch.nn.Identity(), {})
     write_program(root / "odd.ts", torch.nn.Identity(), facts | {"image_width": "wide"})
+    huge = {"image_height": "65536", "image_width": "65536"}
+    write_program(root / "huge.ts", torch.nn.Identity(), facts | huge)
     write_program(root / "wrong.ts", torch.nn.Identity(), facts)
     write_program(root / "failing.ts", torch.nn.Linear(7, 7), facts)
     return root
