@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         help=f"images per batch (default: {_BATCH}; with --live 1 of a camera, the newest, and of "
-        "methods that need gradients)",
+        "methods of many passes)",
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     run.add_argument("--npy", action="store_true", help="also write heat maps as float32 .npy")
