@@ -2,6 +2,7 @@
 
 import ctypes
 import datetime
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -66,11 +67,15 @@ def copy_bandwidth(device: torch.device, *, megabytes: int = 256, rounds: int = 
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can be taken without swapping, None where that is unknown."""
+    """Return the bytes that can be taken without swapping, None where that is unknown.
+
+    What cycles of the contenders before and ``keep`` still hold is free as well.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # what ``keep`` holds is free as well
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
