@@ -26,6 +26,8 @@ python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset CUDA_PATH WSFAST_DEBUG WSFAST_CUDA WSFAST_NATIVE FORCE_CUDA
+mkdir -p "$out"
+
 use_sysroot() { # its headers, and its libraries before this system's
   local folder flags="--sysroot=$1"
   [[ -e $1/usr/include/features.h ]] || {
@@ -39,7 +41,6 @@ use_sysroot() { # its headers, and its libraries before this system's
   export LDFLAGS="$flags ${LDFLAGS:-}"
 }
 if [[ -n $SYSROOT ]]; then use_sysroot "$SYSROOT"; fi
-mkdir -p "$out"
 
 nvcc_major() { # of the toolkit in a folder, empty without one
   "$1/bin/nvcc" --version 2> /dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p' || true

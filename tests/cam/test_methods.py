@@ -15,6 +15,7 @@ from wsfast.cam import (
     LTGradCAM,
     LTLayerCAM,
     SmoothGradCAMPlusPlus,
+    gradient,
 )
 from wsfast.ops.truncation import reference as truncation
 
@@ -63,6 +64,24 @@ def test_gradcamplusplus_stays_stable_for_tiny_gradients() -> None:
 
     # Far below 1 alpha is 1/2 everywhere, and the map proportional to the gradients.
     torch.testing.assert_close(score(1e-12), score(1e-9))
+
+
+@pytest.mark.parametrize("alpha_eps", [None, 1e-6])
+def test_gradcamplusplus_weights_do_not_depend_on_chunks(monkeypatch, alpha_eps) -> None:
+    cam = GradCAMPlusPlus(SmallNet().eval(), ["relu3"], alpha_eps=alpha_eps)
+    activations, grads = torch.randn(2, 7, 5, 6).relu(), torch.randn(2, 7, 5, 6)
+    whole = cam.channel_weights(activations, grads)
+    monkeypatch.setattr(gradient, "_CACHED", 3 * 2 * 5 * 6)  # three channels at a time
+    torch.testing.assert_close(cam.channel_weights(activations, grads), whole)
+
+
+def test_layercam_of_channels_last_maps() -> None:
+    cam = LayerCAM(SmallNet().eval(), ["relu3"])
+    activations, grads = torch.randn(2, 7, 5, 6).relu(), torch.randn(2, 7, 5, 6)
+    last = [t.to(memory_format=torch.channels_last) for t in (activations, grads)]
+    expected = (grads.double().relu() * activations.double()).sum(1)
+    for pair in (last, [last[0], grads], [activations, grads]):
+        torch.testing.assert_close(cam.layer_map(*pair).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_literal_equation_11() -> None:

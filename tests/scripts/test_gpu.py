@@ -112,6 +112,20 @@ def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
     assert not mark.exists()
 
 
+def test_a_step_out_of_time_still_writes_what_it_has(tmp_path) -> None:
+    file = tmp_path / "rows.json"
+    code = (
+        "import pathlib, time\n"
+        "try: time.sleep(30)\n"
+        f"except KeyboardInterrupt: pathlib.Path({str(file)!r}).write_text('measured')"
+    )
+    slow = step("slow", code, seconds=2, products=(str(file),))
+    run = runner(tmp_path)
+    run.run([[slow]])
+    assert run.status(slow).state == "timed out"
+    assert file.read_text() == "measured"
+
+
 def test_what_pytest_skipped_is_told(tmp_path) -> None:
     line = "=========== 3 passed, 2 skipped in 1.2s ==========="
     tests = step("tests", f"print('collecting'); print({line!r})")

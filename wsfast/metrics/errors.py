@@ -54,7 +54,8 @@ class LocalizationErrors(CountMetric):
         """Count a batch.
 
         Args:
-            preds: (N, 4) integer predicted boxes, x0, y0, x1, y1 in pixels, inclusive.
+            preds: (N, 4) integer predicted boxes, x0, y0, x1, y1 in pixels, inclusive; zeros where
+                nothing was found, as in the protocol.
             boxes: true boxes, one (G, 4) integer tensor per image, G >= 1; or (N, G, 4); or
                 (N, 4), one box per image.
             classes: (N,) integer predicted classes.

@@ -223,7 +223,7 @@ def sample_seeds(
         image_ids: (N,) integers, what the seeds of each image hang on; default 0 to N-1.
         epoch: a count that gives new seeds to the same images.
         generator: for ``seed=None``; default: torch's own, on the CPU. ``torch.compile`` takes no
-            generators: give a seed there.
+            generators, a CUDA graph no draw on the host: give a seed there.
 
     Returns:
         (N, H, W) int64 on the maps' device: 1 foreground, 0 background, -255 ignored.
