@@ -169,6 +169,7 @@ class Runner:
             process = subprocess.Popen(
                 step.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, **step.environment}, start_new_session=True,
+                preexec_fn=_take_interrupts,
             )  # fmt: skip
         return _Running(step, process, time.monotonic(), limit)
 
@@ -194,6 +195,11 @@ class Runner:
         if state in ("failed", "timed out"):
             print(_tail(self._out / f"{step.name}.log"), flush=True)
         self._after_each()
+
+
+def _take_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and would hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _kill(entry: _Running) -> None:
