@@ -6,6 +6,7 @@ them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,18 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from wsfast.cam import METHODS, CAMMethod, FullGrad, GradCAM, LTGradCAM
-from wsfast.ops.fusion import reference as fusion
-from wsfast.ops.truncation import reference as truncation
 
+from .cam_formulas import PERCENTILE, by_channels, by_formula, fullgrad
+from .cam_models import OTHER_FUSION
 from .harness import Budget, Case, Contender, Run, eager
 from .records import Size, Target
 
 HEADLINE = Size(8, 224, headline=True)
 SIZES = (Size(2, 224), Size(4, 224), HEADLINE)
 STAGES = (3, 8, 15, 22, 29)  # the last ReLU before each pooling
-OTHER_FUSION = "fuses the layers in another way, at the size of the largest"
 NAMES = [f"features.{stage}" for stage in STAGES]
-PERCENTILE = 50.0
 Inputs = tuple[nn.Module, Tensor]
 
 
@@ -52,25 +51,9 @@ def passes(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
     return [output.detach() for output in outputs], list(grads)
 
 
-def maps_of(
-    activations: list[Tensor], grads: list[Tensor], percentile: float | None, size: torch.Size
-) -> Tensor:
-    """Grad-CAM of the five stages in plain PyTorch, of truncated gradients where asked for."""
-    maps = []
-    for a, g in zip(activations, grads, strict=True):
-        kept = g if percentile is None else truncation.truncate_gradients(g, percentile)
-        maps.append(torch.einsum("nc,nchw->nhw", kept.mean(dim=(2, 3)), a).relu())
-    return fusion.fuse_cams(maps, size)
-
-
-def readable_gradcam(inputs: Inputs, percentile: float | None = None) -> Tensor:
-    return maps_of(*passes(inputs), percentile, inputs[1].shape[2:])
-
-
-def oracle(inputs: Inputs, percentile: float | None = None) -> Tensor:
-    """The formula in float64; the passes stay in float32, since their rounding is not ours."""
-    wide = ([tensor.cpu().double() for tensor in tensors] for tensors in passes(inputs))
-    return maps_of(*wide, percentile, inputs[1].shape[2:])
+def formula(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The formula in ``dtype``; the passes stay in float32, since their rounding is not ours."""
+    return by_formula(name, passes(inputs), inputs[1].shape[2:], dtype)
 
 
 def ours(method: type[GradCAM] | type[LTGradCAM], **options: Any) -> Callable[[Inputs], Run]:
@@ -120,10 +103,10 @@ CASES: list[Case] = [
         sizes=SIZES,
         contenders=(
             Contender("wsfast", ours(LTGradCAM, percentile=PERCENTILE)),
-            Contender("reference", eager(lambda inputs: readable_gradcam(inputs, PERCENTILE))),
+            Contender("reference", eager(partial(formula, "LTGradCAM"))),
             FLOOR,
         ),
-        oracle=lambda inputs: oracle(inputs, PERCENTILE),
+        oracle=partial(formula, "LTGradCAM", dtype=torch.float64),
         tolerance=1e-4,
         targets=(Target(HEADLINE.label, 1.05, 1.02, (FLOOR.name,), "slowdown"),),
         budget=MINUTES,
@@ -142,7 +125,7 @@ CASES: list[Case] = [
                 note="another input layout: its convolutions round differently",
                 tolerance=1e-2,
             ),
-            Contender("reference", eager(readable_gradcam)),
+            Contender("reference", eager(partial(formula, "GradCAM"))),
             Contender("pytorch-grad-cam", pytorch_grad_cam, requires=("pytorch_grad_cam",)),
             Contender(
                 "torchcam",
@@ -153,7 +136,7 @@ CASES: list[Case] = [
             ),
             FLOOR,
         ),
-        oracle=oracle,
+        oracle=partial(formula, "GradCAM", dtype=torch.float64),
         tolerance=1e-4,
         targets=(Target(HEADLINE.label, 2.5, 3.5, ("pytorch-grad-cam",)),),
         budget=MINUTES,
@@ -195,91 +178,12 @@ def resnet_passes(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
     return [output.detach() for output in outputs], list(grads)
 
 
-def plus_plus(a: Tensor, g: Tensor) -> Tensor:
-    """Grad-CAM++ weights with pytorch-grad-cam's epsilon."""
-    alpha = g**2 / (2 * g**2 + a.sum((2, 3), keepdim=True) * g**3 + 1e-6)
-    return (alpha * g.relu()).sum((2, 3), keepdim=True) * a
+def resnet_formula(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    return by_formula(name, resnet_passes(inputs), inputs[1].shape[2:], dtype)
 
 
-def axiomatic(a: Tensor, g: Tensor) -> Tensor:
-    return (g * a).sum((2, 3), keepdim=True) / (a.sum((2, 3), keepdim=True) + 1e-7) * a
-
-
-# Weighted activations of a layer, before the sum over channels.
-FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "GradCAMPlusPlus": plus_plus,
-    "XGradCAM": axiomatic,
-    "LayerCAM": lambda a, g: g.relu() * a,
-    "HiResCAM": lambda a, g: g * a,
-}
-
-
-def by_formula(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
-    layers = zip(*resnet_passes(inputs), strict=True)
-    maps = [FORMULAS[name](a.to(dtype), g.to(dtype)).sum(1).relu() for a, g in layers]
-    return fusion.fuse_cams(maps, inputs[1].shape[2:])
-
-
-def fullgrad(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Every channel's share normalised and resized on its own."""
-    model, images = inputs
-    kept: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda m, _, out: kept.append((m, out)))
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
-    ]
-    x = images.clone().requires_grad_()
-    score = model(x).amax(dim=1).sum()
-    for handle in handles:
-        handle.remove()
-    first, *grads = torch.autograd.grad(score, [x, *(out for _, out in kept)])
-    shares = [first.to(dtype) * images.to(dtype)]
-    for (norm, _), grad in zip(kept, grads, strict=True):
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        bias = (norm.bias - scale * norm.running_mean).detach().to(dtype)
-        shares.append(grad.to(dtype) * bias.view(-1, 1, 1))
-    total = torch.zeros(len(images), *images.shape[2:], dtype=dtype, device=images.device)
-    for share in shares:
-        maps = fusion.normalize_cams(share.abs().flatten(0, 1)).view_as(share)
-        total += nn.functional.interpolate(maps, images.shape[2:], mode="bilinear").sum(1)
-    return fusion.normalize_cams(total)
-
-
-@torch.no_grad()
-def by_channels(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Score-CAM or Ablation-CAM, the whole model for every channel, 16 of them at a time."""
-    model, images = inputs[0].to(dtype), inputs[1].to(dtype)
-    kept: list[Tensor] = []
-    layer = model.get_submodule(CHANNELS)
-    handle = layer.register_forward_hook(lambda _m, _i, out: kept.append(out))
-    logits = model(images)
-    handle.remove()
-    best, (activations,) = logits.argmax(dim=1), kept
-    scores = []
-    for part in torch.arange(activations.shape[1]).split(16):
-        versions = images.repeat_interleave(len(part), 0)
-        if name == "ScoreCAM":
-            masks = nn.functional.interpolate(
-                activations[:, part], images.shape[2:], mode="bilinear", align_corners=True
-            )
-            found = model(versions * fusion.normalize_cams(masks.flatten(0, 1), eps=1e-8)[:, None])
-        else:
-            without = activations.repeat_interleave(len(part), 0)
-            without[range(len(without)), part.repeat(len(images))] = 0.0
-            handle = layer.register_forward_hook(lambda *_, w=without: w)
-            found = model(versions)
-            handle.remove()
-        scores.append(found[:, best].unflatten(0, (len(images), -1)).diagonal(dim1=0, dim2=2).T)
-    model.float()
-    weights = torch.cat(scores, dim=1)
-    if name == "ScoreCAM":
-        weights = weights.softmax(dim=1)
-    else:
-        full = logits.gather(1, best[:, None])
-        weights = (full - weights) / full
-    raw = torch.einsum("nc,nchw->nhw", weights, activations).relu()
-    return fusion.fuse_cams([raw], images.shape[2:])
+def channels_formula(name: str, inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
+    return by_channels(name, *inputs, CHANNELS, dtype)
 
 
 def method(kind: type[CAMMethod], layers: Any, **options: Any) -> Callable[[Inputs], Run]:
@@ -327,7 +231,7 @@ def gradient_case(name: str) -> Case:
                 **({"alpha_eps": 1e-6} if name == "GradCAMPlusPlus" else {}),
             ),
         ),
-        Contender("reference", eager(lambda inputs: by_formula(name, inputs))),
+        Contender("reference", eager(partial(resnet_formula, name))),
         grad_cam_peer(name, BLOCKS),
     ]
     if name in ("XGradCAM", "LayerCAM"):
@@ -338,7 +242,7 @@ def gradient_case(name: str) -> Case:
         inputs=lambda size, generator: resnet_and_images("resnet50", size, generator),
         sizes=(ONE, Size(2, 224), FOUR),
         contenders=tuple(contenders),
-        oracle=lambda inputs: by_formula(name, inputs, torch.float64),
+        oracle=partial(resnet_formula, name, dtype=torch.float64),
         tolerance=1e-4,
         budget=MINUTES,
     )
@@ -349,7 +253,7 @@ def channel_case(name: str, **options: Any) -> Case:
         Contender("wsfast", method(METHODS[name.lower()], CHANNELS, **options)),
         Contender(
             "reference",
-            eager(lambda inputs: by_channels(name, inputs)),
+            eager(partial(channels_formula, name)),
             note="the whole model for every channel",
         ),
         grad_cam_peer(name, [CHANNELS]),
@@ -362,14 +266,14 @@ def channel_case(name: str, **options: Any) -> Case:
         inputs=lambda size, generator: resnet_and_images("resnet18", size, generator),
         sizes=SMALL,
         contenders=tuple(contenders),
-        oracle=lambda inputs: by_channels(name, inputs, torch.float64),
+        oracle=partial(channels_formula, name, dtype=torch.float64),
         tolerance=5e-3,
         budget=MINUTES,
     )
 
 
 CASES += [
-    *(gradient_case(name) for name in FORMULAS),
+    *(gradient_case(name) for name in ("GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM")),
     Case(
         room="cam",
         operation="FullGrad, ResNet50",
@@ -377,10 +281,14 @@ CASES += [
         sizes=(ONE, Size(2, 224), FOUR),
         contenders=(
             Contender("wsfast", method(FullGrad, "biases")),
-            Contender("reference", eager(fullgrad), note="resizes every channel"),
+            Contender(
+                "reference",
+                eager(lambda inputs: fullgrad(*inputs, torch.float32)),
+                note="resizes every channel",
+            ),
             grad_cam_peer("FullGrad", []),
         ),
-        oracle=lambda inputs: fullgrad(inputs, torch.float64),
+        oracle=lambda inputs: fullgrad(*inputs, torch.float64),
         tolerance=1e-4,
         budget=MINUTES,
     ),

@@ -24,6 +24,8 @@ MODULES = (
     "bench_levels",
     "bench_crf",
     "bench_cam",
+    "bench_cam_grid",
+    "bench_cam_others",
     "bench_train",
 )
 
@@ -235,8 +237,10 @@ def test_examples(name: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_cases_are_right_at_a_small_size(module: str) -> None:
-    """Ours and every reference agree with the oracle of each case."""
+    """Ours and every reference agree with the oracle of each case that has a headline."""
     for case in importlib.import_module(f"benchmarks.{module}").CASES:
+        if not any(size.headline for size in case.sizes):
+            continue
         small = Size(1, 32, case.sizes[0].variant, headline=True)
         inputs = case.make_inputs(small, torch.device("cpu"))
         expected = case.oracle(inputs)

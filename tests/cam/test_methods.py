@@ -1,5 +1,7 @@
 """CAM methods against float64 formulas."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,13 +68,43 @@ def test_gradcamplusplus_stays_stable_for_tiny_gradients() -> None:
     torch.testing.assert_close(score(1e-12), score(1e-9))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("alpha_eps", [None, 1e-6])
-def test_gradcamplusplus_weights_do_not_depend_on_chunks(monkeypatch, alpha_eps) -> None:
+def test_gradcamplusplus_weights_do_not_depend_on_chunks(monkeypatch, alpha_eps, layout) -> None:
     cam = GradCAMPlusPlus(SmallNet().eval(), ["relu3"], alpha_eps=alpha_eps)
-    activations, grads = torch.randn(2, 7, 5, 6).relu(), torch.randn(2, 7, 5, 6)
+    activations = torch.randn(2, 7, 5, 6).relu().to(memory_format=layout)
+    grads = torch.randn(2, 7, 5, 6).to(memory_format=layout)
     whole = cam.channel_weights(activations, grads)
-    monkeypatch.setattr(gradient, "_CACHED", 3 * 2 * 5 * 6)  # three channels at a time
-    torch.testing.assert_close(cam.channel_weights(activations, grads), whole)
+    monkeypatch.setattr(gradient, "_CACHED", 3 * 2 * 5 * 6)  # three channels or two rows at a time
+    with mock.patch.object(cam, "_weights", wraps=cam._weights) as weights:
+        torch.testing.assert_close(cam.channel_weights(activations, grads), whole)
+    along, lengths = (2, [2, 2, 1]) if layout == torch.channels_last else (1, [3, 3, 1])
+    assert [call.args[1].shape[along] for call in weights.call_args_list] == lengths
+
+
+def test_gradcamplusplus_where_the_divisor_is_zero() -> None:
+    cam = GradCAMPlusPlus(SmallNet().eval(), ["relu3"], alpha_eps=0.0)
+    grads = torch.tensor([[[[1.0, 2.0, -1.0]]]], requires_grad=True)
+    activations = torch.full((1, 1, 1, 3), -2 / 3)  # their sum times the gradient 1 is -2
+    weights = cam.channel_weights(activations, grads)
+    torch.testing.assert_close(weights, torch.tensor([[-1.0]]))  # 2 / (2 - 4) alone
+    (slope,) = torch.autograd.grad(weights.sum(), grads)
+    assert slope.isfinite().all()
+    torch.testing.assert_close(cam.channel_weights(activations, grads.detach()), weights.detach())
+    broken = torch.tensor([[[[1.0, torch.nan, -1.0]]]])
+    assert cam.channel_weights(activations, broken).isnan().all()
+
+
+def test_gradcamplusplus_of_layers_without_relu_has_no_pole() -> None:
+    cam = GradCAMPlusPlus(SmallNet().eval(), ["relu3"])
+    activations, grads = torch.randn(2, 9, 8, 8) - 0.3, 5 * torch.randn(2, 9, 8, 8)
+    totals = activations.double().sum((2, 3), keepdim=True)
+    assert (2 + totals * grads.relu()).abs().min() < 0.5  # where the plain formula explodes
+    g = grads.double().relu()
+    expected = (g / (2 + totals.relu() * g)).sum((2, 3))
+    weights = cam.channel_weights(activations, grads)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=1e-6)
+    assert weights.le(grads.relu().sum((2, 3)) / 2 + 1e-5).all()
 
 
 def test_layercam_of_channels_last_maps() -> None:

@@ -39,7 +39,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 def test_an_unknown_room(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "kitchen"]) == 2
     message = one_line(capsys)
-    assert "ROOM must be one of boxes, cam, cam_grid, crf, " in message
+    assert "ROOM must be one of boxes, cam, cam_grid, cam_others, " in message
     assert "got kitchen" in message
 
 

@@ -99,8 +99,10 @@ class GradCAMPlusPlus(ChannelCAM):
         model: see :class:`CAMMethod`.
         layers: see :class:`CAMMethod`.
         alpha_eps: None takes the second, reduced form of alpha, which small gradients cannot
-            upset. A number is added to the denominator of the first form, as pytorch-grad-cam does
-            with 1e-6: it rules the sum where gradients are below 1e-3.
+            upset, and counts a negative sum of activations as 0: the paper's are behind a ReLU, and
+            elsewhere (Swin, ConvNeXt) the denominator would pass through 0. A number is added to
+            the denominator of the first form, taken literally, as pytorch-grad-cam does with 1e-6:
+            it rules the sum where gradients are below 1e-3.
         fusion: see :class:`CAMMethod`.
     """
 
@@ -119,21 +121,40 @@ class GradCAMPlusPlus(ChannelCAM):
 
     def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
         """Sum over pixels of ``alpha * relu(g)``."""
-        pixels = activations[:, :1].numel()
-        channels = max(1, _CACHED // max(1, pixels)) if grads.is_cpu else max(1, grads.shape[1])
-        pairs = zip(activations.split(channels, 1), grads.split(channels, 1), strict=True)
-        return torch.cat([self._weights(a, g) for a, g in pairs], dim=1)
+        totals = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
+        if self.alpha_eps is None:
+            totals = totals.relu()
+        along, step = _cached_parts(grads)
+        totals = totals.expand_as(grads).split(step, along)
+        pairs = zip(totals, grads.split(step, along), strict=True)
+        parts = [self._weights(total, g) for total, g in pairs]
+        return torch.cat(parts, dim=1) if along == 1 else torch.stack(parts).sum(dim=0)
 
-    def _weights(self, activations: Tensor, grads: Tensor) -> Tensor:
+    def _weights(self, totals: Tensor, grads: Tensor) -> Tensor:
         g = grads.float().relu()  # where g < 0 the weight is 0
-        total = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
-        denominator = torch.addcmul(g.new_full((), 2.0), total, g)
-        if self.alpha_eps is not None:
+        denominator = torch.addcmul(g.new_full((), 2.0), totals, g)
+        if self.alpha_eps is None:  # at least 2
+            return (g / denominator).sum(dim=(2, 3))
+        if self.alpha_eps:  # 0 leaves what the second form reduces without rounding g * g to 0
             square = g * g
             denominator = torch.addcmul(g.new_full((), self.alpha_eps), square, denominator)
             g = square * g
-        # 0 where there is nothing to divide by, without NaN in its own gradient
-        return (g / denominator.masked_fill(denominator == 0, torch.inf)).sum(dim=(2, 3))
+        if denominator.requires_grad:  # g / 0 would have NaN for its gradient
+            denominator = denominator.masked_fill(denominator == 0, torch.inf)
+        # 0 where there is nothing to divide by; NaN stays, as the sign of a broken image
+        return (g / denominator).nan_to_num(torch.nan, 0.0, 0.0).sum(dim=(2, 3))
+
+
+def _cached_parts(values: Tensor) -> tuple[int, int]:
+    """Dimension and length of the parts to split (N, C, h, w) into, so that a cache holds one.
+
+    Channels, or rows where a pixel's channels lie side by side: tokens, channels-last maps.
+    """
+    along = 2 if values.stride(1) < values.stride(3) else 1
+    length = max(1, values.shape[along])
+    if not values.is_cpu:
+        return along, length
+    return along, max(1, _CACHED * length // max(1, values.numel()))
 
 
 class XGradCAM(ChannelCAM):
