@@ -29,7 +29,9 @@ class Architecture(NamedTuple):
 
 VGG16 = Architecture("VGG16", "vgg16", tuple(f"features.{i}" for i in (3, 8, 15, 22, 29)))
 RESNET50 = Architecture("ResNet50", "resnet50", ("layer1", "layer2", "layer3", "layer4"))
-VIT_S = Architecture("ViT-S", "vit_small_patch16_224", ("blocks.5", "blocks.11"), tokens=True)
+# Not the last block's output: the head reads its class token, no gradient reaches the patches.
+VIT_LAYERS = ("blocks.5.norm1", "blocks.11.norm1")
+VIT_S = Architecture("ViT-S", "vit_small_patch16_224", VIT_LAYERS, tokens=True)
 ARCHITECTURES = (VGG16, RESNET50, VIT_S)
 
 
