@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tests.cam.nets import minmax
 from wsfast.cam import attention_map, attention_rollout, cls_attention, load_attention_model
+from wsfast.cam.attention import on_images
 
 
 def small_vit(name: str = "vit_small_patch8_224.dino", **options: object) -> nn.Module:
@@ -85,6 +86,40 @@ def test_map_options() -> None:
     torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-4)
     nearest = attention_map(model, images, mode="nearest", norm=None)
     assert torch.equal(nearest, heads.mean(1).repeat_interleave(8, 1).repeat_interleave(8, 2))
+
+
+@pytest.mark.parametrize("size", [(39, 33), (32, 47), (40, 40)])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_each_patch_keeps_its_place_whatever_is_cut_off(size: tuple[int, int], mode: str) -> None:
+    model, images = small_vit(), torch.randn(2, 3, *size)
+    height, width = (side // 8 * 8 for side in size)
+    whole = attention_map(model, images[:, :, :height, :width], mode=mode, norm=None)
+    expected = F.pad(whole, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+    found = attention_map(model, images, mode=mode, norm=None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [(39, 37), (100, 74), (20, 19)])
+def test_a_patch_peaks_at_its_centre_at_any_size(size: tuple[int, int]) -> None:
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 3, 2] = 1
+    found = on_images(small_vit(), maps, torch.empty(1, 3, 39, 37), size)[0]
+    row, column = divmod(int(found.argmax()), size[1])
+    assert found.shape == size
+    assert abs(column + 0.5 - 20 * size[1] / 37) <= 1
+    # Behind the last row of patches there is none to fade into.
+    assert abs(row + 0.5 - 28 * size[0] / 39) <= 1
+    assert torch.equal(found[-1], found[row])
+
+
+def test_attention_that_is_not_finite_is_a_zero_map() -> None:
+    model, images = small_vit(), torch.randn(2, 3, 32, 32)
+    images[1, 0, 0, 0] = torch.nan
+    assert cls_attention(model, images)[1].isnan().any()
+    for head_norm in (None, "minmax"):
+        found = attention_map(model, images, head_norm=head_norm)
+        assert not found[1].any()
+        torch.testing.assert_close(found[:1], attention_map(model, images[:1], head_norm=head_norm))
 
 
 @pytest.mark.parametrize("function", [cls_attention, attention_rollout])

@@ -111,6 +111,26 @@ def test_msca_otsu_and_images_of_its_own_for_the_transformer() -> None:
     assert broken.boxes.counts.tolist() == [0]
 
 
+@pytest.mark.parametrize("broken", ["both", "attention_images"])
+def test_msca_keeps_invalid_images_apart(broken: str) -> None:
+    msca, images = MSCA(GradCAM(gapnet(), "act3"), small_vit()), torch.randn(2, 3, 64, 64)
+    alone = msca(images[:1], 1)
+    bad = images.clone()
+    bad[1, 0, 5, 5] = math.nan
+    found = msca(bad, 1) if broken == "both" else msca(images, 1, attention_images=bad)
+    assert found.valid.tolist() == [True, False]
+    assert found.cam.valid.tolist() == [True, broken != "both"]
+    assert not found.scores[1].any()
+    assert found.boxes.counts[1] == 0
+    torch.testing.assert_close(found.scores[:1], alone.scores)
+
+
+def test_a_size_that_the_model_refuses_is_named() -> None:
+    vit = timm.create_model("deit_tiny_patch16_224", depth=1, img_size=32, num_classes=2).eval()
+    with pytest.raises(ValueError, match=r"scales must be .*dynamic_img_size=True.*got 0.5, which"):
+        multiscale(GradCAM(vit), torch.randn(1, 3, 32, 32), scales=(0.5, 1.0))
+
+
 def test_msca_errors() -> None:
     method, vit = GradCAM(gapnet(), "act3"), small_vit()
     with pytest.raises(ValueError, match="threshold must be otsu"):
@@ -123,6 +143,11 @@ def test_msca_errors() -> None:
         MSCA(method, gapnet())
     with pytest.raises(ValueError, match=r"target must be of shape \(1,\)"):
         MSCA(method, vit)(torch.randn(1, 3, 32, 32), [[0, 1]])
+    two = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="attention_images must be of 2 images, got 1"):
+        MSCA(method, vit)(two, 1, attention_images=two[:1])
+    with pytest.raises(ValueError, match="attention_images must be a tensor of 4 dimensions"):
+        MSCA(method, vit)(two, 1, attention_images=two[0])
 
 
 def deit(**options: object) -> TSCAM:
@@ -148,6 +173,32 @@ def test_tscam_equals_the_formula(attention: str) -> None:
     torch.testing.assert_close(found.per_layer[0], expected, rtol=1e-5, atol=1e-7)
     up = F.interpolate(minmax(expected)[:, None], (32, 48), mode="bilinear")[:, 0]
     torch.testing.assert_close(found.cams, minmax(up), rtol=0, atol=1e-5)
+
+
+def test_tscam_keeps_each_patch_in_its_place() -> None:
+    found = deit().explain(torch.randn(2, 3, 47, 50), 1)
+    maps = minmax(found.per_layer[0])
+    assert maps.shape == (2, 2, 3)
+    up = F.interpolate(maps[:, None], (32, 48), mode="bilinear")
+    expected = minmax(F.pad(up, (0, 2, 0, 15), mode="replicate")[:, 0])
+    torch.testing.assert_close(found.cams, expected, rtol=0, atol=1e-5)
+
+
+def test_tscam_checks_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = deit(), torch.randn(2, 3, 32, 48)
+    for wrong in (torch.zeros(2, 3, 32, 48, dtype=torch.uint8), "images"):
+        with pytest.raises(TypeError, match=r"cam.TSCAM: images must be"):
+            model.explain(wrong)
+    with pytest.raises(ValueError, match=r"cam.TSCAM: images must be a tensor of 4 dimensions"):
+        model.explain(images[0])
+    # Class numbers on an accelerator are not looked at.
+    monkeypatch.setattr("wsfast.cam.tscam.resolve_target", lambda *_: torch.tensor([2, 7]))
+    found = model.explain(images)
+    assert found.valid.tolist() == [True, False]
+    assert not found.cams[1].any()
+    images[0, 0, 0, 0] = math.nan
+    for attention in ("mean", "rollout"):
+        assert not model.explain(images, attention=attention).valid.any()
 
 
 def test_tscam_trains_and_takes_other_sizes() -> None:

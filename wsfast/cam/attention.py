@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from .._check import check_choice, check_floating, check_rank, check_tensor, value_error
+from .._check import check_choice, value_error
+from .base import check_images, finite
 from .borrowing import changed_attributes
 from .capture import undisturbed
 from .tokens import is_token_model, patch_size, prefix_tokens
@@ -55,12 +56,13 @@ def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         model: a timm vision transformer with a class token.
-        images: (N, 3, H, W); H and W are cut to whole patches. Position embeddings are interpolated
-            for sizes other than the model's own.
+        images: (N, 3, H, W); H and W are cut to whole patches, at the right and at the bottom.
+            Position embeddings are interpolated for sizes other than the model's own.
 
     Returns:
-        (N, heads, h, w) float32, h and w in patches, without history. The rows sum to less than 1:
-        what the class token and other tokens beside the patches get is left out.
+        (N, heads, h, w) float32, h and w in patches, without history: of the whole patches, not of
+        what is cut off. The rows sum to less than 1: what the class token and other tokens beside
+        the patches get is left out.
 
     Raises:
         ValueError: another kind of model; images smaller than a patch.
@@ -89,6 +91,8 @@ def attention_map(
 ) -> Tensor:
     """The mean over heads of :func:`cls_attention` as a map (MS-CA eq. 5).
 
+    Each patch keeps its place in the image; what was cut off takes the nearest values.
+
     Args:
         model: see :func:`cls_attention`.
         images: see :func:`cls_attention`.
@@ -99,21 +103,34 @@ def attention_map(
         mode: of the resizing, half-pixel bilinear, or nearest as DINO's own pictures.
 
     Returns:
-        (N, H, W) float32.
+        (N, H, W) float32, zero for an image whose attention is not finite.
 
     Raises:
         ValueError: see :func:`cls_attention`; unknown options.
         TypeError: see :func:`cls_attention`.
     """
+    attention, _ = map_and_valid(model, images, size, head_norm, norm, mode)
+    return attention
+
+
+def map_and_valid(
+    model: nn.Module,
+    images: Tensor,
+    size: tuple[int, int] | None,
+    head_norm: Literal["minmax", "max"] | None,
+    norm: Literal["minmax", "max"] | None,
+    mode: Literal["bilinear", "nearest"],
+) -> tuple[Tensor, Tensor]:
+    """:func:`attention_map`, and (N,) bool: whether an image's attention is finite."""
     check_choice("cam.attention_map", "mode", mode, ["bilinear", "nearest"])
     heads = cls_attention(model, images)
+    valid = finite(heads)
+    heads = heads.masked_fill(~valid[:, None, None, None], 0.0)
     if head_norm is not None:
         heads = ops.normalize_cams(heads.flatten(0, 1), mode=head_norm).view_as(heads)
-    attention = heads.mean(dim=1)
-    height, width = size or (images.shape[2], images.shape[3])
-    if mode == "nearest":
-        attention = F.interpolate(attention[:, None], (height, width), mode="nearest")[:, 0]
-    return ops.fuse_cams([attention], (height, width), layer_norm=None, reduce="sum", norm=norm)
+    size = size or (images.shape[2], images.shape[3])
+    attention = on_images(model, heads.mean(dim=1), images, size, mode=mode)
+    return ops.fuse_cams([attention], size, layer_norm=None, reduce="sum", norm=norm), valid
 
 
 def attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
@@ -127,7 +144,7 @@ def attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
         images: see :func:`cls_attention`.
 
     Returns:
-        (N, h, w) float32, in patches.
+        (N, h, w) float32, of the whole patches as in :func:`cls_attention`.
 
     Raises:
         ValueError: see :func:`cls_attention`.
@@ -265,13 +282,41 @@ def to_patches(model: nn.Module, rows: Tensor, images: Tensor) -> Tensor:
     return rows[:, :, prefix_tokens(model) :].unflatten(2, grid).contiguous()
 
 
+def on_images(
+    model: nn.Module,
+    maps: Tensor,
+    images: Tensor,
+    size: tuple[int, int],
+    *,
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+) -> Tensor:
+    """(M, H, W) of maps (M, h, w) in whole patches, each patch in its place in the images.
+
+    What is left of the images behind the last whole patch takes the nearest values.
+
+    Args:
+        model: that the maps come from.
+        maps: of the patches that :func:`whole_patches` leaves.
+        images: before they were cut.
+        size: (H, W) of the result, which shows the whole images.
+        mode: of the resizing.
+    """
+    patch = patch_size(model)
+    assert patch is not None
+    # Stretched by h patches of the cut images, not by the images: one more row and column then
+    # reach past the end.
+    scales = [to * p / side for to, p, side in zip(size, patch, images.shape[2:], strict=True)]
+    longer = F.pad(maps[:, None], (0, 1, 0, 1), mode="replicate")
+    corners = False if mode == "bilinear" else None
+    larger = F.interpolate(longer, scale_factor=scales, mode=mode, align_corners=corners)
+    return larger[:, 0, : size[0], : size[1]]
+
+
 def _prepared(where: str, model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     """The module that runs and the images cut to whole patches, checked."""
     model = unwrap(where, model)
     check_model(where, model)
-    check_tensor(where, "images", images)
-    check_floating(where, "images", images)
-    check_rank(where, "images", images, 4)
+    check_images(where, images)
     return model, whole_patches(where, model, images)
 
 

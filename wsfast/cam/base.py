@@ -170,7 +170,7 @@ class CAMMethod:
                 self._capture, images, target, create_graph=create_graph
             )
             logits = logits if create_graph else logits.detach()
-            valid = (_finite(logits) & in_range(classes, logits)).to(images.device)
+            valid = (finite(logits) & in_range(classes, logits)).to(images.device)
             maps = [layer.to(images.device) for layer in maps]
             cams, maps, valid = self._fuse(maps, valid, images)
             if classes is None or classes.dim() == 1:
@@ -178,15 +178,9 @@ class CAMMethod:
         return CAMResult(cams, maps, logits, classes, valid)
 
     def _check_call(self, images: Tensor, *, create_graph: bool) -> None:
-        where = self._where
-        check_tensor(where, "images", images)
-        check_floating(where, "images", images)
-        check_rank(where, "images", images, 4)
-        if 0 in images.shape:
-            shape = f"shape {list(images.shape)}"
-            value_error(where, "images", "a batch of at least one image and pixel", shape)
+        check_images(self._where, images)
         if create_graph and not self.differentiable:
-            value_error(where, "create_graph", "False for this method", "True")
+            value_error(self._where, "create_graph", "False for this method", "True")
 
     def _fuse(
         self, maps: list[Tensor], valid: Tensor, images: Tensor
@@ -194,7 +188,7 @@ class CAMMethod:
         """Fused and single maps, zero where an image is not valid, and which images are."""
         size = (images.shape[2], images.shape[3])
         for layer in maps:
-            valid = valid & _finite(layer)
+            valid = valid & finite(layer)
         maps = [layer.masked_fill(~valid[:, None, None, None], 0.0) for layer in maps]
         cams = ops.fuse_cams(
             [layer.flatten(0, 1) for layer in maps],
@@ -208,7 +202,17 @@ class CAMMethod:
         return cams.unflatten(0, maps[0].shape[:2]), maps, valid
 
 
-def _finite(values: Tensor) -> Tensor:
+def check_images(where: str, images: Tensor, argument: str = "images") -> None:
+    """Raise unless ``images`` is a floating-point batch (N, C, H, W) with something in it."""
+    check_tensor(where, argument, images)
+    check_floating(where, argument, images)
+    check_rank(where, argument, images, 4)
+    if 0 in images.shape:
+        shape = f"shape {list(images.shape)}"
+        value_error(where, argument, "a batch of at least one image and pixel", shape)
+
+
+def finite(values: Tensor) -> Tensor:
     """(N,) bool: whether all of an image's values are finite."""
     return values.isfinite().flatten(1).all(dim=1)
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._check import check_range, value_error
-from .attention import attention_map, check_model
-from .base import CAMMethod, Norm
+from .attention import check_model, map_and_valid
+from .base import CAMMethod, Norm, check_images
 from .multiscale import multiscale, resized
 from .result import CAMResult
 from .targets import Target
@@ -24,6 +24,8 @@ class MSCAResult(NamedTuple):
         boxes: one per connected area, best score first; the score is the mean of S inside.
         attention: the transformer's part, (N, H, W).
         cam: the multi-scale CAM's part, see :func:`multiscale`.
+        valid: (N,) bool, False where the CAM's part is not valid or the attention not finite;
+            scores are zero there.
     """
 
     scores: Tensor
@@ -31,6 +33,7 @@ class MSCAResult(NamedTuple):
     boxes: ops.ScoredBoxes
     attention: Tensor
     cam: CAMResult
+    valid: Tensor
 
 
 class MSCA:
@@ -118,28 +121,37 @@ class MSCA:
                 any size.
 
         Returns:
-            An :class:`MSCAResult`; an image that is not valid for the CAM has zero scores.
+            An :class:`MSCAResult`.
 
         Raises:
-            ValueError: several classes per image; see :func:`multiscale`.
+            ValueError: several classes per image; another number of ``attention_images`` than of
+                images; see :func:`multiscale`.
             TypeError: see :meth:`CAMMethod.__call__`.
         """
+        where = "cam.MSCA"
+        seen = images if attention_images is None else attention_images
+        check_images(where, images)
+        check_images(where, seen, "attention_images")
+        if len(seen) != len(images):
+            expected = f"of {len(images)} images"
+            value_error(where, "attention_images", expected, f"{len(seen)}")
         cam = multiscale(
             self.method, images, target, scales=self.scales, scale_norm=self.scale_norm
         )
         if cam.cams.dim() != 3:
             expected = f"of shape ({len(images)},)"
-            value_error("cam.MSCA", "target", expected, f"shape {list(cam.cams.shape[:2])}")
-        seen = images if attention_images is None else attention_images
-        attention = attention_map(
+            value_error(where, "target", expected, f"shape {list(cam.cams.shape[:2])}")
+        attention, finite = map_and_valid(
             self.vit,
             resized(seen, self.attention_scale),
-            size=(images.shape[2], images.shape[3]),
-            head_norm=self.head_norm,
-            mode=self.attention_mode,
+            (images.shape[2], images.shape[3]),
+            self.head_norm,
+            "minmax",
+            self.attention_mode,
         )
+        valid = cam.valid & finite.to(cam.valid.device)
         scores = 0.5 * (attention.to(cam.cams.device) + cam.cams)
-        scores = scores.masked_fill(~cam.valid[:, None, None], 0.0)
+        scores = scores.masked_fill(~valid[:, None, None], 0.0)
         limits = self._limits(scores)
         boxes = ops.cam_boxes(
             scores,
@@ -149,7 +161,8 @@ class MSCA:
             min_area=self.min_area,
         )
         masks = scores >= limits[:, None, None]
-        return MSCAResult(scores, masks, ops.suppress_overlaps(boxes, self.nms), attention, cam)
+        boxes = ops.suppress_overlaps(boxes, self.nms)
+        return MSCAResult(scores, masks, boxes, attention, cam, valid)
 
     def _limits(self, scores: Tensor) -> Tensor:
         """(N,) thresholds."""

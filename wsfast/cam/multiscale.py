@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from .._check import check_rank, check_tensor, value_error
-from .base import CAMMethod, Norm, Reduce
+from .._check import value_error
+from .base import CAMMethod, Norm, Reduce, check_images
 from .result import CAMResult
 from .targets import Target
 
@@ -48,7 +48,9 @@ def multiscale(
         their order, ``logits`` and ``target`` of the largest scale, ``valid`` where all scales are.
 
     Raises:
-        ValueError: no scale, or one that is not positive; what the method raises.
+        ValueError: no scale, or one that is not positive or makes a size that the model refuses;
+            what the method raises.
+        TypeError: see :meth:`CAMMethod.__call__`.
 
     Example:
         >>> from wsfast.cam import GradCAM
@@ -58,14 +60,13 @@ def multiscale(
         >>> multiscale(GradCAM(model, "last"), torch.rand(2, 3, 64, 48)).cams.shape
         torch.Size([2, 64, 48])
     """
-    check_tensor("cam.multiscale", "images", images)
-    check_rank("cam.multiscale", "images", images, 4)
+    check_images("cam.multiscale", images)
     if not scales or min(scales) <= 0:
         value_error("cam.multiscale", "scales", "positive factors", f"{list(scales)}")
     size = (images.shape[2], images.shape[3])
     found: dict[int, CAMResult] = {}
     for i in sorted(range(len(scales)), key=lambda i: -scales[i]):
-        found[i] = method(resized(images, scales[i], antialias=antialias), target)
+        found[i] = _at_scale(method, images, target, scales[i], antialias=antialias)
         if target is None:
             target = found[i].target
     results = [found[i] for i in range(len(scales))]
@@ -85,6 +86,22 @@ def multiscale(
         results[largest].target,
         torch.stack([result.valid for result in results]).all(dim=0),
     )
+
+
+def _at_scale(
+    method: CAMMethod, images: Tensor, target: Target, scale: float, *, antialias: bool
+) -> CAMResult:
+    smaller = resized(images, scale, antialias=antialias)
+    try:
+        return method(smaller, target)
+    except AssertionError as error:  # how timm and torchvision refuse a size
+        expected = (
+            "factors to sizes that the model takes (vision transformers of timm take others than "
+            "their own with dynamic_img_size=True, parts of patches with dynamic_img_pad=True)"
+        )
+        actual = f"{scale}, which makes {list(smaller.shape[2:])}: {error}"
+        value_error("cam.multiscale", "scales", expected, actual)
+        raise  # value_error always raises
 
 
 def resized(images: Tensor, scale: float, *, antialias: bool = True) -> Tensor:

@@ -11,14 +11,16 @@ from .attention import (
     any_size,
     check_model,
     cls_rows,
+    on_images,
     recorded_inputs,
     rollout,
     to_patches,
     whole_patches,
 )
+from .base import check_images, finite
 from .capture import undisturbed, usable_images
 from .result import CAMResult
-from .targets import Target, resolve_target
+from .targets import Target, in_range, resolve_target
 from .wrappers import unwrap
 
 
@@ -78,7 +80,8 @@ class TSCAM(nn.Module):
         """Maps of one batch.
 
         Args:
-            images: (N, 3, H, W) of any size; cut to whole patches.
+            images: (N, 3, H, W) of any size, cut to whole patches. ``cams`` keeps each patch in
+                its place; what was cut off takes the nearest values.
             target: see :meth:`CAMMethod.__call__`; class numbers.
             attention: ``"mean"`` over blocks (the paper's) or :func:`attention_rollout`.
 
@@ -87,11 +90,13 @@ class TSCAM(nn.Module):
 
         Raises:
             ValueError: a callable target, classes out of range, inference mode.
+            TypeError: images that are not floating point, a target that is no class number.
 
         Note:
             One forward pass in evaluation mode, whatever the model's; not differentiable.
         """
         check_choice("cam.TSCAM", "attention", attention, ["mean", "rollout"])
+        check_images("cam.TSCAM", images)
         images = usable_images("cam.TSCAM", images)
         blocks = range(len(self.vit.blocks))  # type: ignore[arg-type]
         with undisturbed(self, images.device), recorded_inputs(self.vit, blocks) as entered:
@@ -106,10 +111,11 @@ class TSCAM(nn.Module):
             1, columns[:, :, None, None].expand(-1, -1, *semantics.shape[2:])
         )
         maps = chosen * self._attention(images, entered, attention)[:, None]
-        valid = logits.isfinite().all(dim=1) & maps.isfinite().flatten(1).all(dim=1)
+        valid = finite(logits) & in_range(classes, logits) & finite(maps)
         maps = maps.masked_fill(~valid[:, None, None, None], 0.0)
         size = (images.shape[2], images.shape[3])
-        cams = ops.fuse_cams([maps.flatten(0, 1)], size).unflatten(0, maps.shape[:2])
+        placed = on_images(self.vit, maps.flatten(0, 1), images, size)
+        cams = ops.fuse_cams([placed], size).unflatten(0, maps.shape[:2])
         if classes.dim() == 1:
             cams, maps = cams[:, 0], maps[:, 0]
         return CAMResult(cams, [maps], logits, classes, valid)
