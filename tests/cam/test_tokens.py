@@ -1,5 +1,6 @@
 """Vision transformers and channels-last models."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 import torchvision
 from timm.layers import HybridEmbed
+from timm.models.cait import Cait
 from timm.models.efficientformer import EfficientFormer
 from timm.models.hiera import Hiera
 from timm.models.levit import Levit
@@ -221,7 +223,9 @@ class Wrapper(nn.Module):
 
 
 def torchvision_vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    nn.init.normal_(model.heads.head.weight)  # zeros so far
+    return model
 
 
 def torchvision_swin() -> nn.Module:
@@ -358,6 +362,97 @@ def test_other_token_outputs_are_refused() -> None:
         GradCAM(model, "head")(torch.randn(1, 3, 32, 48))
 
 
-def test_behind_the_last_block_only_the_class_token_counts() -> None:
-    result = GradCAM(small_vit(), "blocks.1")(torch.randn(1, 3, 32, 48))
-    assert not result.cams.any()  # why "last" is the last block's first norm
+class MeanOfPatches(Wrapper):
+    """A head of its own on what the transformer's final norm gives out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone.forward_features(x)[:, 1:].unflatten(2, (3, 64)).square().mean((1, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "instead"),
+    [
+        (small_vit, "blocks.1", "blocks.1.norm1"),
+        (small_vit, "blocks", "blocks.1.norm1"),
+        (small_vit, "blocks.1.mlp", "blocks.1.norm1"),
+        (small_vit, "norm", "blocks.1.norm1"),
+        (lambda: Wrapper(small_vit()), "backbone.norm", "backbone.blocks.1.norm1"),
+        (lambda: small_vit("vit_base_patch16_18x2_224", embed_dim=24), "blocks.1", "blocks.0"),
+        (torchvision_vit, "encoder.ln", "encoder.layers.encoder_layer_1.ln_1"),
+        (torchvision_vit, "encoder", "encoder.layers.encoder_layer_1.ln_1"),
+    ],
+)
+def test_layers_of_which_the_class_token_alone_counts(make, layer: str, instead: str) -> None:
+    model, images = make(), torch.randn(1, 3, 32, 32 if make is torchvision_vit else 48)
+    method = GradCAM(model, layer)
+    with pytest.warns(UserWarning, match=f"patches of '{layer}' and maps .*take '{instead}'"):
+        assert not method(images).cams.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(images)  # once is enough
+        assert LayerCAM(model, instead, norm=None)(images).cams.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: small_vit(global_pool="avg", class_token=False), "norm"),
+        (lambda: MeanOfPatches(small_vit()), "backbone.norm"),
+        (lambda: Xcit(img_size=(32, 48), embed_dim=32, depth=1, num_heads=2), "blocks.0"),
+    ],
+)
+def test_layers_whose_patches_count_give_no_warning(make, layer: str) -> None:
+    model = make().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert LayerCAM(model, layer, norm=None)(torch.randn(1, 3, 32, 48), 1).cams.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        ("vit_base_patch16_rpn_224", {"class_token": True, "global_pool": "token"}, "blocks.0"),
+        ("vit_base_patch16_xp_224", {}, "blocks.1.in_norm"),
+        ("vit_base_patch16_18x2_224", {}, "blocks.0"),
+    ],
+)
+def test_the_default_layer_of_other_blocks_has_gradients(name, options, layer: str) -> None:
+    """Norms behind the attention, one norm for all, several attentions side by side."""
+    method = LayerCAM(small_vit(name, embed_dim=24, num_heads=2, **options), norm=None)
+    assert method(torch.randn(1, 3, 32, 48), 1).cams.any()
+    assert method.layer_names == (layer,)
+
+
+def test_padded_images_have_a_padded_grid() -> None:
+    model = small_vit(dynamic_img_size=True, dynamic_img_pad=True)
+    images = torch.randn(2, 3, 40, 55)
+    result = GradCAM(model)(images, 1)
+    (a,), (g,), _ = passes(model, images, ["blocks.1.norm1"], 1)
+    a, g = raster(a, (3, 4), 1), raster(g, (3, 4), 1)
+    expected = (g.mean((2, 3), keepdim=True) * a).sum(1).relu()
+    torch.testing.assert_close(result.per_layer[0], expected)
+
+
+def cait() -> nn.Module:
+    return Cait(img_size=(32, 48), embed_dim=24, depth=1, num_heads=3, num_classes=3).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (small_vit, "blocks.1.attn.q_norm"),
+        (small_vit, "blocks.1.attn.attn_drop"),
+        (lambda: small_vit(qk_norm=True), "blocks.1.attn.k_norm"),
+        (lambda: small_vit("vit_base_patch16_xp_224"), "blocks.1.q_norm"),
+        (swin, "layers.3.blocks.0.attn.attn_drop"),
+        (cait, "blocks.0.attn.proj_l"),
+    ],
+)
+def test_matrices_of_attention_are_no_maps(make, layer: str) -> None:
+    model = make()
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    size = (32, 64) if make is swin else (32, 48)
+    with pytest.raises(ValueError, match=r"reshape= .*per head of attention"):
+        GradCAM(model, layer)(torch.randn(1, 3, *size), 1)

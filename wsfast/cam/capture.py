@@ -22,7 +22,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .._check import type_error, value_error
 from .borrowing import changed_attributes
 from .filtering import pass_on_filter
-from .tokens import Layout, Reshape, channel_dimension, enclosing, find_layout
+from .tokens import (
+    Layout,
+    Reshape,
+    channel_dimension,
+    enclosing,
+    find_layout,
+    warn_of_unread_patches,
+)
 from .wrappers import eagerly
 
 Graph = Literal["none", "cut", "whole"]
@@ -74,6 +81,7 @@ class LayerCapture:
         self.layers = dict(layers)
         self.reshape = reshape
         self._overwritten: set[str] = set()
+        self._warned = False
         self._layouts: dict[str, Layout] = {}  # of outputs of 4 dimensions, for any size
 
     def run(self, images: Tensor, *, graph: Graph = "cut") -> "Captured":
@@ -102,6 +110,9 @@ class LayerCapture:
         captured = Captured(self.where, self.model, names, copied, graph)
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
+            if graph != "none" and not self._warned:
+                self._warned = True
+                handles += warn_of_unread_patches(self.where, self.model, self.layers)
             for name, module in self.layers.items():
                 handles.append(module.register_forward_hook(captured.hook(name)))
             around = _as_trained if graph == "whole" else undisturbed
