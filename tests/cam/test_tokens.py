@@ -13,6 +13,7 @@ from timm.models.efficientformer import EfficientFormer
 from timm.models.hiera import Hiera
 from timm.models.levit import Levit
 from timm.models.mlp_mixer import MlpMixer
+from timm.models.nest import Nest
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.volo import VOLO
 from timm.models.xcit import Xcit
@@ -290,6 +291,17 @@ def test_what_could_be_either_is_refused() -> None:
         GradCAM(model, "block")(images)
     assert GradCAM(model, "block", reshape=lambda x: x.movedim(3, 1))(images).valid.all()
     assert GradCAM(model, "conv")(images).valid.all()
+
+
+def test_windows_of_tokens_are_no_maps() -> None:
+    model = Nest(
+        img_size=64, num_levels=2, embed_dims=(24, 24), num_heads=(1, 2), depths=(1, 1),
+        num_classes=3,
+    ).eval()  # fmt: skip
+    images = torch.randn(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"layout that can be told.*reshape=.*\[1, 4, 64, 24\]"):
+        GradCAM(model, "levels.0.transformer_encoder.0")(images)
+    assert GradCAM(model)(images).valid.all()
 
 
 class OwnTransformer(nn.Module):

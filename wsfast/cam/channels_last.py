@@ -24,7 +24,8 @@ def is_channels_last(
     What the model says; which side of the output the layer's own norms, linear layers and
     convolutions work on; what stays as it is when the images' height doubles; at last the images'
     shape. Only where a norm or linear layer of the model has as many channels as the output's last
-    dimension is there anything to decide.
+    dimension is there anything to decide. Rows and columns of another shape than the images' are
+    none: windows and their tokens (NesT, torchvision's MaxViT).
 
     Args:
         where: name of the calling function, for messages.
@@ -34,7 +35,7 @@ def is_channels_last(
         at_twice_the_height: gives the layer's output for such images; None if the model takes none.
 
     Raises:
-        ValueError: both readings fit.
+        ValueError: both readings fit, or none.
     """
     layer = owners[-1]
     if isinstance(layer, (nn.Conv2d, _BatchNorm)):
@@ -42,16 +43,15 @@ def is_channels_last(
     told = [owner for owner in owners if hasattr(owner, "output_fmt")]
     if told:
         return says_channels_last(told[-1])
-    first, _, last = output.shape[1:]
+    first, second, last = output.shape[1:]
     if last not in _widths(owners[0], _last_width):
         return False
     runs_last = last in _widths(layer, _last_width)
     runs_first = first in _widths(layer, _last_width) | _widths(layer, _first_width)
-    if runs_last != runs_first:
-        return runs_last
-    decided = _by_size(output, at_twice_the_height())
+    decided = runs_last if runs_last != runs_first else _by_size(output, at_twice_the_height())
     decided = _by_shape(output, images) if decided is None else decided
-    if decided is None:
+    aspect = images.shape[3] / images.shape[2]
+    if decided is None or (decided and abs(second - first * aspect) > 1 + aspect):
         expected = "of a layout that can be told, (N, C, h, w) or (N, h, w, C); reshape= tells it"
         value_error(
             where, "layers", expected, f"{list(output.shape)} from a {type(layer).__name__}"
