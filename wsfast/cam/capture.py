@@ -247,12 +247,14 @@ class Captured:
         output: Tensor = self._outputs[name].detach()
         return output
 
+    def outputs(self) -> list[Tensor]:
+        """The layers' outputs, in layer order; their history with ``"whole"``."""
+        outputs = [self._outputs[name] for name in self.names]
+        return outputs if self._graph == "whole" else [output.detach() for output in outputs]
+
     def activations(self) -> list[Tensor]:
         """Maps of the layers, (N, C, h, w) each, in layer order; their history with ``"whole"``."""
-        outputs = [self._outputs[name] for name in self.names]
-        if self._graph != "whole":
-            outputs = [output.detach() for output in outputs]
-        return self._as_maps(outputs)
+        return self._as_maps(self.outputs())
 
     def channel_dimension(self, name: str) -> int:
         """The dimension of channels of a layer's output.
@@ -280,6 +282,12 @@ class Captured:
         Raises:
             ValueError: the scores do not depend on a layer.
         """
+        return self._as_maps(self.output_gradients(scores, weights, keep_graph=keep_graph))
+
+    def output_gradients(
+        self, scores: Tensor, weights: Tensor, *, keep_graph: bool
+    ) -> list[Tensor]:
+        """:meth:`gradients` at the layers' outputs as they are."""
         # A checkpointed part of the model runs again in the backward pass.
         around = _as_trained if self._graph == "whole" else undisturbed
         if scores.requires_grad:
@@ -295,7 +303,7 @@ class Captured:
         unused = [name for name in self.names if not self._grads[name]]
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
-        return self._as_maps(self._grads[name].pop() for name in self.names)
+        return [self._grads[name].pop() for name in self.names]
 
 
 def _put(arrived: list[Tensor], grad: Tensor) -> None:

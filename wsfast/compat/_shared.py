@@ -33,6 +33,12 @@ class Managed:
         """Release what is held."""
 
 
+def class_name(package: str, value: object) -> str:
+    """Name of a value's class; empty for a class from outside the package, which may do others."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__.partition(".")[0] == package else ""
+
+
 def per_image_scores(where: str, targets: Sequence[OutputTarget], logits: Tensor) -> Tensor:
     """(N,) scores from one callable per image, each given its image's (classes,) logits.
 

@@ -19,10 +19,11 @@ from typing import Any
 from .._shared import not_offered
 from .accelerated import accelerate
 from .base import BaseCAM
-from .eigen import EigenCAM, EigenGradCAM, SegEigenCAM
 from .methods import (
     FEM,
     AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
     FullGrad,
     GradCAM,
     GradCAMElementWise,
@@ -31,6 +32,7 @@ from .methods import (
     LayerCAM,
     RandomCAM,
     ScoreCAM,
+    SegEigenCAM,
     ShapleyCAM,
     XGradCAM,
 )

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..._check import type_error
-from . import eigen, methods
+from .._shared import class_name
+from . import methods
 from .base import BaseCAM
 from .wrappers import FinerCAM, GuidedBackpropReLUModel, RefineCAM
 
@@ -22,11 +23,14 @@ _CLASSES: dict[str, type[BaseCAM]] = {
         methods.RandomCAM,
         methods.ShapleyCAM,
         methods.FEM,
-        eigen.EigenCAM,
-        eigen.EigenGradCAM,
-        eigen.SegEigenCAM,
+        methods.EigenCAM,
+        methods.EigenGradCAM,
+        methods.SegEigenCAM,
     )
 }
+
+
+_OPTIONS = {"FEM": ("k",), "AblationCAM": ("ratio_channels_to_ablate",)}
 
 
 def accelerate(cam: Any) -> Any:
@@ -36,31 +40,37 @@ def accelerate(cam: Any) -> Any:
         cam: a pytorch-grad-cam object; its hooks on the model are released.
 
     Raises:
-        TypeError: a class that has no counterpart here.
+        TypeError: a class that has no counterpart here, as one derived from pytorch-grad-cam's.
+        ValueError: an option that is not offered here.
     """
-    name = type(cam).__name__
-    if name == "GuidedBackpropReLUModel" and hasattr(cam, "recursive_replace_relu_with_guidedrelu"):
+    name = class_name("pytorch_grad_cam", cam)
+    if name == "GuidedBackpropReLUModel":
         return GuidedBackpropReLUModel(cam.model, cam.device)
-    if name == "FinerCAM" and hasattr(cam, "base_cam"):
-        kind, base = _released(cam.base_cam)
-        return FinerCAM(base.model, base.target_layers, base.reshape_transform, kind)
-    if name == "RefineCAM" and hasattr(cam, "base_cam_per_layer"):
-        kinds, bases = zip(*map(_released, cam.base_cam_per_layer), strict=True)
-        layers = [layer for base in bases for layer in base.target_layers]
-        return RefineCAM(bases[0].model, layers, bases[0].reshape_transform, kinds[0])
-    kind, _ = _released(cam)
-    options = {"k": cam.k} if kind is methods.FEM else {}
-    fast = kind(cam.model, cam.target_layers, cam.reshape_transform, **options)
-    fast.tta_transforms = cam.tta_transforms
-    return fast
-
-
-def _released(cam: Any) -> tuple[type[BaseCAM], Any]:
-    """The class that answers for an object, and the object without its hooks."""
-    kind = _CLASSES.get(type(cam).__name__)
-    if kind is None or not hasattr(cam, "activations_and_grads"):
-        expected = "a pytorch-grad-cam object of " + ", ".join(_CLASSES)
-        type_error("compat.grad_cam.accelerate", "cam", expected, type(cam).__name__)
-    assert kind is not None
+    if name == "FinerCAM":
+        base = accelerate(cam.base_cam)
+        fast = FinerCAM(base.model, base.target_layers, base.reshape_transform, type(base))
+        fast.base_cam = base
+        return fast
+    if name == "RefineCAM":
+        first = cam.base_cam_per_layer[0]
+        layers = [layer for base in cam.base_cam_per_layer for layer in base.target_layers]
+        kind, options = _described(first)
+        refined = RefineCAM(first.model, layers, first.reshape_transform, kind, **options)
+        for base in cam.base_cam_per_layer:
+            base.activations_and_grads.release()
+        return refined
+    kind, options = _described(cam)
+    found = kind(cam.model, cam.target_layers, cam.reshape_transform, **options)
+    found.tta_transforms = cam.tta_transforms
     cam.activations_and_grads.release()
-    return kind, cam
+    return found
+
+
+def _described(cam: Any) -> tuple[type[BaseCAM], dict[str, Any]]:
+    """The class that answers for an object, and its options."""
+    name = class_name("pytorch_grad_cam", cam)
+    if name not in _CLASSES:
+        expected = "a pytorch-grad-cam object of " + ", ".join(_CLASSES)
+        actual = f"{type(cam).__module__}.{type(cam).__qualname__}"
+        type_error("compat.grad_cam.accelerate", "cam", expected, actual)
+    return _CLASSES[name], {option: getattr(cam, option) for option in _OPTIONS.get(name, ())}

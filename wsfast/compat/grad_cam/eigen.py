@@ -1,4 +1,4 @@
-"""Maps that are principal components: Eigen-CAM and its kin, and ``eigen_smooth``.
+"""What makes maps principal components: Eigen-CAM and its kin, and ``eigen_smooth``.
 
 The first principal component of a layer's weighted activations over its pixels (Muhammad 2020,
 eq. 2-4), by LAPACK on the CPU as pytorch-grad-cam does it: its sign is LAPACK's choice, and the
@@ -13,12 +13,11 @@ from ...cam import CAMMethod, ChannelCAM, GradientCAM, PerturbationCAM
 from ...cam.base import Explained
 from ...cam.capture import LayerCapture
 from ...cam.targets import Target, resolve_target
-from .base import BaseCAM
 
 
 def principal_maps(weighted: Tensor) -> Tensor:
     """(N, C, h, w) to (N, h, w): the pixels' channels along their first principal component."""
-    pixels = weighted.detach().float().nan_to_num(nan=0.0).cpu().flatten(2).mT.numpy()
+    pixels = weighted.detach().nan_to_num(nan=0.0).cpu().flatten(2).mT.numpy()
     pixels = pixels - pixels.mean(axis=1, keepdims=True)
     components = np.linalg.svd(pixels, full_matrices=False)[2][:, 0, :, None]
     maps = torch.from_numpy(pixels @ components)[..., 0]
@@ -81,45 +80,3 @@ class ActivationCAM(CAMMethod):
         with torch.no_grad():
             maps = [self.layer_map(a.float()).relu()[:, None] for a in captured.activations()]
         return Explained(maps, captured.logits, classes)
-
-
-class _Eigen(ActivationCAM):
-    def layer_map(self, activations: Tensor) -> Tensor:
-        return principal_maps(activations)
-
-
-class _EigenGrad(Principal):
-    def weighted(self, activations: Tensor, grads: Tensor) -> Tensor:
-        return grads * activations
-
-
-class _SegEigen(GradientCAM):
-    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
-        maps = principal_maps(grads.float().abs() * activations.float())
-        turned = -maps.amin(dim=(1, 2)) > maps.amax(dim=(1, 2))
-        return torch.where(turned[:, None, None], -maps, maps).relu()
-
-
-class _Eigenvalue(BaseCAM):
-    """A class that smooths as it is, so that ``eigen_smooth`` changes nothing."""
-
-    def _smooth(self) -> CAMMethod:
-        return self._cam
-
-
-class EigenCAM(_Eigenvalue):
-    """The principal component of the activations; targets change nothing."""
-
-    method = _Eigen
-
-
-class EigenGradCAM(_Eigenvalue):
-    """The principal component of ``g * A``."""
-
-    method = _EigenGrad
-
-
-class SegEigenCAM(_Eigenvalue):
-    """The principal component of ``|g| * A``, turned so that its largest value is positive."""
-
-    method = _SegEigen

@@ -1,4 +1,4 @@
-"""The classes that weigh activations."""
+"""The classes of one method each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ... import cam as cam_methods
 from ..._check import value_error
-from ...cam import CAMMethod, ChannelCAM
+from ...cam import CAMMethod, ChannelCAM, GradientCAM
 from ...cam.capture import Captured, LayerCapture
+from ...cam.layers import Layers
 from ...cam.targets import ScoreSeed
 from .base import BaseCAM, Reshape
 from .eigen import (
@@ -19,6 +20,7 @@ from .eigen import (
     PrincipalOfChannels,
     PrincipalOfPerturbation,
     WeightedCAM,
+    principal_maps,
 )
 
 
@@ -121,8 +123,8 @@ class RandomCAM(BaseCAM):
     smooth_method = _SmoothRandom
 
 
-class _Shapley(ChannelCAM):
-    """Weights ``mean(g - H A / 2)`` with H the Hessian of the score at the layer."""
+class _Shapley(WeightedCAM):
+    """Weights ``mean(g - H A / 2)`` with H the Hessian of the score at the layer's output."""
 
     def _run(self, capture: LayerCapture, images: Tensor, *, create_graph: bool) -> Captured:
         return capture.run(images, graph="whole")
@@ -130,35 +132,41 @@ class _Shapley(ChannelCAM):
     def _maps(
         self, captured: Captured, seed: ScoreSeed, *, keep_graph: bool, create_graph: bool
     ) -> list[Tensor]:
-        grads = captured.gradients(seed.scores, seed.weights, keep_graph=True)
+        grads = captured.output_gradients(seed.scores, seed.weights, keep_graph=True)
         maps = []
-        for activations, grad in zip(captured.activations(), grads, strict=True):
-            curved = _hessian_product(grad, activations)
-            maps.append(self.layer_map(activations.detach(), grad.detach() - 0.5 * curved))
+        for name, output, grad in zip(captured.names, captured.outputs(), grads, strict=True):
+            to_maps = captured.layouts[name].to_maps
+            curved = grad.detach() - 0.5 * _hessian_product(grad, output)
+            maps.append(self.layer_map(to_maps(output.detach()), to_maps(curved)))
         return maps
 
-    def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
-        return grads.mean(dim=(2, 3), dtype=torch.float32)
+    def weighted(self, activations: Tensor, grads: Tensor) -> Tensor:
+        return grads.mean(dim=(2, 3), keepdim=True) * activations
 
 
-def _hessian_product(grads: Tensor, activations: Tensor) -> Tensor:
+def _hessian_product(grads: Tensor, output: Tensor) -> Tensor:
     """``H A``; zero behind the layer where the model is linear between its ReLUs."""
     found = None
     if grads.requires_grad:
         (found,) = torch.autograd.grad(
-            grads, activations, activations.detach(), retain_graph=True, allow_unused=True
+            grads, output, output.detach(), retain_graph=True, allow_unused=True
         )
     return torch.zeros_like(grads) if found is None else found.detach()
 
 
-class _SmoothShapley(PrincipalOfChannels, _Shapley):
+class _SmoothShapley(Principal, _Shapley):
     pass
 
 
 class ShapleyCAM(BaseCAM):
     """Grad-CAM with the curvature of the score: weights ``mean(g - H A / 2)`` (ShapleyCAM 2025).
 
-    Two backward passes. Several layers are allowed. Of transformers the patch tokens alone count.
+    Two backward passes. Several layers are allowed. H A is that of the layer's whole output, a
+    transformer's class token included.
+
+    Raises:
+        RuntimeError: an operation behind the layer has no second derivative. Fused attention has
+            none: call under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
 
     method = _Shapley
@@ -206,10 +214,26 @@ class FEM(BaseCAM):
         return self._cam  # as there, it changes nothing
 
 
-class FullGrad(BaseCAM):
-    """:class:`wsfast.cam.FullGrad` over all biases, whatever ``target_layers`` are."""
+class _PlainFullGrad(cam_methods.FullGrad):
+    """FullGrad over torch's own layers with a ``bias``, not over classes derived from them."""
 
-    method = cam_methods.FullGrad
+    def _find_layers(self, layers: Layers) -> dict[str, nn.Module]:
+        return {
+            name: module
+            for name, module in super()._find_layers(layers).items()
+            if type(module) in (nn.Conv2d, nn.BatchNorm2d) and module.bias is not None
+        }
+
+
+class FullGrad(BaseCAM):
+    """:class:`wsfast.cam.FullGrad` over the biases that pytorch-grad-cam finds.
+
+    These are torch's own Conv2d and BatchNorm2d, whatever ``target_layers`` are. timm's
+    BatchNormAct2d (EfficientNet, DenseNet, RegNet) is left out; :class:`wsfast.cam.FullGrad` takes
+    it, too.
+    """
+
+    method = _PlainFullGrad
 
     def __init__(
         self,
@@ -277,3 +301,45 @@ class AblationCAM(BaseCAM):
         if ratio_channels_to_ablate != 1.0:
             actual = f"{ratio_channels_to_ablate}"
             value_error(self._where, "ratio_channels_to_ablate", "1.0", actual)
+
+
+class _Eigen(ActivationCAM):
+    def layer_map(self, activations: Tensor) -> Tensor:
+        return principal_maps(activations)
+
+
+class _EigenGrad(Principal):
+    def weighted(self, activations: Tensor, grads: Tensor) -> Tensor:
+        return grads * activations
+
+
+class _SegEigen(GradientCAM):
+    def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
+        maps = principal_maps(grads.float().abs() * activations.float())
+        turned = -maps.amin(dim=(1, 2)) > maps.amax(dim=(1, 2))
+        return torch.where(turned[:, None, None], -maps, maps).relu()
+
+
+class _Eigenvalue(BaseCAM):
+    """A class that smooths as it is, so that ``eigen_smooth`` changes nothing."""
+
+    def _smooth(self) -> CAMMethod:
+        return self._cam
+
+
+class EigenCAM(_Eigenvalue):
+    """The principal component of the activations; targets change nothing."""
+
+    method = _Eigen
+
+
+class EigenGradCAM(_Eigenvalue):
+    """The principal component of ``g * A``."""
+
+    method = _EigenGrad
+
+
+class SegEigenCAM(_Eigenvalue):
+    """The principal component of ``|g| * A``, turned so that its largest value is positive."""
+
+    method = _SegEigen
