@@ -112,6 +112,30 @@ def test_accelerate(model: nn.Module, name: str) -> None:
 
 
 @pytest.mark.peers
+def test_accelerate_takes_torchcams_own_classes_alone(model: nn.Module) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    own = type("GradCAM", (peer.GradCAM,), {"__module__": "of.a.user"})
+    with pytest.raises(TypeError, match=r"got of\.a\.user\.GradCAM"):
+        compat.accelerate(own(model, "act3"))
+
+
+@pytest.mark.peers
+def test_the_same_names() -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    names = {name for part in (peer.activation, peer.gradient) for name in part.__all__}
+    assert names - {"LeGrad"} == set(compat.__all__) - {"OutputTarget", "accelerate"}
+    assert peer.OutputTarget.__origin__ is compat.OutputTarget.__origin__
+
+
+def test_a_list_of_scores(model: nn.Module) -> None:
+    targets: list[Any] = [lambda row: row[0]] * 3
+    with compat.GradCAM(model, "act3") as extractor:
+        (expected,) = extractor(0, model(IMAGES))
+        (found,) = extractor(scores=list(model(IMAGES)), targets=targets)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("shape", [None, (20, 30)])
 def test_refined(model: nn.Module, normalized: bool, shape: tuple[int, int] | None) -> None:
@@ -258,6 +282,17 @@ ERRORS = [
     ),
     (lambda m, s: compat.LeGrad, AttributeError, "attention_rollout"),
     (lambda m, s: compat.accelerate(object()), TypeError, "extractor must be a torchcam extractor"),
+    (
+        lambda m, s: compat.accelerate(s(m)),
+        TypeError,
+        r"got wsfast\.compat\.torchcam\.gradient\.Gr",
+    ),
+    (lambda m, s: s(m)(0, (m(IMAGES),)), TypeError, "scores must be a tensor, got tuple"),
+    (
+        lambda m, s: s(m)(scores=(m(IMAGES),), targets=[lambda row: row[0]] * 3),
+        TypeError,
+        "scores must be a tensor or a list with an item per image, got tuple",
+    ),
 ]
 
 

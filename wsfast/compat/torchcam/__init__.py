@@ -20,7 +20,7 @@ torchcam's order: the same maps after the same ``torch.manual_seed``. Hooks stay
 
 from typing import Any
 
-from .._shared import not_offered
+from .._shared import OutputTarget, not_offered
 from .accelerated import accelerate
 from .activation import CAM, ISCAM, SSCAM, ScoreCAM
 from .gradient import GradCAM, GradCAMpp, LayerCAM, SmoothGradCAMpp, XGradCAM
@@ -34,6 +34,7 @@ __all__ = [
     "GradCAM",
     "GradCAMpp",
     "LayerCAM",
+    "OutputTarget",
     "RefineCAM",
     "ScoreCAM",
     "SmoothGradCAMpp",

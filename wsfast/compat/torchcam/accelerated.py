@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..._check import type_error
+from .._shared import class_name
 from . import activation, gradient
 from .extractor import Extractor
 from .wrappers import FinerCAM, RefineCAM
@@ -34,10 +35,10 @@ def accelerate(extractor: Any) -> Any:
             before asking for maps.
 
     Raises:
-        TypeError: a class that has no counterpart here.
+        TypeError: a class that has no counterpart here, as one derived from torchcam's.
     """
-    name = type(extractor).__name__
-    if name in ("RefineCAM", "FinerCAM") and hasattr(extractor, "base_cam"):
+    name = class_name("torchcam", extractor)
+    if name in ("RefineCAM", "FinerCAM"):
         base: Any = extractor.base_cam
         kind, options = _described(base)
         names = list(base.target_names)
@@ -53,11 +54,12 @@ def accelerate(extractor: Any) -> Any:
 
 def _described(extractor: Any) -> tuple[type[Extractor], dict[str, Any]]:
     """The class that answers for an extractor, and its options."""
-    kind = _CLASSES.get(type(extractor).__name__)
-    if kind is None or not hasattr(extractor, "target_names"):
+    name = class_name("torchcam", extractor)
+    if name not in _CLASSES:
         expected = "a torchcam extractor of " + ", ".join(_CLASSES)
-        type_error("compat.torchcam.accelerate", "extractor", expected, type(extractor).__name__)
-    assert kind is not None
+        actual = f"{type(extractor).__module__}.{type(extractor).__qualname__}"
+        type_error("compat.torchcam.accelerate", "extractor", expected, actual)
+    kind = _CLASSES[name]
     options: dict[str, Any] = {
         "reshape_transform": getattr(extractor, "_reshape_transform", None),
         "enable_hooks": extractor._hooks_enabled,

@@ -118,7 +118,7 @@ class Extractor(Managed):
 
         Args:
             class_idx: one class, or one per image.
-            scores: the model's output of that call.
+            scores: the model's output of that call, (N, classes).
             normalized: scale each map to 0-1 (at the layer's size).
             targets: in place of classes, callables from an image's scores to a scalar.
             retain_graph: keep the graph for another call on the same scores.
@@ -131,6 +131,7 @@ class Extractor(Managed):
             ValueError: not exactly one of ``class_idx`` and ``targets``, another number of either
                 than images, no scores where they are needed.
             ClassIndexError: a class that the model does not have.
+            TypeError: scores that are no tensor, nor a list of the images' with ``targets``.
             RuntimeError: scores without a graph to the layers.
         """
         self._check(class_idx, scores, targets)
@@ -154,6 +155,11 @@ class Extractor(Managed):
             value_error(self._where, "class_idx", "class numbers of 0 or more", f"{class_idx}")
         if self.uses_scores and scores is None:
             value_error(self._where, "scores", "the model's output", "None")
+        if self.uses_scores and not isinstance(
+            scores, Tensor if targets is None else (Tensor, list)
+        ):
+            expected = "a tensor" + ("" if targets is None else " or a list with an item per image")
+            type_error(self._where, "scores", expected, type(scores).__name__)
 
     def _activations(self) -> list[Tensor]:
         return [self._as_maps(output.detach()) for output in self._outputs if output is not None]
