@@ -514,6 +514,10 @@ def test_errors(model: nn.Module) -> None:
         from wsfast.compat.grad_cam import SESS  # noqa: F401
     with pytest.raises(ImportError, match="has no AblationLayer: wsfast's AblationCAM needs none"):
         exec("from wsfast.compat.grad_cam import GradCAM, AblationLayer")
+    with pytest.raises(ImportError, match="has no SemanticSegmentationTarget: wsfast explains"):
+        from wsfast.compat.grad_cam import SemanticSegmentationTarget  # noqa: F401
+    for name in ("activations_and_grads", "compute_cam_per_layer", "get_cam_image"):
+        assert not hasattr(extractor, name)
     assert not hasattr(compat, "AblationLayer")
     assert getattr(compat, "KPCA_CAM", None) is None
     with pytest.raises(AttributeError, match=r"no attribute 'SESS': wsfast\.cam\.multi"):

@@ -7,6 +7,8 @@ Change one line::
 Same class names, constructors and calls; ``cam(input_tensor, targets)`` gives a float32 NumPy array
 (N, H, W). Or keep the import and hand an existing object to :func:`accelerate`.
 
+A class that defines ``get_cam_weights`` works as it does there, see :class:`BaseCAM`.
+
 What differs: no ``.grad`` is touched and no hook stays on the model; in-place ReLUs do not change
 what is captured; fewer targets than images are an error instead of empty maps; ``AblationCAM``
 writes zeros, which is pytorch-grad-cam's result behind a ReLU; ``RefineCAM`` smooths where
@@ -71,11 +73,14 @@ __all__ = [
     "accelerate",
 ]
 
+_CLASSIFIERS = "wsfast explains classifiers"
 _TOKENS = "wsfast.cam.AblationCAM finds the tokens of timm's and torchvision's transformers"
 _ALTERNATIVES = {
     "AblationLayer": "wsfast's AblationCAM needs none",
     "AblationLayerVit": _TOKENS,
-    "AblationLayerFasterRCNN": "wsfast explains classifiers",
+    "AblationLayerFasterRCNN": _CLASSIFIERS,
+    "FasterRCNNBoxScoreTarget": _CLASSIFIERS,
+    "SemanticSegmentationTarget": _CLASSIFIERS,
     "ActivationsAndGradients": "wsfast.cam.GradientCAM is the base to derive methods from",
     "DeepFeatureFactorization": "it is no CAM of a class; keep pytorch_grad_cam's",
     "run_dff_on_image": "it is no CAM of a class; keep pytorch_grad_cam's",
