@@ -1,6 +1,7 @@
 """Filtering-guided backpropagation against ReLUs written by hand."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -193,7 +194,7 @@ class Functional(SmallNet):
 
 def test_functional_relus_are_counted() -> None:
     images = torch.randn(2, 3, 16, 16)
-    with pytest.warns(UserWarning, match="2 ReLUs are function calls"):
+    with pytest.warns(UserWarning, match="2 ReLUs are calls of F.relu, clamp or the like"):
         RACAM(Functional().eval(), "conv1")(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -203,6 +204,71 @@ def test_functional_relus_are_counted() -> None:
     with pytest.warns(UserWarning, match="has no ReLU modules"):
         found = RACAM(model, "1")(images)
     torch.testing.assert_close(found.cams, GradCAM(model, "1")(images).cams)
+
+
+class Acts(nn.Module):
+    """A function on feature maps and another one in the head."""
+
+    def __init__(self, on_maps: Callable[[Tensor], Tensor], in_head=torch.clone) -> None:
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 5)
+        self.on_maps, self.in_head = on_maps, in_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.in_head(self.head(self.on_maps(self.act(self.conv(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("relu", "counted"),
+    [
+        (lambda x: x.clamp(min=0), True),
+        (lambda x: x.clamp_min(0), True),
+        (lambda x: (x * 1).clip_(0.0), True),
+        (lambda x: F.threshold(x, 0, 0), True),
+        (nn.Threshold(0, 0), True),
+        (F.rrelu, True),
+        (F.relu6, True),
+        (nn.RReLU().eval(), False),  # filtered
+        (lambda x: x.clamp(0, 1), False),
+        (lambda x: x.clamp(max=6), False),
+        (lambda x: x.clamp_min(1e-6), False),
+        (lambda x: F.threshold(x, 0.1, 0), False),
+        (F.hardtanh, False),
+    ],
+)
+def test_other_functions_that_are_relus_are_counted(relu: Any, counted: bool) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RACAM(Acts(relu).eval(), "conv")(images)
+    assert [str(w.message)[:39] for w in caught] == counted * [
+        "wsfast.cam.filtered_backprop: 1 ReLUs a"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fc", "relu", "counted"),
+    [
+        ("plain", F.relu, 0),
+        ("guided", F.relu, 1),
+        ("guided", lambda x: x.square().sum(1, keepdim=True).clamp_min(0).sqrt() * x, 0),
+    ],
+)
+def test_functions_in_the_head_are_counted_where_modules_filter(
+    fc: str, relu: Any, counted: int
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RACAM(Acts(nn.Identity(), relu).eval(), "conv", fc=fc)(torch.randn(2, 3, 8, 8))
+    assert len(caught) == counted
+
+
+def test_random_leaky_relus_are_filtered_as_leaky_ones() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    leaky = GapNet(lambda: nn.LeakyReLU((1 / 8 + 1 / 3) / 2)).eval()
+    random = GapNet(nn.RReLU).eval()
+    random.load_state_dict(leaky.state_dict())
+    torch.testing.assert_close(RACAM(random)(images).cams, RACAM(leaky)(images).cams)
 
 
 def test_errors() -> None:

@@ -14,10 +14,21 @@ from .. import ops
 from .._check import check_choice, check_truncation
 from .wrappers import eagerly, unwrap
 
-FILTERED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
+FILTERED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU)
 
-# What torch calls the history of FILTERED; a node that no module answers for is a functional ReLU.
-_NODES = ("ReluBackward0", "HardtanhBackward0", "LeakyReluBackward0", "PreluKernelBackward0")
+# What torch calls the history of ReLUs, and the attribute that has to be 0 for it to be one. A node
+# that no module of FILTERED answers for is a functional ReLU.
+_NODES = {
+    "ReluBackward0": None,
+    "LeakyReluBackward0": None,
+    "PreluKernelBackward0": None,
+    "RreluWithNoiseBackward0": None,
+    "RreluWithNoiseBackward1": None,  # in place
+    "HardtanhBackward0": "_saved_min_val",
+    "ThresholdBackward0": "_saved_threshold",
+    "ClampMinBackward0": "_saved_min",
+    "ClampBackward1": "_saved_min",
+}
 
 Filter = Callable[[Tensor], Tensor]
 
@@ -70,30 +81,26 @@ class _Filters:
         if threading.get_ident() != self._thread or not isinstance(output, Tensor):
             return
         if output.dim() != 4 and self.fc == "plain":
-            self._answer_for(output)
             return
         apply: Filter = self.filter_maps if output.dim() == 4 else torch.relu
         if output.requires_grad and torch.is_grad_enabled():
             output.register_hook(apply)
-            self._answer_for(output)
+            if output.grad_fn is not None and not self.checked:
+                self.nodes.add(output.grad_fn)
         else:
             _WAITING[output] = apply
-
-    def _answer_for(self, output: Tensor) -> None:
-        if output.grad_fn is not None and not self.checked:
-            self.nodes.add(output.grad_fn)
 
     def finish(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """After the first forward pass with a graph: warn of ReLUs that are no modules."""
         if threading.get_ident() != self._thread or self.checked:
             return
         ends = [value.grad_fn for value in _tensors(output) if value.grad_fn is not None]
-        functional = _count_relus(ends, self.nodes)
+        functional = _count_relus(ends, self.nodes, maps_only=self.fc == "plain")
         self.checked = bool(ends)
         self.nodes.clear()  # they keep the graph alive
         if functional:
             _warn(
-                f"{functional} ReLUs are function calls, not modules, and pass gradients "
+                f"{functional} ReLUs are calls of F.relu, clamp or the like and pass gradients "
                 "unfiltered; replace them by torch.nn.ReLU modules"
             )
 
@@ -112,18 +119,32 @@ def _tensors(output: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _count_relus(ends: list[Any], known: set[Any]) -> int:
+def _count_relus(ends: list[Any], known: set[Any], *, maps_only: bool) -> int:
     """ReLU nodes in the history of a model's output that are not among ``known``."""
     waiting, seen = list(ends), set(ends)
     found = 0
     while waiting:
         node = waiting.pop()
-        found += node.name() in _NODES and node not in known
+        found += node not in known and _is_relu(node, maps_only=maps_only)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
     return found
+
+
+def _is_relu(node: Any, *, maps_only: bool) -> bool:
+    """Whether a node is a ReLU's that should have been filtered; a clamp's only on feature maps."""
+    name = node.name()
+    if name not in _NODES:
+        return False
+    zero = _NODES[name]
+    if zero is not None and getattr(node, zero) != 0:
+        return False
+    if name == "ClampBackward1" and node._saved_max is not None:
+        return False
+    maps_only = maps_only or name.startswith("Clamp")
+    return not maps_only or len(node._input_metadata[0].shape) == 4
 
 
 def _warn(message: str) -> None:
@@ -148,7 +169,8 @@ def filtered_backprop(
     each of its feature maps. Any gradient method called inside uses such gradients.
 
     Args:
-        model: the module whose ``ReLU``, ``ReLU6``, ``LeakyReLU`` and ``PReLU`` modules filter.
+        model: the module whose ``ReLU``, ``ReLU6``, ``LeakyReLU``, ``PReLU`` and ``RReLU`` modules
+            filter.
         percentile: q in percent, 0 to 100; 0 is guided backpropagation (eq. 4).
         scope: ``"map"`` takes the percentile per feature map, ``"sample"`` over all maps of a
             sample at that ReLU.
@@ -167,9 +189,10 @@ def filtered_backprop(
     Note:
         A filter applies once per ReLU, to what has arrived there: the gradient captured at a ReLU's
         output is a filtered one already. In-place ReLUs may stay. Function calls such as
-        ``F.relu`` cannot be reached: a warning counts them. No hook stays behind; a graph built
-        inside keeps its filters. The mask counts as a constant in second derivatives. Forward
-        passes in other threads are left alone.
+        ``F.relu``, ``clamp(min=0)`` and ``F.threshold(x, 0, 0)`` cannot be reached: a warning
+        counts them (``torch.maximum`` and ``torch.where`` it does not see). No hook stays behind; a
+        graph built inside keeps its filters. The mask counts as a constant in second derivatives.
+        Forward passes in other threads are left alone.
 
     Example:
         >>> from wsfast.cam import LayerCAM
