@@ -22,6 +22,8 @@ LOGITS = torch.tensor([[0.0, 3.0, 1.0], [5.0, 2.0, 4.0]])
         (torch.tensor([1, 2]), [1, 2]),
         (torch.tensor([1, 2], dtype=torch.int8), [1, 2]),
         (torch.tensor([[1], [2]], dtype=torch.uint8), [[1], [2]]),
+        ([[0, 1, 1], [0, 1, 0]], [[0, 1, 1], [0, 1, 0]]),
+        ([[0, 1], [1, 0]], [[0, 1], [1, 0]]),
     ],
 )
 def test_class_indices(target: object, expected: list) -> None:
@@ -38,6 +40,7 @@ def test_class_indices(target: object, expected: list) -> None:
         (-1, ValueError, "between 0 and 2, got -1"),
         ([0, 3], ValueError, "between 0 and 2, got 3"),
         (torch.tensor([[0, 1], [-2, 1]]), ValueError, "between 0 and 2, got -2"),
+        ([[0, 1, 0], [1, 0, 0]], ValueError, r"class numbers \(argmax.*, got one-hot rows"),
         ([0], ValueError, r"of shape \(2,\) or \(2, K\), got shape \[1\]"),
         (torch.tensor(1), ValueError, r"of shape \(2,\) or \(2, K\), got shape \[\]"),
         (torch.zeros(2, 1, 1).long(), ValueError, r"of .*got shape \[2, 1, 1\]"),

@@ -24,8 +24,8 @@ def resolve_target(where: str, target: Target, logits: Tensor) -> Tensor | None:
         logits: (N, classes).
 
     Raises:
-        ValueError: a wrong shape; a class outside the logits, unless the target lies on another
-            device, where looking would cost a sync.
+        ValueError: a wrong shape; a class outside the logits or one-hot rows, unless the target
+            lies on another device, where looking would cost a sync.
         TypeError: not class numbers.
     """
     if target is None:
@@ -57,7 +57,14 @@ def _checked(where: str, target: Tensor, logits: Tensor) -> Tensor:
         if low < 0 or high >= classes:
             outside = f"{low if low < 0 else high}"
             value_error(where, "target", f"between 0 and {classes - 1}", outside)
+        if high == 1 and target.shape[1:] == (classes,) and classes > 2 and _one_hot(target):
+            expected = "class numbers (argmax(dim=1) of one-hot rows gives them)"
+            value_error(where, "target", expected, "one-hot rows")
     return target.to(device=logits.device, dtype=torch.int64)
+
+
+def _one_hot(rows: Tensor) -> bool:
+    return bool((rows.sum(dim=1) == 1).all())
 
 
 def in_range(target: Tensor | None, logits: Tensor) -> Tensor:
