@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.cam.formulas import MULTI_LAYER
 from tests.cam.nets import Branches, GapNet, SmallNet
-from tests.leaks import assert_no_growth
+from tests.leaks import assert_no_growth, resident_bytes, tracked_objects
 from wsfast.cam import (
     METHODS,
     FullGrad,
@@ -207,6 +207,22 @@ def test_memory_stays_flat() -> None:
             method(images)
 
     assert_no_growth(call)
+
+
+@pytest.mark.parametrize("method", ["layercam", "fullgrad", "racam"])
+def test_memory_stays_flat_over_a_thousand_calls(method: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    images = torch.randn(2, 3, 32, 32)
+    explain = METHODS[method](model.eval(), *(() if method == "fullgrad" else ("1",)))
+    for _ in range(200):
+        explain(images, 1)
+    objects, resident = tracked_objects(), resident_bytes()
+    for _ in range(1000):
+        explain(images, 1)
+    assert tracked_objects() - objects < 100
+    assert resident_bytes() - resident < 2**21  # one map per call would be 8 MB
 
 
 IMAGES = torch.randn(2, 3, 16, 16)
