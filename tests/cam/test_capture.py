@@ -343,7 +343,10 @@ class Wrapped(Net):
 OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
     "dict": lambda y: {"aux": y[:, :1], "logits": y},
     "dict without the key": lambda y: {"out": y},
-    "tuple": lambda y: (y, y[:, :1]),
+    "tuple": lambda y: (y, y + 1),
+    "tuple with features": lambda y: (y[:, :1, None, None], None, y),
+    "dict with a loss": lambda y: {"loss": None, "total": y.sum(), "out": y},
+    "tuple with class numbers": lambda y: (y.argmax(1, keepdim=True), y),
     "list": lambda y: [y],
     "named tuple": lambda y: WithAux(y, y[:, :1]),
     "object": lambda y: SimpleNamespace(logits=y),
@@ -368,7 +371,14 @@ def test_logits_are_found_in_the_output(kind: str) -> None:
         (lambda y: y[:, :0], ValueError, r"got shape \[2, 0\]"),
         (lambda y: y.argmax(1, keepdim=True), TypeError, "got torch.int64"),
         (lambda y: None, TypeError, "got NoneType"),
-        (lambda y: {}, TypeError, "got NoneType"),
+        (lambda y: {}, TypeError, "got dict"),
+        (lambda y: {"loss": None}, TypeError, "got dict"),
+        (lambda y: (y[:, :2], y), ValueError, r"got 0 of \[2, 2\], 1 of \[2, 3\]"),
+        (
+            lambda y: {"features": y[:, :2], "output": y},
+            ValueError,
+            r"got 'features' of \[2, 2\], 'output' of \[2, 3\]",
+        ),
         (lambda y: (), TypeError, "got tuple"),
     ],
 )

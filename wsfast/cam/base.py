@@ -56,9 +56,10 @@ class CAMMethod:
     """Base of all methods; a method defines :meth:`explain`.
 
     Args:
-        model: a classifier giving (N, classes) logits, alone or as ``logits`` or first item of its
-            output. Its mode, ``requires_grad`` flags, ``.grad``, buffers and hooks are left as
-            found; DataParallel, DDP and compiled wrappers are looked through.
+        model: a classifier giving (N, classes) logits, alone, as ``logits`` of its output, or as
+            the first (N, C) tensor in it, where all of these have one C. Its mode,
+            ``requires_grad`` flags, ``.grad``, buffers and hooks are left as found; DataParallel,
+            DDP and compiled wrappers are looked through.
         layers: ``"stages"`` (the last layer of each resolution), ``"last"``, a module name, a
             module, or a list of names and modules.
         layer_norm: normalisation of each layer's map before fusion, ``"minmax"``, ``"max"`` or

@@ -348,19 +348,21 @@ def _as_trained(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def logits_of(where: str, output: Any, images: Tensor) -> Tensor:
-    """The (N, classes) logits in a model's output: itself, its ``logits``, or its first item.
+    """The (N, classes) logits in a model's output: itself, its ``logits``, or the first in it.
 
     Raises:
-        ValueError: no such tensor in the output.
+        ValueError: no such tensor in the output, or several with other numbers of classes.
         TypeError: logits that are not floating point.
     """
-    if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values()), None))
+    batch = images.shape[0]
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
     elif hasattr(output, "logits"):
         output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    batch = images.shape[0]
+    elif isinstance(output, Mapping):
+        output = _first_logits(where, output, output.items(), batch)
+    elif isinstance(output, (tuple, list)):
+        output = _first_logits(where, output, enumerate(output), batch)
     if not isinstance(output, Tensor):
         type_error(where, "model", f"a classifier giving ({batch}, classes)", type(output).__name__)
     if output.dim() != 2 or output.shape[0] != batch or output.shape[1] == 0:
@@ -370,3 +372,19 @@ def logits_of(where: str, output: Any, images: Tensor) -> Tensor:
         type_error(where, "model", "a classifier giving floating-point logits", f"{output.dtype}")
     logits: Tensor = output
     return logits
+
+
+def _first_logits(where: str, output: Any, items: Iterable[tuple[Any, Any]], batch: int) -> Any:
+    """The first (N, C) tensor in an output; without one, what the message is to name."""
+    named = {key: value for key, value in items if value is not None}
+    found = {
+        key: value
+        for key, value in named.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        if value.dim() == 2 and len(value) == batch
+    }
+    if len({value.shape[1] for value in found.values()}) > 1:
+        expected = "a classifier that returns its logits, alone or as 'logits'"
+        shapes = ", ".join(f"{key!r} of {list(value.shape)}" for key, value in found.items())
+        value_error(where, "model", expected, shapes)
+    return next(iter((found or named).values()), output)
