@@ -1,12 +1,18 @@
 """``create_graph``: losses on maps, against plain autograd in float64."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from tests.cam.nets import GapNet, SmallNet, passes
+from tests.cam.two_processes import TARGET, gradients, model_and_images
 from tests.leaks import assert_no_growth
 from wsfast.cam import CAM, METHODS, RACAM, CAMMethod, GradCAM, HiResCAM, LayerCAM, LTGradCAM
 from wsfast.ops.truncation import reference as truncation
@@ -119,3 +125,39 @@ def test_cam_of_the_classifiers_weights() -> None:
     (activations,), _, _ = passes(model, images, ["act3"])
     torch.testing.assert_close(grad[1], activations.sum((0, 2, 3)))
     assert not grad[0].any()
+
+
+@pytest.mark.parametrize("block", ["blocks.0.norm1", "blocks.1.norm1"])
+def test_transformers_with_fused_attention(block: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=3)
+    assert model.blocks[0].attn.fused_attn
+    flags = backends()
+    result = GradCAM(model, block)(torch.randn(2, 3, 32, 32), 1, create_graph=True)
+    assert backends() == flags
+    (result.cams.mean() + result.logits.mean()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert model.patch_embed.proj.weight.grad.any()
+
+
+def backends() -> list[bool]:
+    cuda = torch.backends.cuda
+    return [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()]
+
+
+def test_two_processes_end_with_the_gradient_of_the_joined_batch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cam.two_processes", tmp_path],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    expected = gradients(*model_and_images(), TARGET)
+    assert len(first) == 4
+    for name, found in first.items():
+        for ours, theirs, joined in zip(found, second[name], expected, strict=True):
+            assert torch.equal(ours, theirs)
+            torch.testing.assert_close(ours, joined, rtol=1e-4, atol=1e-6)

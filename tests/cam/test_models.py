@@ -40,6 +40,17 @@ def test_timm_models(name: str) -> None:
     assert len(result.per_layer) >= 4
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_checkpointing_of_timm_passes_over_no_stage(create_graph: bool) -> None:
+    model = timm.create_model("resnet10t", pretrained=False, num_classes=4).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = GradCAM(model)(images, 1).cams
+    model.set_grad_checkpointing(True)
+    found = GradCAM(model)(images, 1, create_graph=create_graph).cams
+    assert torch.equal(found.detach(), expected)
+    assert model.grad_checkpointing
+
+
 @pytest.mark.parametrize("method", [*MULTI_LAYER, "ablationcam", "scorecam"])
 def test_in_place_relu_changes_nothing(method: str) -> None:
     images = torch.randn(2, 3, 32, 32)

@@ -20,7 +20,7 @@ from .layers import Layers, dry_run_layers, resolve_layers
 from .result import CAMResult
 from .targets import Target, in_range
 from .tokens import Reshape
-from .wrappers import unwrap
+from .wrappers import reducer_of, unwrap
 
 Norm = Literal["minmax", "max"] | None
 Reduce = Literal["mean", "sum", "max", "prod"]
@@ -115,11 +115,15 @@ class CAMMethod:
         self.reshape = reshape
         self._where = where
         found = self._find_layers(layers)
-        self._capture = None if found is None else LayerCapture(where, self.model, found, reshape)
+        self._reducer = reducer_of(model)
+        self._capture = None if found is None else self._captures(found)
 
     def _find_layers(self, layers: Layers) -> dict[str, nn.Module] | None:
         """The layers to look at; None leaves them to a dry run at the first call."""
         return resolve_layers(self._where, self.model, layers)
+
+    def _captures(self, layers: dict[str, nn.Module]) -> LayerCapture:
+        return LayerCapture(self._where, self.model, layers, self.reshape, self._reducer)
 
     @property
     def layer_names(self) -> tuple[str, ...] | None:
@@ -160,12 +164,19 @@ class CAMMethod:
 
             With ``create_graph`` the forward pass is that of a training step, in the model's own
             mode (batch statistics, dropout) and with its history down to the images; the logits
-            serve the classification loss too. The truncation's mask counts as a constant.
+            serve the classification loss too. The truncation's mask counts as a constant. Fused
+            attention is off during the call (in the whole process), as it has no second derivative,
+            and so is timm's checkpointing in any call, so memory grows.
+
+            A DDP wrapper runs with ``create_graph`` only: its ranks then end with equal ``.grad``,
+            if all of them make the call and the loss has a part in ``logits``, for parameters on
+            which the maps do not depend (DDP waits for every gradient). Other calls run the module
+            inside, so one rank may make them alone.
         """
         self._check_call(images, create_graph=create_graph)
         if self._capture is None:
             layers = dry_run_layers(self._where, self.model, self.layers, images)
-            self._capture = LayerCapture(self._where, self.model, layers, self.reshape)
+            self._capture = self._captures(layers)
         with torch.enable_grad() if create_graph else nullcontext():
             maps, logits, classes = self.explain(
                 self._capture, images, target, create_graph=create_graph
@@ -182,6 +193,10 @@ class CAMMethod:
         check_images(self._where, images)
         if create_graph and not self.differentiable:
             value_error(self._where, "create_graph", "False for this method", "True")
+        if create_graph and getattr(self._reducer, "static_graph", False):
+            # It would take the backward pass to the layers for that of the training step.
+            expected = "without static_graph for create_graph"
+            value_error(self._where, "model", expected, "static_graph=True")
 
     def _fuse(
         self, maps: list[Tensor], valid: Tensor, images: Tensor

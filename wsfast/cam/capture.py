@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._check import type_error, value_error
 from .borrowing import changed_attributes
@@ -67,6 +68,7 @@ class LayerCapture:
         model: the module to run, without wrappers.
         layers: modules of ``model`` by name.
         reshape: from a layer's output to (N, C, h, w); None finds it for models that are known.
+        reducer: the wrapper of ``model`` that runs where the whole graph is asked for, if any.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class LayerCapture:
         model: nn.Module,
         layers: Mapping[str, nn.Module],
         reshape: Reshape | None = None,
+        reducer: nn.Module | None = None,
     ) -> None:
         self.where = where
         self.model = model
+        self._trained = reducer or model
         self.layers = dict(layers)
         self.reshape = reshape
         self._overwritten: set[str] = set()
@@ -115,9 +119,11 @@ class LayerCapture:
                 handles += warn_of_unread_patches(self.where, self.model, self.layers)
             for name, module in self.layers.items():
                 handles.append(module.register_forward_hook(captured.hook(name)))
-            around = _as_trained if graph == "whole" else undisturbed
-            with around(self.model, images.device):
-                captured.logits = logits_of(self.where, self.model(images), images)
+            model, around = self.model, undisturbed
+            if graph == "whole":
+                model, around = self._trained, _as_trained
+            with around(model, images.device):
+                captured.logits = logits_of(self.where, model(images), images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -335,16 +341,26 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     Calls in several threads share the evaluation mode; the last one to leave ends it.
     """
     accelerators = [device] if device.type == "cuda" else []
-    evaluation = changed_attributes((module, "training", False) for module in model.modules())
+    evaluation = changed_attributes(_switched_off(model, training=True))
     with evaluation, eagerly(model), torch.random.fork_rng(accelerators), torch.no_grad():
         yield
 
 
 @contextmanager
 def _as_trained(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in its own mode, with gradients."""
-    with eagerly(model), torch.enable_grad():
+    """The model in its own mode, with gradients that have derivatives: fused attention's do not."""
+    every_stage_runs = changed_attributes(_switched_off(model, training=False))
+    with every_stage_runs, eagerly(model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         yield
+
+
+def _switched_off(model: nn.Module, *, training: bool) -> Iterator[tuple[nn.Module, str, bool]]:
+    """Training mode, if asked, and timm's checkpointing, which passes over stages with hooks."""
+    for module in model.modules():
+        if training:
+            yield module, "training", False
+        if "grad_checkpointing" in vars(module):
+            yield module, "grad_checkpointing", False
 
 
 def logits_of(where: str, output: Any, images: Tensor) -> Tensor:

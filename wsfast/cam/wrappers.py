@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .._check import type_error
 
@@ -19,8 +20,12 @@ def unwrap(where: str, model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         type_error(where, "model", "a torch.nn.Module", type(model).__name__)
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        _note(where, type(model).__name__, "on one device")
+    if isinstance(model, nn.DataParallel):
+        _note(where, "DataParallel", "on one device")
+        return unwrap(where, model.module)
+    if isinstance(model, DistributedDataParallel):
+        how = "and the wrapper only with create_graph=True, where gradients are reduced"
+        _note(where, "DistributedDataParallel", how)
         return unwrap(where, model.module)
     if (inner := getattr(model, "_orig_mod", None)) is not None:
         _note(where, "torch.compile", "uncompiled")
@@ -29,6 +34,12 @@ def unwrap(where: str, model: object) -> nn.Module:
         type_error(where, "model", "an eager module (not scripted or traced)", type(model).__name__)
     assert isinstance(model, nn.Module)
     return model
+
+
+def reducer_of(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper whose forward pass a training step needs for gradients to be reduced."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
 
 
 def eagerly(model: nn.Module) -> AbstractContextManager[object]:
