@@ -1,11 +1,16 @@
 """FullGrad against its formula in float64 and the completeness identity behind it."""
 
+import copy
+import warnings
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from tests.cam.nets import GapNet, SmallNet, minmax
 from wsfast.cam import FullGrad, LTFullGrad
@@ -148,6 +153,56 @@ def test_norms_that_hold_their_activation(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def torchvision_frozen(model: nn.Module) -> nn.Module:
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(model, name, frozen)
+    return model
+
+
+@pytest.mark.parametrize(
+    "converted",
+    [
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+        timm.layers.freeze_batch_norm_2d,
+        torchvision_frozen,
+    ],
+)
+def test_synchronised_and_frozen_norms_count_alike(converted: Callable) -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 20, 28)
+    copied = converted(copy.deepcopy(model)).eval()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+    for method in (FullGrad, LTFullGrad):
+        expected, found = method(model)(images, 1), method(copied)(images, 1)
+        torch.testing.assert_close(found.per_layer, expected.per_layer)
+    one = FullGrad(copied, ["norm2"])(images, 1)
+    torch.testing.assert_close(one.per_layer[1], FullGrad(model, ["norm2"])(images, 1).per_layer[1])
+    assert FullGrad(copied).completeness(images, 1).abs().max() < 1e-5
+
+
+def test_frozen_norms_that_hold_their_activation() -> None:
+    model, images = piecewise_linear("test_byobnet").eval(), torch.randn(2, 3, 64, 64)
+    expected = FullGrad(model)(images, 0)
+    frozen = timm.layers.freeze_batch_norm_2d(model).eval()
+    torch.testing.assert_close(FullGrad(frozen)(images, 0).per_layer, expected.per_layer)
+    score = frozen(images)[:, 0].detach()
+    assert (FullGrad(frozen).completeness(images, 0).abs() <= 1e-4 * score.abs()).all()
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.LayerNorm(6), nn.BatchNorm2d(4, track_running_stats=False)]
+)
+def test_norms_without_a_constant_share_are_told(norm: nn.Module) -> None:
+    rest = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)]
+    with pytest.warns(UserWarning, match=r"biases of 1 normalisations .*\('1' and such\)"):
+        FullGrad(nn.Sequential(rest[0], norm, *rest[1:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FullGrad(nn.Sequential(*rest))
+
+
 def leaky() -> nn.Module:
     return GapNet(nn.LeakyReLU)
 
@@ -161,6 +216,56 @@ def test_completeness(make: type) -> None:
     scores = model.eval()(images)[[0, 1], [0, 2]].detach()
     assert (rest.abs() <= 1e-4 * scores.abs().clamp_min(1)).all()
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
+
+
+class Between(nn.Module):
+    """A layer between a convolution and the head that works on another layout than the maps."""
+
+    def __init__(self, layer: nn.Module, to: Callable, back: Callable) -> None:
+        super().__init__()
+        self.conv, self.layer, self.head = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Linear(8, 3)
+        self.to, self.back = to, back
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.back(self.layer(self.to(self.conv(x).relu())))
+        return self.head(x.relu().flatten(2).mean(2))
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.flatten(2)
+
+
+def slices(x: Tensor) -> Tensor:
+    return x[:, :, None]
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("layer", "to", "back"),
+    [
+        (nn.Linear(8, 8), lambda x: x.movedim(1, 3), lambda x: x.movedim(3, 1)),
+        (nn.Conv1d(8, 8, 3), rows, same),
+        (nn.BatchNorm1d(8), rows, same),
+        (nn.ConvTranspose1d(8, 8, 3), rows, same),
+        (nn.ConvTranspose2d(8, 8, 2, 2), same, same),
+        (nn.Conv3d(8, 8, 1), slices, same),
+        (nn.ConvTranspose3d(8, 8, 2, 2), slices, same),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
+)
+@pytest.mark.parametrize("size", [8, 6])  # of 8 channels: a wrong axis may fit
+def test_completeness_of_other_layouts(
+    layer: nn.Module, to: Callable, back: Callable, size: int
+) -> None:
+    model, images = Between(layer, to, back).eval(), torch.randn(2, 3, size, size)
+    assert FullGrad(model).completeness(images, 1).abs().max() < 1e-5
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    assert len(FullGrad(model)(images, 1).per_layer) == 2 + transposed
 
 
 def test_completeness_sees_what_is_no_bias() -> None:

@@ -1,12 +1,14 @@
 """FullGrad and LTFullGrad: gradients of the input and of every layer's bias."""
 
 import threading
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from .. import ops
@@ -20,7 +22,10 @@ PsiNorm = Literal["channel", "layer"] | None
 
 
 class BiasCall(NamedTuple):
-    """One call of a layer with a bias: the bias it added and where its output is in the graph."""
+    """One call of a layer with a bias: the bias it added and where its output is in the graph.
+
+    The bias broadcasts with the output.
+    """
 
     bias: Tensor
     edge: GradientEdge
@@ -37,14 +42,20 @@ class FullGrad(CAMMethod):
 
     Args:
         model: see :class:`CAMMethod`.
-        layers: ``"biases"`` (all convolutions and batch normalisations with a bias) or names or
-            modules among these.
+        layers: ``"biases"`` (all convolutions, transposed ones too, and batch normalisations with a
+            bias) or names or modules among these. Batch normalisations may be synchronised or
+            frozen.
         psi_norm: Psi's normalisation: ``"channel"`` (each channel by its own minimum and maximum,
             pytorch-grad-cam's), ``"layer"`` (over all channels of a layer, the authors' code) or
             None.
         psi_input: False adds the input's term as eq. 6 prints it, outside of Psi and signed.
         norm: see :class:`CAMMethod`.
         eps: see :class:`CAMMethod`.
+
+    Warns:
+        UserWarning: with ``"biases"``, normalisations whose bias is left out, as what they add
+            depends on the image: layer, group and instance norms, and batch norms without running
+            statistics.
 
     Note:
         Channels are summed before the one resize per layer: bilinear resizing is linear. One
@@ -76,11 +87,18 @@ class FullGrad(CAMMethod):
             if found is None:
                 value_error(self._where, "layers", '"biases", names or modules', f"{layers}")
             assert found is not None
-            without = [name for name, module in found.items() if not _adds_bias(module)]
+            without = [name for name, module in found.items() if not _makes_map(module)]
             if without:
                 value_error(self._where, "layers", "layers with a bias", f"{without}")
             return found
-        return {name: module for name, module in self.model.named_modules() if _adds_bias(module)}
+        modules = dict(self.model.named_modules())
+        if left_out := [name for name, module in modules.items() if _adds_no_constant(module)]:
+            warnings.warn(
+                f"wsfast.{self._where}: left out are the biases of {len(left_out)} normalisations "
+                f"whose share depends on the image ('{left_out[0]}' and such)",
+                stacklevel=4,
+            )
+        return {name: module for name, module in modules.items() if _makes_map(module)}
 
     def explain(
         self, capture: LayerCapture, images: Tensor, target: Target, *, create_graph: bool
@@ -101,7 +119,7 @@ class FullGrad(CAMMethod):
             return [
                 first,
                 *(
-                    self._psi(self.bias_gradients(grad) * call.bias.float().view(1, -1, 1, 1))
+                    self._psi(self.bias_gradients(grad) * call.bias.float())
                     for call, grad in zip(calls, grads, strict=True)
                     if grad.dim() == 4
                 ),
@@ -129,8 +147,9 @@ class FullGrad(CAMMethod):
 
         .. math:: y - \sum g_x \odot x - \sum_l \sum g^l b^l
 
-        over all biases, those of linear layers included (Srinivas 2019, proposition 1). It is not
-        0 where a layer's contribution has another form (sigmoid, softmax, layer norm).
+        over all biases of convolutions (1d to 3d, transposed or not), linear layers and batch
+        normalisations (Srinivas 2019, proposition 1). It is not 0 where a layer's contribution has
+        another form (sigmoid, softmax, layer norm).
 
         Args:
             images: see :meth:`__call__`.
@@ -140,7 +159,7 @@ class FullGrad(CAMMethod):
             (N,) in the dtype and on the device of the logits.
         """
         self._check_call(images, create_graph=False)
-        modules = {module for module in self.model.modules() if _adds_bias(module, linear=True)}
+        modules = {module for module in self.model.modules() if added_bias(module) is not None}
         passed = _BiasPass(self._where, self.model, modules, images)
         classes = resolve_target(self._where, target, passed.logits)
         (seed,) = score_seeds(self._where, target, classes, passed.logits)
@@ -148,8 +167,7 @@ class FullGrad(CAMMethod):
         rest = (seed.scores.detach() * seed.weights).reshape(len(images), -1).sum(dim=1)
         rest -= (input_grads * passed.images).flatten(1).sum(dim=1)
         for call, grad in zip(calls, grads, strict=True):
-            along = 1 if grad.dim() == 4 else -1
-            rest -= (grad * call.bias.view(*_along(grad, along))).flatten(1).sum(dim=1)
+            rest -= (grad * call.bias).flatten(1).sum(dim=1)
         return rest
 
 
@@ -222,7 +240,7 @@ class _BiasPass:
     def _hook(self, layer: nn.Module) -> RemovableHandle:
         """Remember where the bias has been added: behind the layer, or before its activation."""
         activation = getattr(layer, "act", None)  # timm's BatchNormAct2d is a BatchNorm2d
-        if isinstance(layer, _BatchNorm) and isinstance(activation, nn.Module):
+        if _is_batch_norm(layer) and isinstance(activation, nn.Module):
             return activation.register_forward_pre_hook(lambda _, x: self._keep(layer, None, x[0]))
         return layer.register_forward_hook(self._keep)
 
@@ -231,7 +249,9 @@ class _BiasPass:
         if bias is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
         if threading.get_ident() == self._thread:
-            self.calls.append(BiasCall(bias, get_gradient_edge(output)))
+            shape = [1] * output.dim()
+            shape[-1 if isinstance(module, nn.Linear) else 1] = -1
+            self.calls.append(BiasCall(bias.view(shape), get_gradient_edge(output)))
 
     def gradients(
         self, seed: ScoreSeed, *, keep_graph: bool
@@ -257,26 +277,36 @@ class _BiasPass:
         return [first, *(g for g, _ in used)], [call for _, call in used]
 
 
-def _along(grad: Tensor, dim: int) -> list[int]:
-    shape = [1] * grad.dim()
-    shape[dim] = -1
-    return shape
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Whether this normalises by running statistics; timm's and torchvision's frozen ones do."""
+    statistics = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return hasattr(module, "eps") and all(isinstance(values, Tensor) for values in statistics)
 
 
-def _adds_bias(module: nn.Module, *, linear: bool = False) -> bool:
-    kinds = (nn.Conv2d, _BatchNorm, nn.Linear) if linear else (nn.Conv2d, nn.BatchNorm2d)
-    return isinstance(module, kinds) and added_bias(module) is not None
+def _makes_map(module: nn.Module) -> bool:
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    fits = isinstance(module, kinds) or (
+        _is_batch_norm(module) and not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d))
+    )
+    return fits and added_bias(module) is not None
+
+
+def _adds_no_constant(module: nn.Module) -> bool:
+    """Whether this normalises each image, or the batch, by its own statistics and has a bias."""
+    kinds = (nn.LayerNorm, nn.GroupNorm, _NormBase)
+    return isinstance(module, kinds) and module.bias is not None and added_bias(module) is None
 
 
 def added_bias(module: nn.Module) -> Tensor | None:
-    """What a layer adds per channel in evaluation mode, (C,); None where it adds nothing."""
-    if not isinstance(module, _BatchNorm):
-        bias = getattr(module, "bias", None)
-        return bias.detach() if isinstance(bias, Tensor) else None
-    if module.running_mean is None or module.running_var is None:
-        return None  # the batch's own statistics: no constant
-    scale = (module.running_var + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight.detach()
-    shift = -module.running_mean * scale
-    return shift if module.bias is None else shift + module.bias.detach()
+    """What a layer adds per channel in evaluation mode, (C,); None where it adds no constant."""
+    bias: Any = getattr(module, "bias", None)
+    if isinstance(module, (_ConvNd, nn.Linear)):
+        return None if bias is None else bias.detach()
+    if not _is_batch_norm(module):
+        return None
+    norm: Any = module
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if getattr(norm, "weight", None) is not None:
+        scale = scale * norm.weight.detach()
+    shift: Tensor = -norm.running_mean * scale
+    return shift if bias is None else shift + bias.detach()
