@@ -1,8 +1,10 @@
 """CAM methods against float64 formulas."""
 
+import copy
 from unittest import mock
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from wsfast.cam import (
     LTLayerCAM,
     SmoothGradCAMPlusPlus,
     gradient,
+    smooth,
 )
 from wsfast.ops.truncation import reference as truncation
 
@@ -172,6 +175,68 @@ def gradients_of(
     for handle in handles:
         handle.remove()
     return torch.autograd.grad(score, kept)
+
+
+def test_smooth_gradcamplusplus_has_no_pole_where_copies_disagree() -> None:
+    activations = torch.rand(1, 200, 4, 4)
+    grads = torch.tensor([1.0, 1.0, 1.0, -1.5]).view(4, 1, 1, 1).expand(4, 200, 4, 4)
+    grads = grads * torch.linspace(0.5, 20, 200).view(
+        200, 1, 1
+    )  # from the paper's values to beyond
+    first, second, third = (grads.double().pow(p).mean(0, keepdim=True) for p in (1, 2, 3))
+    totals = activations.double().sum((2, 3), keepdim=True)
+    plain = 2 + third * totals / second
+    assert first.gt(0).all()
+    assert plain.max() > 1.5
+    assert plain.min() < -0.5
+    alpha = torch.where(plain > 1, 1 / plain, 1.0)
+    expected = ((alpha * first).sum((2, 3), keepdim=True) * activations).sum(1)
+    moments = smooth.Moments(activations)
+    moments.add(grads, 4)
+    torch.testing.assert_close(moments.layer_map().double(), expected, rtol=1e-5, atol=0)
+
+
+LAYER_NORM_NETWORKS = {
+    "test_convnext": {},
+    "swin_tiny_patch4_window7_224": {
+        "embed_dim": 12, "depths": (1, 1, 1, 1), "img_size": 64, "window_size": 2
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYER_NORM_NETWORKS)
+@pytest.mark.parametrize("method", [GradCAMPlusPlus, SmoothGradCAMPlusPlus])
+def test_float32_is_float64_on_networks_without_relu(monkeypatch, method: type, name: str) -> None:
+    draws = torch.randn(8, 2, 3, 64, 64)
+    monkeypatch.setattr(
+        SmoothGradCAMPlusPlus, "_noisy", lambda _s, x, _c, _g: (x + draws.to(x)).flatten(0, 1)
+    )
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=5, **LAYER_NORM_NETWORKS[name]).eval()
+    model.get_classifier().weight.data *= 1000  # gradients that the activations' sums count for
+    images = torch.randn(2, 3, 64, 64)
+    found = method(model)(images, 1).cams
+    expected = method(copy.deepcopy(model).double())(images.double(), 1).cams
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class OutsideAutocast(nn.Sequential):
+    """Runs in float32 whatever the caller's autocast says; so does its backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x).flatten(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_made_in_float32_under_autocast(method: str) -> None:
+    cam, images = METHODS[method](OutsideAutocast().eval()), torch.randn(2, 3, 16, 16)
+    expected = cam(images, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cam(images, 1).cams, expected.cams)
 
 
 def test_cam_equals_gradcam_up_to_a_factor() -> None:

@@ -16,10 +16,14 @@ class SmoothGradCAMPlusPlus(CAMMethod):
     r"""Smooth Grad-CAM++: Grad-CAM++ weights from n noisy copies (Omeiza 2019, eq. 5-7).
 
     .. math:: w_k = \sum_{ij} \alpha^k_{ij}\, \mathrm{relu}(D_1^k), \qquad
-              \alpha^k = \frac{D_2^k}{2 D_2^k + D_3^k \sum_{ab} A^k_{ab}}
+              \alpha^k = \frac{D_2^k}
+              {\max(2 D_2^k + D_3^k\, \mathrm{relu}(\sum_{ab} A^k_{ab}),\; D_2^k)}
 
     with :math:`D_p` the mean over the copies of the gradient's p-th power, and A the activations of
-    the clean image.
+    the clean image. The paper's denominator is the maximum's first part without the ReLU. It passes
+    through 0 where the sum is negative (layers without ReLU) and, behind any layer, where the
+    copies' gradients disagree: :math:`D_3 < 0 < D_1`. So a negative sum counts as 0, as in
+    :class:`GradCAMPlusPlus`, and :math:`\alpha` is 1 at most; elsewhere it is the paper's.
 
     Args:
         model: see :class:`CAMMethod`.
@@ -76,7 +80,8 @@ class SmoothGradCAMPlusPlus(CAMMethod):
             for sums, layers in zip(moments, grads, strict=True):
                 for moment, grad in zip(sums, layers, strict=True):
                     moment.add(grad, copies)
-        by_class = [[moment.layer_map() for moment in sums] for sums in moments]
+        with torch.autocast(images.device.type, enabled=False):
+            by_class = [[moment.layer_map() for moment in sums] for sums in moments]
         maps = [torch.stack(layer, dim=1) for layer in zip(*by_class, strict=True)]
         return Explained(maps, clean.logits, classes)
 
@@ -133,8 +138,8 @@ class Moments:
     def layer_map(self) -> Tensor:
         """(N, h, w): Grad-CAM++ with the mean powers."""
         first, second, third = (total / self.copies for total in self.sums)
-        total = self.activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
-        denominator = 2 * second + total * third
+        total = self.activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32).relu()
+        denominator = torch.maximum(2 * second + total * third, second)
         nothing = denominator == 0
         alpha = (second / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
         return weighted_sum((alpha * first.relu()).sum(dim=(2, 3)), self.activations).relu_()
