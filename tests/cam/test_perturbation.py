@@ -92,8 +92,9 @@ class Shapes(nn.Module):
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "act"])
 def test_models_that_are_hard_to_cut(layer: str) -> None:
     model, images = Shapes().eval(), torch.randn(2, 3, 12, 12)
-    (features,), _, logits = passes(LikeShapes.of(model), images, [layer])
-    rerun = Rerun("test", model, model.get_submodule(layer), images, features.clone(), logits)
+    (features,), _, _ = passes(LikeShapes.of(model), images, [layer])
+    rerun = Rerun("test", model, model.get_submodule(layer), images)
+    torch.testing.assert_close(rerun.features, features)
     factors = torch.tensor([1.0, 0.5, 2.0]).repeat_interleave(2).view(-1, 1, 1, 1)
     found = rerun.logits(features.repeat(3, 1, 1, 1) * factors, 3)
     for part, factor in zip(found.chunk(3), (1.0, 0.5, 2.0), strict=True):
@@ -152,18 +153,14 @@ def test_only_what_follows_the_layer_runs(name: str, layer: str, skipped: int, a
         model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 5)
     model.eval().requires_grad_(False)
     images = torch.randn(2, 3, 32, 32)
-    kept: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda *a: kept.append(a[2].clone()))
-    logits = model(images)
-    handle.remove()
-    rerun = Rerun("test", model, model.get_submodule(layer), images, kept[0], logits)
+    rerun = Rerun("test", model, model.get_submodule(layer), images)
     assert rerun.skipped == skipped
     # Of the modules before the layer, only the ReLU that runs again after it is left.
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     calls: list[int] = []
     for module in convolutions:
         module._conv_forward = lambda *a, c=module._conv_forward: (calls.append(1), c(*a))[1]
-    rerun.logits(kept[0].repeat(2, 1, 1, 1), 2)
+    rerun.logits(rerun.features.repeat(2, 1, 1, 1), 2)
     assert len(calls) == after
 
 
@@ -194,3 +191,24 @@ def test_dead_score_gives_a_flat_map() -> None:
     result = AblationCAM(model, "act3")(images, 1)
     assert result.valid.all()
     assert not result.cams.any()
+
+
+@pytest.mark.parametrize("layer", ["conv2", "act3"])  # with and without a shortcut around it
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ablationcam_under_autocast(layer: str, dtype: torch.dtype) -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 20, 28).to(dtype)
+    nn.init.constant_(model.head.bias, 100.0)  # half a bfloat16 step of this is a logit's range
+    classes = [[0, 1, 2, 3]] * 2
+    expected = AblationCAM(model, layer)(images.float(), classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = AblationCAM(model, layer)(images, classes)
+        by_callable = AblationCAM(model, layer)(images, lambda logits: logits[:, 3])
+    torch.testing.assert_close(found.cams, expected.cams, rtol=0, atol=0.03)
+    torch.testing.assert_close(by_callable.cams, found.cams[:, 3])
+    assert found.logits.dtype == torch.bfloat16
+
+
+def test_ablationcam_of_a_model_that_needs_autocast() -> None:
+    model, images = GapNet().eval().bfloat16(), torch.randn(2, 3, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert AblationCAM(model, "act3")(images).valid.all()

@@ -185,6 +185,10 @@ class AblationCAM(PerturbationCAM):
     Note:
         Per channel and image, the part of the model behind the layer runs once, in groups: what
         comes before the layer is not run again. Where a model cannot be cut there, it runs whole.
+
+        Scores are float32 under autocast too: what one channel does is less than a bfloat16 step of
+        a logit. In a model whose own parameters are bfloat16 or float16 such steps remain, and the
+        weights of most channels are noise: give it as ``copy.deepcopy(model).float()``.
     """
 
     def __init__(
@@ -203,9 +207,8 @@ class AblationCAM(PerturbationCAM):
         self, captured: Captured, name: str, images: Tensor, target: Target, classes: Tensor | None
     ) -> Tensor:
         """Share of the score lost with each channel."""
-        features, along = captured.output(name), captured.channel_dimension(name)
-        layer = self.model.get_submodule(name)
-        rerun = Rerun(self._where, self.model, layer, images, features, captured.logits)
+        rerun = Rerun(self._where, self.model, self.model.get_submodule(name), images)
+        features, along = rerun.features, captured.channel_dimension(name)
         scores = []
         for group in self._groups(features.shape[along], rerun.bytes_per_image, len(images)):
             without = features.repeat(len(group), 1, *(1,) * (features.dim() - 2))
@@ -213,7 +216,8 @@ class AblationCAM(PerturbationCAM):
             versions[range(len(group)), list(group)] = 0
             logits = rerun.logits(without, len(group))
             scores.append(target_scores(self._where, target, classes, logits, len(group)))
-        full = target_scores(self._where, target, classes, captured.logits, 1)
+        logits = rerun.logits(features.clone(), 1)  # so that both sides round alike
+        full = target_scores(self._where, target, classes, logits, 1)
         lost = (full - torch.cat(scores)).permute(1, 2, 0)
         divisor = full[0].unsqueeze(2)
         divisor = divisor if self.signed else divisor.abs()

@@ -8,7 +8,7 @@ are looked at is found out by trying, once, against the model's own logits.
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -25,31 +25,30 @@ _WORKSPACE = 2
 class Rerun:
     """A model from one layer on, for one batch of images.
 
+    Runs without the caller's autocast, unless the model has parameters below float32: in bfloat16 a
+    step of the logits is larger than what one channel does to them.
+
     Args:
         where: name of the calling function, for messages.
         model: the module to run, without wrappers.
         layer: the layer whose output is replaced; where it runs several times, the last one's.
         images: (N, ...) batch.
+
+    Attributes:
         features: the layer's output for it.
-        logits: the model's for it.
     """
 
-    def __init__(
-        self,
-        where: str,
-        model: nn.Module,
-        layer: nn.Module,
-        images: Tensor,
-        features: Tensor,
-        logits: Tensor,
-    ) -> None:
+    def __init__(self, where: str, model: nn.Module, layer: nn.Module, images: Tensor) -> None:
         self.where = where
         self.model = model
         self.layer = layer
-        self.images = images
-        self._features = features
-        self._logits = logits
-        record = _record(model, layer, images)
+        self._exact = all(parameter.element_size() >= 4 for parameter in model.parameters())
+        dtype = torch.promote_types(images.dtype, torch.float32) if self._exact else images.dtype
+        self.images = images.to(dtype)
+        with self._precision():
+            record = _record(where, model, layer, self.images)
+        self.features = record.features
+        self._logits = record.logits
         self._layer_calls = record.calls_of_layer
         self.bytes_per_image = _WORKSPACE * max(record.largest // len(images), 1)
         self._outputs: dict[nn.Module, list[Tensor]] = {}
@@ -78,6 +77,10 @@ class Rerun:
                 self._outputs[module] = finished[module]
                 self._kept.add(module)
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        device = self.images.device.type
+        return torch.autocast(device, enabled=False) if self._exact else nullcontext()
+
     @property
     def skipped(self) -> int:
         """How many modules are not run again."""
@@ -86,7 +89,7 @@ class Rerun:
     def _agrees(self) -> bool:
         """Whether the layer's own features lead to the model's own logits."""
         try:
-            found = self.logits(self._features.clone(), 1)  # an in-place op may follow
+            found = self.logits(self.features.clone(), 1)  # an in-place op may follow
         except (RuntimeError, ValueError, IndexError, TypeError):
             return False  # a stand-in met something that looks at it
         scale = self._logits.abs().amax().clamp_min(1e-6)
@@ -97,7 +100,11 @@ class Rerun:
         images = self.images[:1].expand(len(features), *self.images.shape[1:])
         if not self._outputs:
             images = self.images.repeat(copies, *(1,) * (self.images.dim() - 1))
-        with self._replaced(features, copies), undisturbed(self.model, images.device):
+        with (
+            self._replaced(features, copies),
+            undisturbed(self.model, images.device),
+            self._precision(),
+        ):
             return logits_of(self.where, self.model(images), images)
 
     def _replaced(self, features: Tensor, copies: int) -> AbstractContextManager[None]:
@@ -145,7 +152,10 @@ def _last_output(last: int, features: Tensor) -> Replacement:
 
 
 class _Record:
-    """What one forward pass shows about the modules before a layer."""
+    """What one forward pass shows about a layer and the modules before it."""
+
+    features: Tensor
+    logits: Tensor
 
     def __init__(self) -> None:
         self.calls_of_layer = 0
@@ -153,7 +163,7 @@ class _Record:
         self.finished_before: dict[nn.Module, list[Tensor]] = {}
 
 
-def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
+def _record(where: str, model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
     """Run the model once and note the outermost modules that finish before the layer begins.
 
     A module that also runs later, or whose output is no tensor, is not among them.
@@ -175,6 +185,8 @@ def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if threading.get_ident() != thread:
             return
+        if module is layer:
+            record.features = output.clone()  # an in-place op may follow
         if record.calls_of_layer:
             record.largest = max(record.largest, _bytes(inputs, output))
         for child in module.modules():
@@ -191,7 +203,7 @@ def _record(model: nn.Module, layer: nn.Module, images: Tensor) -> _Record:
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(leave))
         with undisturbed(model, images.device):
-            model(images)
+            record.logits = logits_of(where, model(images), images)
     finally:
         for handle in handles:
             handle.remove()
