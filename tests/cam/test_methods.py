@@ -1,6 +1,7 @@
 """CAM methods against float64 formulas."""
 
 import copy
+import warnings
 from unittest import mock
 
 import pytest
@@ -264,6 +265,54 @@ def test_cam_says_when_it_cannot_be_right() -> None:
     approximate = CAM(GapNet().eval(), "conv3")
     with pytest.warns(UserWarning, match="maps are an approximation"):
         approximate(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "pooled"),
+    [
+        ("test_efficientnet", "blocks.4", "bn2"),
+        ("test_resnet", "layer4", "layer4"),
+        ("swin_tiny_patch4_window7_224", "layers.3", "norm"),  # channels-last
+    ],
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_cam_explains_the_layer_that_is_pooled(
+    name: str, last: str, pooled: str, create_graph: bool
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **LAYER_NORM_NETWORKS.get(name, {})).eval()
+    images = torch.randn(3, 3, 64, 64)
+    images[0, 0, 0, 0] = torch.nan
+    features = model.forward_features(images).detach()
+    features = features.movedim(3, 1) if pooled == "norm" else features
+    expected = torch.einsum("c,nchw->nhw", model.get_classifier().weight[2].detach(), features)
+    method = CAM(model, relu=False)
+    assert method.layer_names == (last,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = method(images, 2, create_graph=create_graph)
+        again = method(images, 2)
+    assert method.layer_names == (pooled,)
+    assert found.valid.tolist() == [False, True, True]
+    torch.testing.assert_close(found.per_layer[0][1:].detach(), expected[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.cams, found.cams.detach())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_cam_of_heads_on_more_than_a_mean_says_so() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    model = timm.create_model("mobilenetv3_small_050", num_classes=7).eval()
+    expected = (
+        "one with a linear layer from 288 channels to 7 classes on the mean of 'blocks.5' "
+        r"\(layers= names another; GradCAM takes any head\), got 'classifier' from 1024"
+    )
+    with pytest.raises(ValueError, match=f"wsfast.cam.CAM: model must be {expected}"):
+        CAM(model)(images)
+    model = timm.create_model("test_convnext", num_classes=7).eval()
+    method = CAM(model)
+    with pytest.warns(UserWarning, match="maps are an approximation"):
+        assert method(images).valid.all()
+    assert method.layer_names == ("stages.3",)
 
 
 def test_zero_percentile_drops_only_negative_gradients() -> None:
