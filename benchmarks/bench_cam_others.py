@@ -80,7 +80,8 @@ def smooth(inputs: Inputs, dtype: torch.dtype) -> Tensor:
         one, two, three = (
             sum(g.to(dtype) ** power for g in grads) / SAMPLES for power in (1, 2, 3)
         )
-        alpha = (two / (2 * two + a.to(dtype).sum((2, 3), keepdim=True) * three)).nan_to_num(0.0)
+        total = a.to(dtype).sum((2, 3), keepdim=True).relu()
+        alpha = (two / torch.maximum(2 * two + total * three, two)).nan_to_num(0.0)
         maps.append(((alpha * one.relu()).sum((2, 3), keepdim=True) * a).sum(1).relu())
     return fusion.fuse_cams(maps, images.shape[2:])
 

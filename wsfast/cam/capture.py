@@ -12,7 +12,7 @@ private copy of that layer's output. The copy is remembered for later calls.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -297,7 +297,7 @@ class Captured:
         # A checkpointed part of the model runs again in the backward pass.
         around = _as_trained if self._graph == "whole" else undisturbed
         if scores.requires_grad:
-            with around(self.model, scores.device):
+            with around(self.model, scores.device), backward_precision(scores):
                 torch.autograd.grad(
                     scores,
                     [self._edges[name] for name in self.names],
@@ -310,6 +310,11 @@ class Captured:
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
         return [self._grads[name].pop() for name in self.names]
+
+
+def backward_precision(scores: Tensor) -> AbstractContextManager[None]:
+    """Each operation's backward in the precision its forward had: autocast would lower others'."""
+    return torch.autocast(scores.device.type, enabled=False)
 
 
 def _put(arrived: list[Tensor], grad: Tensor) -> None:

@@ -14,7 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from .. import ops
 from .._check import check_choice, check_truncation, value_error
 from .base import CAMMethod, Explained, Scope
-from .capture import LayerCapture, logits_of, start_graph, undisturbed, usable_images
+from .capture import (
+    LayerCapture,
+    backward_precision,
+    logits_of,
+    start_graph,
+    undisturbed,
+    usable_images,
+)
 from .layers import Layers, resolve_layers
 from .targets import ScoreSeed, Target, resolve_target, score_seeds
 
@@ -264,7 +271,7 @@ class _BiasPass:
         if not seed.scores.requires_grad:
             value_error(self.where, "target", "scores that depend on the images", "detached ones")
         # A checkpointed part of the model runs again in the backward pass.
-        with undisturbed(self.model, self.images.device):
+        with undisturbed(self.model, self.images.device), backward_precision(seed.scores):
             grads = torch.autograd.grad(
                 seed.scores,
                 [self._input, *(call.edge for call in self.calls)],
