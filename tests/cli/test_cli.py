@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wsfast import native
-from wsfast.cam import METHODS
-from wsfast.cli import main
+from wsfast.cam import METHODS, LayerCAM
+from wsfast.cli import compare, main
 from wsfast.data import SyntheticDefects
 from wsfast.models import SmallVGG, save_checkpoint
 
@@ -147,6 +147,70 @@ def test_compare_tells_which_methods_do_not_apply(folder: Path, tmp_path: Path, 
     assert "CAM" in capsys.readouterr().out
 
 
+def test_compare_needs_no_method_that_was_not_asked_for(tmp_path: Path, capsys) -> None:
+    picture = tmp_path / "part.png"
+    cv2.imwrite(str(picture), np.zeros((60, 80, 3), np.uint8))
+    code = run(
+        "localize", picture, "--model", "pit_ti_224", "--compare", "--method", "gradcam,fullgrad",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    methods = json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]
+    assert "layers must be" in methods["GradCAM"]["not_applicable"]
+    assert methods["FullGrad"]["milliseconds"] > 0
+
+
+def test_an_error_of_one_method_does_not_end_the_comparison(
+    folder: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck\nin two lines")
+
+    told: list[list[str]] = []
+    draw = compare.text_block
+
+    def watched(texts: list[str], width: int) -> np.ndarray:
+        told.append(texts)
+        return draw(texts, width)
+
+    monkeypatch.setattr(LayerCAM, "explain", broken)
+    monkeypatch.setattr(compare, "text_block", watched)
+    command = ["localize", folder / "images", "--checkpoint", folder / "net.safetensors"]
+    command += ["--compare", "--out", tmp_path, "--method"]
+    assert run(*command, "layercam,gradcam") == 0
+    assert "LayerCAM  RuntimeError: out of luck" in capsys.readouterr().out.splitlines()
+    assert told[-1] == ["No map of LayerCAM: RuntimeError: out of luck"]  # on the sheet
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert run(*command, "layercam") == 2
+    said = capsys.readouterr()
+    assert "out of luck" in said.out
+    assert "no method has a map; nothing written" in said.err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_compare_says_what_is_explained(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    sheets: list[tuple[list[str], list[str]]] = []
+    draw = compare.contact_sheet
+
+    def watched(rows: list, titles: list[str], captions: list[str]) -> np.ndarray:
+        sheets.append((titles, captions))
+        return draw(rows, titles, captions)
+
+    monkeypatch.setattr(compare, "contact_sheet", watched)
+    code = run(
+        "localize", folder / "images", "--checkpoint", folder / "net.safetensors", "--compare",
+        "--target", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    assert [len(titles) for titles, _ in sheets] == [8, 8]  # the image and seven methods each
+    assert sheets[0][0][4].startswith("SmoothGradCAM++\n")
+    assert len(sheets[0][1]) == 3
+    assert sheets[0][1][2].startswith("part2: predicted class ")
+    assert sheets[0][1][2].endswith("; explained: 1, defect")
+    settings = json.loads((tmp_path / "compare.json").read_text())["settings"]
+    assert (settings["threshold"], settings["target"]) == ("otsu", 1)
+
+
 def test_demo_end_to_end(tmp_path: Path, capsys) -> None:
     assert run("demo", "--out", tmp_path, "--images", 24, "--test-images", 8, "--epochs", 1) == 0
     said = capsys.readouterr().out
@@ -223,6 +287,28 @@ BAD = [
     (["--model", "resnet18", "--overwrite"], "--overwrite must be left out with files (no --live"),
     (["--model", "resnet18", "--compare", "--queue", "8"],
      "--queue must be left out with files (no --live), got 8"),
+    (["--model", "resnet18", "--method", "cam", "--filtered-backprop", "50"],
+     "--filtered-backprop must be left out with --method cam, got 50.0"),
+    (["--model", "resnet18", "--method", "racam", "--filtered-backprop", "50"],
+     "--filtered-backprop must be left out with --method racam, got 50.0"),
+    (["--model", "resnet18", "--filtered-backprop", "120"], "--filtered-backprop must be between"),
+    (["--model", "vit_tiny_patch16_224", "--filtered-backprop", "50"],
+     "--filtered-backprop must be left out with a VisionTransformer without ReLU modules"),
+    (["--model", "resnet18", "--attention-model", "vit_tiny_patch16_224"],
+     "--attention-model must be left out with --method ltgradcam"),
+    (["--model", "resnet18", "--method", "msca"], "--attention-model must be given with --method"),
+    (["--model", "resnet18", "--method", "msca", "--attention-model", "resnet18:{net}"],
+     "--attention-model: model must be a timm vision transformer with a class token"),
+    (["--model", "resnet18", "--method", "rollout", "--layers", "last"],
+     "--layers must be left out with --method rollout, got last"),
+    (["--model", "resnet18", "--method", "attention", "--target", "0"],
+     "--target must be left out with --method attention, got 0"),
+    (["--model", "resnet18", "--method", "attention"], "model must be a timm vision transformer"),
+    (["--model", "resnet18", "--method", "tscam"], "model must be a timm vision transformer"),
+    (["--checkpoint", "{net}", "--method", "tscam"], "--method tscam must be given with --model"),
+    (["--model", "resnet18", "--scales", "0.5,x"], "--scales must be positive factors"),
+    (["--model", "resnet18", "--scales", "0,1"], "--scales must be positive factors"),
+    (["--run", "a", "--scales", "1"], "--scales must be left out with --run, got 1"),
     (["--run", "a", "--percentile", "0"], "--percentile must be left out with --run, got 0.0"),
     (["--model", "resnet18", "--device", "tpu9"], "--device must be"),
     (["--model", "resnet18", "--checkpoint", "nowhere.pt"], "path must be an existing file"),

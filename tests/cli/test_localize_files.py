@@ -166,3 +166,42 @@ def test_an_error_of_the_system_is_one_plain_line(
     assert main(command) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"wsfast localize: error: {tmp_path / 'a.png'}: No space left on device"
+
+
+FAILING = ["--model", "vgg11", "--method", "cam", "--num-classes", "2", "--size", "32"]
+
+
+def test_a_method_that_fails_keeps_the_results_of_an_earlier_run(
+    pictures: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main(["localize", str(pictures), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    )
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert main(["localize", str(pictures), *FAILING, "--out", str(out)]) == 2
+    assert "model must be one with a linear layer" in capsys.readouterr().err.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert main(["localize", str(pictures), *FAILING, "--out", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_live_method_that_fails_keeps_the_results_of_an_earlier_run(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    command = ["localize", str(clip), "--live", "--out", str(tmp_path), "--overwrite"]
+    assert main([*command, "--checkpoint", str(checkpoint)]) == 0
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    layers = ["--layers", "features.0"]  # with others the exportable CAM is taken, or refused
+    assert main([*command, *FAILING, *layers]) == 2
+    assert "model must be one with a linear layer" in capsys.readouterr().err.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_plain_line(pictures: Path, tmp_path: Path, capsys) -> None:
+    command = ["localize", str(pictures / "a.png"), "--model", "vit_tiny_patch16_224"]
+    assert main([*command, "--method", "cam", "--out", str(tmp_path)]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "approximation" in line]
+    assert len(warned) == 1
+    assert "wsfast localize: warning: wsfast.cam.CAM: the logits are not" in warned[0]

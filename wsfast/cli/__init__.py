@@ -8,12 +8,13 @@ import contextlib
 import os
 import select
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
 from . import bench, demo, evaluate, export, harvest, info, localize, train
-from .messages import Messages
+from .messages import Messages, one_line
 
 _COMMANDS = (localize, train, evaluate, harvest, export, bench, demo, info)
 
@@ -48,13 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _one_line(error: Exception) -> str:
-    """What an error says, the system's without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _output_is_read() -> bool:
     """Whether standard output is no pipe, or one that somebody reads."""
     try:
@@ -72,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     messages: Any = Messages(sys.stderr)
-    with contextlib.redirect_stderr(messages):
+    with contextlib.redirect_stderr(messages), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(
+            f"wsfast {options.command}: warning: {message}", file=sys.stderr
+        )
         return _run(options)
 
 
@@ -85,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
             # The reader, such as `head`, has seen enough.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it at exit
             return 0
-        print(f"wsfast {options.command}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"wsfast {options.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"wsfast {options.command}: interrupted", file=sys.stderr)

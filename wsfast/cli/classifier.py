@@ -1,6 +1,7 @@
 """The classifier that a command explains: a timm model or a wsfast checkpoint, and its input."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._check import value_error
+from ..cam import TSCAM
+from ..cam.attention import check_model
 from ..data.sample import image_to_tensor
 from ..deploy import prepare_images
 from ..models import load_checkpoint, load_weights
+from ..models.weights import read_state_dict
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,18 @@ def open_classifier(
     size: tuple[int, int] | None,
     device: torch.device,
     where: str = "localize",
+    tscam: bool = False,
 ) -> Classifier:
     """Build a timm model by name, or the model that a wsfast checkpoint describes.
 
-    ``where`` is the command that messages name.
+    ``where`` is the command that messages name; ``tscam`` makes TS-CAM of the named model.
 
     Raises:
         ValueError: unknown model, unreadable or unfitting weights, nothing to load from.
     """
     if name is None:
+        if tscam:
+            value_error(where, "--method tscam", "given with --model, a vision transformer", "none")
         if checkpoint is None:
             value_error(where, "--model", "given (or a wsfast --checkpoint)", "neither")
         assert checkpoint is not None
@@ -71,27 +78,71 @@ def open_classifier(
             saved.class_names,
         )  # fmt: skip
     else:
-        found = _timm_classifier(where, name, pretrained, checkpoint, num_classes)
-    return Classifier(
-        found.model.eval().to(device), size or found.size, found.channels, found.mean, found.std,
-        found.class_names,
-    )  # fmt: skip
+        network = _timm_model(
+            where, "--model", name, pretrained and checkpoint is None,
+            None if tscam else num_classes,
+        )  # fmt: skip
+        found = _fed_as_timm(network, pretrained=pretrained)
+        if tscam:
+            found = replace(found, model=_tscam(network, checkpoint, num_classes), class_names=None)
+        if checkpoint is not None:
+            load_weights(found.model, checkpoint)
+    return replace(found, model=found.model.eval().to(device), size=size or found.size)
 
 
-def _timm_classifier(
-    where: str, name: str, pretrained: bool, checkpoint: Path | None, num_classes: int | None
-) -> Classifier:
+def open_transformer(
+    text: str, classifier: Classifier
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The transformer of ``NAME[:CHECKPOINT]``, and its images from those of the classifier.
+
+    Without a checkpoint it has timm's pretrained weights.
+
+    Raises:
+        ValueError: no vision transformer, unreadable or unfitting weights.
+    """
+    name, _, file = text.partition(":")
+    model = _timm_model("localize", "--attention-model", name, not file, 0)
+    check_model("localize --attention-model", model)
+    if file:
+        load_weights(model, file)
+    device = next(classifier.model.parameters()).device
+    other = _fed_as_timm(model.eval().to(device), pretrained=False)
+    mean, std, other_mean, other_std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (classifier.mean, classifier.std, other.mean, other.std)
+    )
+    return model, lambda images: (images * std + mean - other_mean) / other_std
+
+
+def _timm_model(
+    where: str, argument: str, name: str, pretrained: bool, num_classes: int | None
+) -> nn.Module:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:3]
         hint = f" (try: {', '.join(close)})" if close else ""
-        value_error(where, "--model", "a timm model name", f"'{name}'{hint}")
+        value_error(where, argument, "a timm model name", f"'{name}'{hint}")
     extra = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        model = timm.create_model(name, pretrained=pretrained and checkpoint is None, **extra)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **extra)
     except RuntimeError as error:  # timm's word for weights that cannot be had
-        value_error(where, "--pretrained", "available", str(error).splitlines()[0])
+        expected = "a model whose pretrained weights are available"
+        value_error(where, argument, expected, f"{name} ({str(error).splitlines()[0]})")
+    return model
+
+
+def _tscam(vit: nn.Module, checkpoint: Path | None, num_classes: int | None) -> TSCAM:
+    """TS-CAM on a transformer, which keeps its own head only where the checkpoint has it, too."""
+    classes = num_classes or int(vit.num_classes)  # type: ignore[arg-type]
+    model = TSCAM(vit, classes)
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        names = read_state_dict("localize", "--checkpoint", checkpoint)
+        if not any("vit.head." in name for name in names):
+            vit.reset_classifier(0)  # type: ignore[operator]
+    return model
+
+
+def _fed_as_timm(model: nn.Module, *, pretrained: bool) -> Classifier:
+    """A timm model with its input, and ImageNet's names where it has its weights."""
     data = timm.data.resolve_model_data_config(model)
     names = None
     if pretrained and model.num_classes == 1000:

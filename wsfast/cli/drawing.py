@@ -1,5 +1,6 @@
 """Pictures for people: heat maps, outlines, boxes with scores, labelled grids."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ Image = NDArray[np.uint8]
 _OUTLINE = (255, 255, 255)
 _BOX = (0, 255, 90)
 _TEXT_SHADOW = (0, 0, 0)
+_LETTERS, _LINE = 0.42, 17  # of contact sheets: size, and pixels from line to line
 
 
 def _scale_of(image: Image) -> float:
@@ -83,26 +85,68 @@ def enlarge(image: NDArray[Any], zoom: int) -> NDArray[Any]:
     return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
-def contact_sheet(rows: list[list[Image]], titles: list[str]) -> Image:
-    """A grid of equally large pictures under column titles of one or more lines."""
-    margin, line = 6, 17
-    header = 9 + line * max(title.count("\n") + 1 for title in titles)
-    height, width = rows[0][0].shape[:2]
-    column = max(width, 92)
-    sheet = np.full(
-        (header + len(rows) * (height + margin), margin + len(titles) * (column + margin), 3),
-        255,
-        np.uint8,
-    )
-    for c, title in enumerate(titles):
-        left = margin + c * (column + margin)
+def contact_sheet(
+    rows: list[list[Image]], titles: list[str], captions: list[str] | None = None
+) -> Image:
+    """A grid of pictures, alike in a row and all of one width, under titles of one or more lines.
+
+    Each row may have a caption above it.
+    """
+    margin = 6
+    header = 9 + _LINE * max(title.count("\n") + 1 for title in titles)
+    width = rows[0][0].shape[1]
+    above = 0 if captions is None else _LINE
+    tops = [header]
+    for row in rows:
+        tops.append(tops[-1] + above + row[0].shape[0] + margin)
+    columns = [max([width, *map(_text_width, title.split("\n"))]) for title in titles]
+    lefts = [margin + sum(columns[:c]) + c * margin for c in range(len(columns))]
+    sheet = _white(tops[-1], lefts[-1] + columns[-1] + margin)
+    for top, caption in zip(tops, captions or [], strict=False):
+        _print(sheet, caption, (margin, top + _LINE - 5))
+    for c, (left, title) in enumerate(zip(lefts, titles, strict=True)):
         for i, text in enumerate(title.split("\n"), start=1):
-            at = (left, i * line)
-            cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 0, 1, cv2.LINE_AA)
-        for r, row in enumerate(rows):
-            top = header + r * (height + margin)
-            sheet[top : top + height, left : left + width] = row[c]
+            _print(sheet, text, (left, i * _LINE))
+        for top, row in zip(tops, rows, strict=False):
+            start = top + above
+            sheet[start : start + row[c].shape[0], left : left + width] = row[c]
     return sheet
+
+
+def text_block(paragraphs: list[str], width: int) -> Image:
+    """Black text on white, wrapped to a width in pixels."""
+    lines = [
+        line
+        for text in paragraphs
+        for line in textwrap.wrap(text, max(20, width // 8), subsequent_indent="    ")
+    ]
+    block = _white(9 + _LINE * len(lines), width)
+    for i, line in enumerate(lines, start=1):
+        _print(block, line, (6, i * _LINE))
+    return block
+
+
+def stacked(parts: list[Image]) -> Image:
+    """Pictures below each other, the narrower ones filled up with white."""
+    sheet = _white(sum(part.shape[0] for part in parts), max(part.shape[1] for part in parts))
+    top = 0
+    for part in parts:
+        sheet[top : top + part.shape[0], : part.shape[1]] = part
+        top += part.shape[0]
+    return sheet
+
+
+def _white(height: int, width: int) -> Image:
+    return np.full((height, width, 3), 255, np.uint8)
+
+
+def _text_width(text: str) -> int:
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, 1)[0][0])
+
+
+def _print(image: Image, text: str, at: tuple[int, int]) -> None:
+    """Write black text in place; ``at`` is the left end of its base line."""
+    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def write_png(path: Path, image: Image) -> None:

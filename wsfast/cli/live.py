@@ -23,6 +23,7 @@ from ..deploy.replay import ReplayedLocalizer
 from ..train.interrupt import StopRequest, stop_on_signals
 from .arguments import check_left_out
 from .live_output import RESULTS, SUMMARY, VIDEO, Output, report, short_report
+from .opening import try_localizer
 from .window import Window, check_windows
 
 VANISHED = 3  # exit code: the source gave out before its end
@@ -153,6 +154,7 @@ def run(
     source: VideoSource, localizer: Localizer | GradientLocalizer, options: argparse.Namespace
 ) -> int:
     """Run the loop to its end and say how it went."""
+    try_localizer(localizer)
     output = Output(source, localizer, options)
     loop = _build_loop(source, localizer, output, options)
     with (
@@ -180,7 +182,8 @@ def _build_loop(
     output: Output,
     options: argparse.Namespace,
 ) -> LiveLoop:
-    slow = isinstance(localizer, GradientLocalizer) and isinstance(localizer.method, _MANY_PASSES)
+    method = getattr(localizer, "method", None)
+    slow = isinstance(getattr(method, "inner", method), _MANY_PASSES)
     batch_size = options.batch_size or (_CAMERA_BATCH if source.live or slow else _FILE_BATCH)
     device = localizer.mean.device
     replayed = device.type == "cuda" and isinstance(localizer, Localizer)

@@ -17,6 +17,7 @@ from ..deploy import (
     VideoSource,
 )
 from .drawing import Image, localization_overlay, write_text
+from .methods import method_settings
 from .opening import DEFAULT_METHOD
 from .records import picture_record
 
@@ -116,12 +117,15 @@ def _picture(found: LocalizedFrame, record: dict[str, Any]) -> Image:
 def _settings(
     source: VideoSource, localizer: Localizer | GradientLocalizer, options: argparse.Namespace
 ) -> dict[str, Any]:
+    gradients = isinstance(localizer, GradientLocalizer)
+    chosen = method_settings(localizer.method) if gradients else {}
     return {
         "source": source.name,
         "live": source.live,
         "fps": source.fps,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": options.model or str(options.folder or options.checkpoint),
+        **chosen,
         "method": options.method or (DEFAULT_METHOD if options.folder is None else "of the run"),
         "input_size": list(localizer.input_size),
     }

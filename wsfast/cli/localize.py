@@ -12,6 +12,7 @@ With --live a video, camera or stream is localized while its frames come in.
 
 import argparse
 import io
+import itertools
 import json
 import sys
 import time
@@ -50,7 +51,7 @@ from .arguments import (
 from .classifier import Classifier
 from .drawing import beside, localization_overlay, write_png
 from .live_output import RESULTS
-from .methods import build_method, default_layers
+from .methods import build_method, default_layers, method_settings
 from .opening import DEFAULT_METHOD, open_localizer, open_model, open_run, try_model
 from .outputs import check_folder, check_images_kept, written_files
 from .records import picture_record
@@ -82,13 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cam = parser.add_argument_group("heat map")
     cam.add_argument(
         "--method",
-        help=", ".join(METHODS) + f" (default: {DEFAULT_METHOD}; with --compare: all)",
+        metavar="NAME",
+        help=", ".join(METHODS) + "; of vision transformers also attention (the class token's in "
+        "the last block) and rollout (through all blocks), which explain no class, msca (MS-CA: "
+        "Grad-CAM at several scales and attention) and tscam (TS-CAM on --model; the checkpoint "
+        f"holds both) (default: {DEFAULT_METHOD})",
     )
     cam.add_argument(
         "--compare",
         action="store_true",
-        help="instead of boxes, a contact sheet of all methods (or of those that --method names "
-        "with commas) with their times, for up to 12 images",
+        help="instead of boxes, a contact sheet of the methods that --method names with commas "
+        "(default: all but tscam) with their times, for up to 12 images",
     )
     cam.add_argument(
         "--layers",
@@ -99,6 +104,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--percentile",
         type=float,
         help="of LT methods and RA-CAM, 0-100 (default: 50)",
+    )
+    cam.add_argument(
+        "--filtered-backprop",
+        type=float,
+        metavar="PERCENTILE",
+        help="let gradients of any gradient method pass ReLUs at or above this percentile only, "
+        "0-100 (RA-CAM's filtering-guided backpropagation; default: no filter)",
+    )
+    cam.add_argument(
+        "--scales",
+        metavar="FACTORS",
+        help="mean of the maps of the image at several sizes, as 0.25,0.5,1 (default: one map of "
+        "the image as it is; for msca 0.25,0.5,1)",
+    )
+    cam.add_argument(
+        "--attention-model",
+        metavar="NAME[:FILE]",
+        help="msca's vision transformer of timm, with weights from a file or timm's pretrained "
+        "ones (default: the model itself, where it is one)",
     )
     cam.add_argument(
         "--refine",
@@ -133,7 +157,7 @@ class Localization:
     areas: Tensor
     count: int
     logits: Tensor
-    explained: int
+    explained: int | None
     valid: bool
     milliseconds: float
 
@@ -173,7 +197,7 @@ def localize_batch(
     inputs = torch.stack([classifier.prepare(image) for _, image in batch]).to(device)
     result = method(inputs, target)
     logits = result.logits.float().cpu()
-    assert result.target is not None
+    targets = [None] * len(batch) if result.target is None else result.target.tolist()
     found = []
     for i, (name, image) in enumerate(batch):
         cam = resize_cams(result.cams[i : i + 1], (image.shape[0], image.shape[1]))
@@ -188,7 +212,7 @@ def localize_batch(
         found.append(
             Localization(
                 name, image, cam[0].cpu(), float(limit), boxes[:kept], scores[:kept], areas[:kept],
-                int(counts), logits[i], int(result.target[i]), bool(result.valid[i]), 0.0,
+                int(counts), logits[i], targets[i], bool(result.valid[i]), 0.0,
             )
         )  # fmt: skip
     share = (time.perf_counter() - start) * 1000 / len(batch)
@@ -225,7 +249,7 @@ def write_localization(item: Localization, out: Path, *, npy: bool) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command: everything is checked before the first image is read."""
+    """Run the command: options are checked before an image is read, all before one is written."""
     threshold = parse_threshold(options.threshold or "otsu", NAME)
     size = parse_size(options.size, NAME)
     check_choice("localize", "--refine", options.refine, ["none", "crf"])
@@ -257,7 +281,7 @@ def run(options: argparse.Namespace) -> int:
         classifier, names = open_model(options, size, device)
         if options.compare:
             options.threshold = threshold
-            return compare.compare(images, classifier, options)
+            return compare.compare(images, classifier, names, options)
         method = build_method(names[0], options, classifier)
     return localize_files(images, classifier, method, threshold, options)
 
@@ -270,34 +294,39 @@ def localize_files(
     options: argparse.Namespace,
 ) -> int:
     """Localize images one batch after the other; what is done is on the disk."""
-    try_model(classifier, method, options.target)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try_model(classifier, method if isinstance(method, RunMaps) else None, options.target)
     results = options.out / "results.json"
-    results.unlink(missing_ok=True)  # of an earlier run
-    earlier = written_files(options.out, RESULTS)
     start = time.perf_counter()
     records = []
+    batches_found = (
+        localize_batch(
+            batch, classifier, method, target=options.target, threshold=threshold,
+            max_boxes=options.max_boxes, min_area=options.min_area, refine=options.refine,
+        )
+        for batch in batches(images, options.batch_size)
+    )  # fmt: skip
     with (
         stop_on_signals() as request,
-        JSONLines(options.out / RESULTS) as lines,
         tqdm(total=images.__length_hint__(), unit="image", desc="localizing") as bar,
     ):
-        for batch in batches(images, options.batch_size):
-            for item in localize_batch(
-                batch, classifier, method, target=options.target, threshold=threshold,
-                max_boxes=options.max_boxes, min_area=options.min_area, refine=options.refine,
-            ):  # fmt: skip
-                write_localization(item, options.out, npy=options.npy)
-                records.append(item.record(classifier.class_names, images.sources[item.name]))
-                lines.write(records[-1])
-            bar.update(len(batch))
-            if request.number:
-                break
+        # A method that cannot explain the model says so here: results of an earlier run stay.
+        first = list(itertools.islice(batches_found, 1))
+        options.out.mkdir(parents=True, exist_ok=True)
+        results.unlink(missing_ok=True)  # of an earlier run
+        earlier = written_files(options.out, RESULTS)
+        with JSONLines(options.out / RESULTS) as lines:
+            for found in itertools.chain(first, batches_found):
+                for item in found:
+                    write_localization(item, options.out, npy=options.npy)
+                    records.append(item.record(classifier.class_names, images.sources[item.name]))
+                    lines.write(records[-1])
+                bar.update(len(found))
+                if request.number:
+                    break
     summary = {
         "settings": {
             "model": options.model or str(options.folder or options.checkpoint),
-            "method": getattr(method, "method_name", type(method).__name__),
-            "layers": list(method.layer_names or ()),
+            **method_settings(method),
             "threshold": threshold,
             "refine": options.refine,
             "input_size": list(classifier.size),

@@ -1,4 +1,4 @@
-"""Standard error while a command runs: bars and messages, which nobody may read any more."""
+"""Standard error while a command runs: bars, messages, errors, which nobody may read any more."""
 
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -37,3 +37,14 @@ class Messages:
     def __getattr__(self, name: str) -> Any:
         """All else is the file's: whether it is a terminal, its width, its encoding."""
         return getattr(self._file, name)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, the system's without its number, one of the program with its kind."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error).strip().splitlines()
+    kind = type(error).__name__
+    if not text:
+        return kind
+    return text[0] if isinstance(error, (ValueError, TypeError, OSError)) else f"{kind}: {text[0]}"

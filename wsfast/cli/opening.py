@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from .._check import value_error
-from ..cam import CAMMethod
 from ..cam.capture import logits_of
 from ..cam.targets import resolve_target
 from ..deploy import GradientLocalizer, Localizer, NeedsGradientsError
@@ -17,7 +16,14 @@ from ..models import GAPClassifier
 from ..train.evaluation import RunMaps
 from .arguments import check_left_out
 from .classifier import Classifier, open_classifier
-from .methods import build_method, check_percentile, method_names
+from .methods import (
+    applicable,
+    build_method,
+    check_filter,
+    check_method_options,
+    method_names,
+    sizes_taken,
+)
 
 DEFAULT_METHOD = "ltgradcam"
 
@@ -29,7 +35,7 @@ def open_model(
     names = method_names(options.method or ("all" if options.compare else DEFAULT_METHOD))
     if len(names) > 1 and not options.compare:
         value_error("localize", "--method", "one method without --compare", options.method)
-    check_percentile(names, options)
+    check_method_options(names, options)
     classifier = open_classifier(
         options.model,
         pretrained=options.pretrained,
@@ -37,12 +43,17 @@ def open_model(
         num_classes=options.num_classes,
         size=size,
         device=device,
+        tscam="tscam" in names,
     )
-    if options.model and not options.pretrained and options.checkpoint is None:
-        print(
-            "wsfast localize: warning: random weights; give --pretrained or --checkpoint",
-            file=sys.stderr,
-        )
+    check_filter(classifier.model, options)
+    if options.model and options.checkpoint is None:
+        told = None if options.pretrained else "random weights; give --pretrained or --checkpoint"
+        if "tscam" in names:
+            told = "TS-CAM's head has random weights; give --checkpoint"
+        if told:
+            print(f"wsfast localize: warning: {told}", file=sys.stderr)
+    if "all" in (options.method or "all").split(","):
+        names = applicable(names, options, classifier.model)
     return classifier, names
 
 
@@ -62,33 +73,46 @@ def open_run(
     return maps, classifier
 
 
-def try_model(classifier: Classifier, method: CAMMethod | RunMaps, target: int | None) -> None:
-    """Run the model on an empty image, before anything is written.
+def try_model(classifier: Classifier, run: RunMaps | None, target: int | None) -> None:
+    """Run the model, or the maps of a run, on an empty image, before anything is written.
 
     Raises:
         ValueError: a size that the model does not take, or a class that it does not have.
     """
     device = next(classifier.model.parameters()).device
     image = torch.zeros(1, classifier.channels, *classifier.size, device=device)
-    try:
-        if isinstance(method, RunMaps):
-            method(image, target)
+    with sizes_taken("--size", "x".join(map(str, classifier.size))):
+        if run is not None:
+            run(image, target)
             return
         with torch.no_grad():
             logits = logits_of("localize", classifier.model(image), image)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, AssertionError) as error:  # what layers and timm's checks raise
-        height, width = classifier.size
-        actual = f"{height}x{width} ({str(error).splitlines()[0]})"
-        value_error("localize", "--size", "one that the model takes", actual)
     resolve_target("localize", target, logits)
+
+
+def try_localizer(localizer: Localizer | GradientLocalizer) -> None:
+    """Localize one picture of noise, before anything is written.
+
+    Not an empty one: CAM looks at the first picture whether its maps are exact, and of a constant
+    picture many would be.
+
+    Raises:
+        ValueError: a size that the model does not take, or a method that cannot explain it.
+    """
+    height, width = localizer.input_size
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randint(
+        256, (1, localizer.channels, height, width), dtype=torch.uint8, generator=generator
+    )
+    with sizes_taken("--size", f"{height}x{width}"):
+        localizer(picture.to(localizer.mean.device))
 
 
 def check_run_options(options: argparse.Namespace) -> None:
     """Raise ValueError for options that a run decides."""
     decided = ("model", "checkpoint", "pretrained", "num_classes", "method", "layers")
-    check_left_out("localize", options, (*decided, "percentile", "compare"), "--run")
+    of_methods = ("percentile", "filtered_backprop", "scales", "attention_model", "compare")
+    check_left_out("localize", options, (*decided, *of_methods), "--run")
 
 
 def open_localizer(
@@ -113,7 +137,7 @@ def open_localizer(
         "class_names": classifier.class_names or (),
         "target": options.target,
     }
-    if names[0] == "cam" and options.layers is None:
+    if names[0] == "cam" and options.layers is None and options.scales is None:
         return Localizer.from_model(classifier.model, **feed, **boxing).to(device)
     method = build_method(names[0], options, classifier)
     return GradientLocalizer(method, **feed, **boxing).to(device)
