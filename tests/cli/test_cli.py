@@ -305,6 +305,8 @@ BAD = [
      "--target must be left out with --method attention, got 0"),
     (["--model", "resnet18", "--method", "attention"], "model must be a timm vision transformer"),
     (["--model", "resnet18", "--method", "tscam"], "model must be a timm vision transformer"),
+    (["--checkpoint", "{net}", "--num-classes", "2"],
+     "--num-classes must be left out with a wsfast checkpoint, got 2"),
     (["--checkpoint", "{net}", "--method", "tscam"], "--method tscam must be given with --model"),
     (["--model", "resnet18", "--scales", "0.5,x"], "--scales must be positive factors"),
     (["--model", "resnet18", "--scales", "0,1"], "--scales must be positive factors"),

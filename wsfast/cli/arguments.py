@@ -13,12 +13,29 @@ BOX_DEFAULTS = {"max_boxes": 16, "min_area": 1}
 
 def add_model_arguments(group: Any) -> None:
     """Add what names a timm classifier or a checkpoint, and the size of its input."""
-    group.add_argument("--run", type=Path, dest="folder", help="a run of `wsfast train`")
-    group.add_argument("--model", help="any timm classifier; left out for a wsfast checkpoint")
-    group.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
-    group.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pt, .pth)")
-    group.add_argument("--num-classes", type=int, help="classes of the checkpoint's head")
-    group.add_argument("--size", help="network's input, N or HxW (default: the model's own)")
+    group.add_argument(
+        "--run", type=Path, dest="folder", metavar="FOLDER", help="what `wsfast train --out` wrote"
+    )
+    group.add_argument("--model", metavar="NAME", help="any timm classifier, as resnet50")
+    group.add_argument(
+        "--pretrained", action="store_true", help="timm's pretrained weights of --model"
+    )
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights of --model (.safetensors, .pt, .pth); without --model a checkpoint of "
+        "wsfast, which says what its model is",
+    )
+    group.add_argument(
+        "--num-classes", type=int, metavar="N", help="classes of --model (default: timm's)"
+    )
+    group.add_argument(
+        "--size",
+        metavar="N|HxW",
+        help="pixels of the network's input, to which whole images are resized (default: the "
+        "model's own)",
+    )
 
 
 def add_target_argument(group: Any) -> None:
@@ -26,7 +43,9 @@ def add_target_argument(group: Any) -> None:
     group.add_argument(
         "--target",
         type=int,
-        help="class to explain (default: the predicted one; maps that a run learnt have none)",
+        metavar="CLASS",
+        help="number of the class to explain, from 0 (default: the predicted one; maps that a run "
+        "learnt have none)",
     )
 
 
@@ -34,11 +53,19 @@ def add_box_arguments(group: Any) -> None:
     """Add how boxes are made of a map."""
     group.add_argument(
         "--threshold",
-        help="otsu, otsu2, or 0..1 (default: otsu; with --run the one that validation chose on "
-        "masks or boxes, 0.5 without any)",
+        metavar="T",
+        help="a pixel is foreground where the map is at least this: otsu, otsu2 or 0..1 (default: "
+        "otsu; with --run the one that validation chose on masks or boxes, 0.5 without any)",
     )
-    group.add_argument("--max-boxes", type=int, help="largest boxes kept (default: 16)")
-    group.add_argument("--min-area", type=int, help="smallest box in pixels (default: 1)")
+    group.add_argument(
+        "--max-boxes", type=int, metavar="N", help="largest boxes kept (default: 16)"
+    )
+    group.add_argument(
+        "--min-area",
+        type=int,
+        metavar="N",
+        help="smallest area of foreground in pixels (default: 1)",
+    )
 
 
 def fill_in(options: argparse.Namespace, defaults: Mapping[str, Any]) -> None:

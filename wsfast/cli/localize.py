@@ -7,6 +7,9 @@ SIGTERM finish the batch in progress, write results.json and end with exit code 
 folder with results of an earlier run these are replaced, overlays of other images left and counted;
 the folder of the images themselves is refused.
 
+With --compare a contact sheet, compare.png, shows the maps of many methods side by side, and
+compare.json has their layers and times; a method that cannot explain the model says why.
+
 With --live a video, camera or stream is localized while its frames come in.
 """
 
@@ -63,6 +66,9 @@ EXAMPLES = """examples:
   wsfast localize 'parts/*.png' clip.mp4 --model vgg16 --checkpoint mine.safetensors \\
       --num-classes 2 --method ltgradcam --percentile 50 --threshold otsu --out result
   wsfast localize parts/ --model resnet18 --pretrained --compare --out compared
+  wsfast localize parts/ --model resnet18 --pretrained --method layercam --scales 0.5,1 --out result
+  wsfast localize parts/ --model deit_small_patch16_224 --checkpoint tscam.pt --num-classes 2 \\
+      --method tscam --target 1 --out result
   wsfast localize parts/ --checkpoint demo/classifier.safetensors --target 1 --npy --out result
   wsfast localize birds/ --model resnet50 --pretrained --refine crf --out result
   wsfast localize 0 --live --run runs/fcam --out camera
@@ -97,20 +103,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument(
         "--layers",
+        metavar="LAYERS",
         help="stages (the last layer of each resolution), last, or module names with commas "
         f"(default: {default_layers()})",
     )
     cam.add_argument(
         "--percentile",
         type=float,
-        help="of LT methods and RA-CAM, 0-100 (default: 50)",
+        metavar="Q",
+        help="of the positive gradients, below which LT methods and RA-CAM cut them to zero, 0-100 "
+        "(default: 50)",
     )
     cam.add_argument(
         "--filtered-backprop",
         type=float,
-        metavar="PERCENTILE",
-        help="let gradients of any gradient method pass ReLUs at or above this percentile only, "
-        "0-100 (RA-CAM's filtering-guided backpropagation; default: no filter)",
+        metavar="Q",
+        help="at every ReLU let only gradients at or above this percentile pass, 0-100, for "
+        "any gradient method (RA-CAM's filtering-guided backpropagation; default: no filter)",
     )
     cam.add_argument(
         "--scales",
@@ -126,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cam.add_argument(
         "--refine",
+        metavar="none|crf",
         default="none",
         help="none, or crf: the map's edges are moved to the image's by mean-field inference "
         "in a dense CRF (default: none)",

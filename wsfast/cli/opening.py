@@ -36,6 +36,8 @@ def open_model(
     if len(names) > 1 and not options.compare:
         value_error("localize", "--method", "one method without --compare", options.method)
     check_method_options(names, options)
+    if options.model is None and options.checkpoint is not None:
+        check_left_out("localize", options, ("num_classes", "pretrained"), "a wsfast checkpoint")
     classifier = open_classifier(
         options.model,
         pretrained=options.pretrained,
