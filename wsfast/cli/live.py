@@ -163,6 +163,7 @@ def run(
     ):
         watcher = Watcher(loop, output, request, bar, Window() if options.display else None)
         try:
+            watcher.watch(loop.statistics)  # summary.json is there from the first frame on
             loop.run(watcher.watch)
             output.close()
         except BaseException as error:
