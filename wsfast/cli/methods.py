@@ -25,7 +25,7 @@ from ..cam import (
     filtered_backprop,
     multiscale,
 )
-from ..cam.attention import any_size, check_model
+from ..cam.attention import any_size, check_model, on_images
 from ..cam.capture import logits_of
 from ..cam.filtering import FILTERED
 from ..cam.targets import Target
@@ -242,8 +242,10 @@ def _attention(model: nn.Module, name: str, images: Tensor) -> CAMResult:
     if name == "attention":
         cams = attention_map(transformer_in(model), images)
     else:
-        rolled = attention_rollout(transformer_in(model), images)
-        cams = ops.fuse_cams([rolled], (images.shape[2], images.shape[3]), layer_norm=None)
+        vit = transformer_in(model)
+        patches = attention_rollout(vit, images)
+        cams = on_images(vit, patches, images, (images.shape[2], images.shape[3]))
+        cams = ops.normalize_cams(cams)
     valid = logits.isfinite().all(1) & cams.isfinite().flatten(1).all(1)
     cams = cams.masked_fill(~valid[:, None, None], 0.0)
     return CAMResult(cams, [cams], logits, None, valid)
@@ -289,7 +291,7 @@ def _msca(
         seen = None if feed is None else feed(images)
         with _scales_taken(scales, images):
             found = fuse(images, target, attention_images=seen)
-        return found.cam._replace(cams=found.scores)
+        return found.cam._replace(cams=found.scores, valid=found.valid)
 
     return Composed(
         classifier.model, title_of("msca"), explain, method, scales=list(scales),
