@@ -1,5 +1,6 @@
 """wsfast train, and evaluate and localize on what it writes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -258,6 +259,32 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
     for box in record["boxes"][record["boxes"][:, 0] >= 0]:
         x0, y0, x1, y1 = box
         assert record["mask"][y0:y1, x0:x1].any()
+
+
+def test_what_another_model_or_picture_gave_is_not_harvested_again(runs, tmp_path):
+    torch.set_num_threads(1)
+    pictures = [s.image[0].numpy() for s in SyntheticDefects(4, size=(48, 24))]
+    files = [tmp_path / f"{number}.bmp" for number in range(2)]
+    for file, picture in zip(files, pictures, strict=False):
+        cv2.imwrite(str(file), picture)
+
+    def harvested(**settings):
+        maps = RunMaps(runs / "classifier", torch.device("cpu"))
+        maps.config = dataclasses.replace(maps.config, method="ltgradcam", **settings)
+        maps._explain = maps._method()
+        return harvesting.harvest(maps, files, tmp_path / "out", progress=False)
+
+    first, layers, cut = harvested(), harvested(layers="last"), harvested(percentile=90.0)
+    assert len({first.path, layers.path, cut.path}) == 3
+    assert not np.array_equal(first.records["map"], cut.records["map"])
+    assert harvested().path == first.path
+    size = files[1].stat().st_size
+    cv2.imwrite(str(files[1]), pictures[2])
+    os.utime(files[1], ns=(0, files[1].stat().st_mtime_ns + 1))
+    assert files[1].stat().st_size == size
+    replaced = harvested().records
+    assert replaced[0] == first.records[0]
+    assert replaced[1] != first.records[1]
 
 
 def test_boxes_at_threshold_0_are_those_of_the_masks(runs, tmp_path, monkeypatch):

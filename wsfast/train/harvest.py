@@ -59,7 +59,9 @@ def harvest(
     """Compute maps, masks (pseudo-labels) and boxes of image files by a run's model.
 
     Each process of a ``torchrun`` takes its share. A broken run, called again in the same folder
-    with any number of processes, makes what is missing: no image is done twice or left out.
+    with any number of processes, makes what is missing: no image is done twice or left out. Where
+    the model, a setting or a file (its name, size or time of change) is another one, all are made
+    anew beside what is there.
 
     Args:
         maps: the run's model.
@@ -82,8 +84,11 @@ def harvest(
     limit = maps.threshold if threshold is None else threshold
     size = maps.checkpoint.input_size
     settings = {
-        "weights": weights_digest(maps.model),
+        "weights": [weights_digest(m) for m in (maps.model, maps.classifier) if m is not None],
         "maps": maps.method_name,
+        **{name: getattr(maps.config, name, None) for name in ("layers", "percentile")},
+        "mean": list(maps.checkpoint.mean),
+        "std": list(maps.checkpoint.std),
         "threshold": limit,
         "target": target,
         "min_area": min_area,
@@ -114,7 +119,9 @@ def harvest(
 
 def _listed(files: Sequence[Path]) -> str:
     """What tells one list of files from another, and a file from what replaced it."""
-    lines = [f"{file} {file.stat().st_size}" for file in files]
+    # Uncompressed pictures of one camera are all of one size in bytes: the time tells them apart.
+    found = [(file, file.stat()) for file in files]
+    lines = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
