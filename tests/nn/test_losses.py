@@ -5,9 +5,21 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsfast.nn import MaskedClassifierLoss, SizeConstraintLoss, log_barrier, partial_cross_entropy
+
+
+class CalledOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(str(operator))
+        return operator(*args, **(kwargs or {}))
 
 
 def random_seeds(shape, share=0.2):
@@ -39,6 +51,42 @@ def test_without_a_label_loss_and_gradient_are_zero():
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_partial_cross_entropy_off_the_cpu_is_the_same_in_deterministic_operators(monkeypatch):
+    # What is compiled goes the way of other devices.
+    plain = torch.randn(2, 3, 4, 5, requires_grad=True)
+    other = plain.detach().clone().requires_grad_()
+    seeds = torch.randint(0, 3, (2, 4, 5))
+    seeds[0, 1:] = -255
+    for reduction in ("mean", "sum"):
+        for labels in (seeds, torch.full_like(seeds, -255)):
+            wanted = partial_cross_entropy(plain, labels, reduction=reduction)
+            with monkeypatch.context() as patch, CalledOperators() as called:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+                found = partial_cross_entropy(other, labels, reduction=reduction)
+            assert not [name for name in called.names if "nll_loss2d" in name]
+            torch.testing.assert_close(found, wanted)
+            wanted.backward()
+            found.backward()
+            torch.testing.assert_close(other.grad, plain.grad)
+
+
+def test_losses_compile_once_whatever_the_epoch():
+    counter = CompileCounter()
+    size = SizeConstraintLoss()
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def both(logits, seeds):
+        return partial_cross_entropy(logits, seeds) + size(logits.softmax(1))
+
+    logits, seeds = torch.randn(2, 2, 4, 4), random_seeds((2, 4, 4))
+    for epoch in range(0, 300, 25):
+        size.set_epoch(epoch)
+        wanted = partial_cross_entropy(logits, seeds) + size(logits.softmax(1))
+        torch.testing.assert_close(both(logits, seeds), wanted)
+    assert counter.frame_count == 1
+    assert not size.state_dict()
 
 
 def test_partial_cross_entropy_of_half_types_is_computed_in_float32():
@@ -163,6 +211,36 @@ def test_the_classifier_stays_frozen_and_out_of_the_saved_state():
     assert not any(p.requires_grad for p in classifier.parameters())
     assert not loss.state_dict()
     assert not list(loss.parameters())
+
+
+def test_losses_of_nothing_are_zero():
+    classifier = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    masked = MaskedClassifierLoss(classifier)
+
+    def ignored(prob):
+        return masked(torch.ones(len(prob), 3, 4, 4), prob[:, 1], torch.full((len(prob),), -100))
+
+    nothing, two = (torch.zeros(count, 2, 4, 4, requires_grad=True) for count in (0, 2))
+    for loss, prob in (
+        (SizeConstraintLoss(), nothing),
+        (SizeConstraintLoss(normalize=True), nothing),
+        (ignored, nothing),
+        (ignored, two),
+    ):
+        value = loss(prob)
+        (gradient,) = torch.autograd.grad(value, prob)
+        assert value.item() == 0
+        assert torch.equal(gradient, torch.zeros_like(prob))
+
+
+def test_the_frozen_classifier_learns_nothing_from_a_network_around_it_that_trains():
+    classifier = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    loss = MaskedClassifierLoss(classifier)
+    nn.Sequential(classifier).train()
+    before = classifier[1].running_mean.clone()
+    loss(torch.randn(2, 1, 4, 4), torch.rand(2, 4, 4), torch.tensor([0, 1]))
+    assert torch.equal(classifier[1].running_mean, before)
+    assert not classifier[1].training
 
 
 def test_maps_of_another_size_are_refused():

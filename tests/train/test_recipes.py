@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from tests.nn.test_losses import CalledOperators
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
 from wsfast.cam import CAM
@@ -291,6 +292,23 @@ def test_pseudo_masks_are_the_maps_above_otsu_and_empty_for_clean_images(tmp_pat
         map = explain(image, 1).cams
         wanted = (map >= ops.otsu_threshold(map)[:, None, None])[0] & bool(recipe.labels[item])
         assert np.mean(recipe.masks[item] != wanted.numpy()) < 0.01
+
+
+def test_the_loss_on_pseudo_masks_is_cross_entropy_in_deterministic_operators(
+    tmp_path, classifier
+):
+    recipe = built("pseudo", classifier, tmp_path, foreground_weight=3.0)
+    recipe.begin_epoch(0)
+    batch = batch_of(recipe)
+    recipe.model.eval()
+    with CalledOperators() as called:
+        loss = recipe.step(batch, 0).losses["pixels"]
+    assert not [name for name in called.names if "nll_loss2d" in name]
+    logits = recipe.model(recipe.normalize(batch.image))
+    wanted = torch.nn.functional.cross_entropy(
+        logits, batch.map[:, 0].long(), torch.tensor([1.0, 3.0])
+    )
+    torch.testing.assert_close(loss, wanted)
 
 
 def test_a_second_round_learns_from_the_segmenter(tmp_path, classifier):

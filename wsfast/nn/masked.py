@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from .._check import check_rank, check_tensor, value_error
 
+_IGNORE = -100  # torch's own label of what is not to be learnt
+
 
 class MaskedClassifierLoss(nn.Module):
     r"""Classification loss of the foreground, ``CE(C(x * M), y)`` with C frozen (in DiPS eq. 5).
@@ -15,8 +17,8 @@ class MaskedClassifierLoss(nn.Module):
     that has no gradient, which leaves a constant: ``detach=True`` reproduces that.
 
     Args:
-        classifier: from images to (N, classes) logits. Frozen and kept in evaluation mode; it is no
-            submodule, so that its weights are neither trained, saved nor moved with the loss.
+        classifier: from images to (N, classes) logits. Frozen and kept in evaluation mode, to which
+            each call sets it; it is no submodule, so that its weights are neither trained, saved nor moved with the loss.
         weight: factor of the loss.
         detach: take the map as a constant, as the published code does.
 
@@ -52,16 +54,22 @@ class MaskedClassifierLoss(nn.Module):
         expected = (images.shape[0], *images.shape[2:])
         if maps.shape != expected:
             value_error(where, "maps", f"of shape {list(expected)}", f"shape {list(maps.shape)}")
+        if any(module.training for module in self.classifier.modules()):
+            self.classifier.eval()  # a network that it is part of was set to train
         seen = maps.detach() if self.detach else maps
         found: Tensor = self.classifier(images * seen[:, None])
         return found
 
     def forward(self, images: Tensor, maps: Tensor, labels: Tensor) -> Tensor:
-        """The weighted loss, a scalar; ``labels`` are (N,) int64 classes."""
+        """The weighted loss, a scalar; ``labels`` are (N,) int64 classes, -100 for no class.
+
+        Without an image that has a class it is 0 and so is its gradient.
+        """
         logits = self.logits(images, maps)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        return self.weight * F.cross_entropy(logits, labels)
+        total = F.cross_entropy(logits, labels, ignore_index=_IGNORE, reduction="sum")
+        return self.weight * total / (labels != _IGNORE).sum().clamp_min(1)
 
     def extra_repr(self) -> str:
         """The options, as ``print(module)`` shows them."""

@@ -35,7 +35,8 @@ def partial_cross_entropy(
         0 and so is its gradient, where ``torch.nn.functional.cross_entropy`` gives NaN.
 
     Raises:
-        ValueError: wrong shapes or devices; on the CPU also a label that is no class.
+        ValueError: wrong shapes or devices; on the CPU, where it is not compiled, also a label
+            that is no class.
         TypeError: wrong dtypes.
 
     Example:
@@ -59,7 +60,7 @@ def partial_cross_entropy(
     check_choice(where, "reduction", reduction, ["mean", "sum"])
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    if logits.device.type == "cpu":
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         # The labelled pixels are few: take them out first (elsewhere that waits for the device).
         flat = seeds.flatten()
         pixels = (flat != ignore_index).nonzero()[:, 0]
@@ -67,9 +68,14 @@ def partial_cross_entropy(
         area = expected[1] * expected[2]
         logits = logits.flatten(2)[pixels // max(area, 1), :, pixels % max(area, 1)]
         _check_labels(where, seeds, logits.shape[1])
+        total = F.cross_entropy(logits, seeds, ignore_index=ignore_index, reduction="sum")
     else:
-        count = (seeds != ignore_index).sum()
-    total = F.cross_entropy(logits, seeds, ignore_index=ignore_index, reduction="sum")
+        # cross_entropy of (N, K, H, W) has no deterministic form on CUDA.
+        labelled = seeds != ignore_index
+        count = labelled.sum()
+        places = torch.where(labelled, seeds, 0)[:, None]
+        picked = logits.log_softmax(1).gather(1, places)[:, 0]
+        total = -torch.where(labelled, picked, 0.0).sum()
     return total if reduction == "sum" else total / count.clamp_min(1)
 
 

@@ -33,10 +33,14 @@ def log_barrier(constraint: Tensor, t: float) -> Tensor:
     check_tensor(where, "constraint", constraint)
     check_floating(where, "constraint", constraint)
     check_range(where, "t", t, 1e-12, math.inf)
+    return _barrier(constraint, t, math.log(t))
+
+
+def _barrier(constraint: Tensor, t: float | Tensor, log_t: float | Tensor) -> Tensor:
     inside = constraint <= -1 / t**2
     # Each branch gets harmless values where the other holds, so that no gradient becomes NaN.
     logarithm = -torch.where(inside, -constraint, torch.ones_like(constraint)).log() / t
-    linear = t * constraint + (2 * math.log(t) + 1) / t
+    linear = t * constraint + (2 * log_t + 1) / t
     return torch.where(inside, logarithm, linear)
 
 
@@ -66,6 +70,8 @@ class SizeConstraintLoss(torch.nn.Module):
         -0.6931
     """
 
+    _t: Tensor
+
     def __init__(
         self,
         weight: float = 0.1,
@@ -85,14 +91,23 @@ class SizeConstraintLoss(torch.nn.Module):
         self.t_growth = t_growth
         self.t_max = t_max
         self.normalize = normalize
-        self.t = t
+        # A tensor: compiled code would be made anew for every value of a number.
+        self.register_buffer("_t", torch.tensor(float(t)), persistent=False)
+
+    @property
+    def t(self) -> float:
+        """The barrier's parameter now."""
+        return float(self._t)
 
     def set_epoch(self, epoch: int) -> None:
         """Set ``t`` to its value in an epoch, counted from 0."""
-        self.t = min(self.first_t * self.t_growth**epoch, self.t_max)
+        self._t.fill_(min(self.first_t * self.t_growth**epoch, self.t_max))
 
     def forward(self, prob: Tensor) -> Tensor:
-        """The weighted loss of (N, K, H, W) probabilities, a scalar; float32 for half types."""
+        """The weighted loss of (N, K, H, W) probabilities, a scalar; float32 for half types.
+
+        Without an image it is 0 and so is its gradient.
+        """
         where = "nn.SizeConstraintLoss"
         check_tensor(where, "prob", prob)
         check_floating(where, "prob", prob)
@@ -100,7 +115,8 @@ class SizeConstraintLoss(torch.nn.Module):
         if prob.dtype in (torch.float16, torch.bfloat16):
             prob = prob.float()
         sizes = prob.mean(dim=(2, 3)) if self.normalize else prob.sum(dim=(2, 3))
-        return self.weight * log_barrier(-sizes, self.t).mean()
+        each = _barrier(-sizes, self._t, self._t.log())
+        return self.weight * (each.mean() if each.numel() else each.sum())
 
     def extra_repr(self) -> str:
         """The options, as ``print(module)`` shows them."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsfast import ops
 from wsfast._check import check_choice, check_range, value_error
@@ -219,8 +218,10 @@ class PseudoRecipe(LocalizerRecipe):
         """Pixel-wise cross-entropy."""
         logits = self.model(self.normalize(batch.image)).float()
         target = batch.map[:, 0].long()
-        total = F.cross_entropy(logits, target, self.weights, reduction="sum")
-        loss = distributed.global_mean(total, self.weights[target].sum())
+        # As cross_entropy, which has no deterministic form of (N, K, H, W) on CUDA.
+        picked = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+        weights = self.weights[target]
+        loss = distributed.global_mean(-(weights * picked).sum(), weights.sum())
         with torch.no_grad():
             share = (logits[:, 1] > logits[:, 0]).float().mean()
         return Step({"pixels": loss}, {"predicted": share, "labelled": target.float().mean()})
