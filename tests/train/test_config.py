@@ -72,6 +72,22 @@ def test_what_is_given_in_vain_is_refused(tmp_path, recipe, settings, message):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("classifier", {"model": "vgg16", "fast_factor": -1}, "fast_factor must be between 0"),
+        ("classifier", {"method": "racam", "percentile": 500}, "percentile must be between 0"),
+        ("pseudo", {"percentile": 500}, "percentile must be between 0 and 100, got 500.0"),
+        ("pseudo", {"segmenter": "deeplabv3", "batch_size": 1},
+         "batch_size must be at least 2 x accumulate with segmenter deeplabv3, got 1"),
+        ("pseudo", {"preset": "paper", "accumulate": 4}, "batch_size must be at least 2 x accum"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_trained_is_refused_at_once(recipe, settings, message):
+    with pytest.raises(ValueError, match=f"wsfast.train: {message}"):
+        configure(recipe, settings)
+
+
+@pytest.mark.parametrize(
     ("recipe", "settings"),
     [
         ("classifier", {"model": "resnet50", "fast_factor": 10, "method": "racam",

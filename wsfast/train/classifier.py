@@ -65,6 +65,8 @@ class ClassifierConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("train", "method", self.method, list(METHODS))
+        check_range("train", "percentile", self.percentile, 0, 100)
+        check_range("train", "fast_factor", self.fast_factor, 0, 1e6)
 
     def idle(self) -> dict[str, str]:
         """Also of the network and the CAM method."""

@@ -71,9 +71,13 @@ class PseudoConfig(TrainConfig):
         check_choice("train", "method", self.method, list(METHODS))
         check_choice("train", "refine", self.refine, ["none", "crf"])
         check_choice("train", "segmenter", self.segmenter, ["unet", "classifier", "deeplabv3"])
+        check_range("train", "percentile", self.percentile, 0, 100)
         check_range("train", "rounds", self.rounds, 1, self.epochs)
         check_range("train", "min_area", self.min_area, 0, 1)
         check_range("train", "foreground_weight", self.foreground_weight, 0, 1e6)
+        if self.segmenter == "deeplabv3" and self.batch_size // self.accumulate < 2:
+            expected = "at least 2 x accumulate with segmenter deeplabv3"
+            value_error("train", "batch_size", expected, f"{self.batch_size}")
         if self.threshold not in ("otsu", "otsu2"):
             try:
                 check_range("train", "threshold", float(self.threshold), 0, 1)
