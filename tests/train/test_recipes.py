@@ -1,5 +1,6 @@
 """The recipes on tiny synthetic defects: they run and resume bit for bit."""
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from wsfast.data import SyntheticDefects
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
-from wsfast.train.evaluation import evaluate_run
+from wsfast.train.evaluation import RunMaps, evaluate_run
+from wsfast.train.images import ImageRecipe, images_at_once
 from wsfast.train.loading import read_batch
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
@@ -135,6 +137,36 @@ def built(recipe, classifier, tmp_path, **others):
 def batch_of(recipe, epoch=0, positions=range(8)):
     order = recipe.epoch_order(epoch)
     return read_batch(recipe, [Draw(epoch, at, order[at]) for at in positions])
+
+
+@pytest.mark.parametrize("recipe", ["fcam", "dips", "pseudo"])
+def test_no_more_images_are_explained_at_a_time_than_are_trained_on(
+    tmp_path, classifier, recipe, monkeypatch
+):
+    few, many = ImageRecipe.read_whole, []
+    monkeypatch.setattr(
+        ImageRecipe, "read_whole", lambda self, rows: (many.append(len(rows)), few(self, rows))[1]
+    )
+    made = built(recipe, classifier, tmp_path, batch_size=6, accumulate=2)
+    assert max(many) == 3
+    assert max(len(samples) for samples in made.validation_batches()) == 3
+
+
+def test_how_many_are_explained_at_a_time_changes_no_figure(classifier, monkeypatch):
+    counts, plain = [], RunMaps.__call__
+    monkeypatch.setattr(
+        RunMaps,
+        "__call__",
+        lambda self, images, target: (counts.append(len(images)), plain(self, images, target))[1],
+    )
+    wanted = evaluate_run(Path(classifier), progress=False)
+    monkeypatch.setattr(
+        "wsfast.train.evaluation.images_at_once",
+        lambda config: images_at_once(dataclasses.replace(config, batch_size=3)),
+    )
+    found = evaluate_run(Path(classifier), progress=False)
+    assert (counts[0], counts[-2]) == (8, 3)
+    assert found == wanted
 
 
 def test_fcam_learns_from_seeds_of_its_map_and_from_background_of_clean_images(

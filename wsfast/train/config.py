@@ -50,7 +50,8 @@ class TrainConfig:
             another one draws other synthetic data. Runs that build on one another must share it.
         strict: an unreadable file is an error instead of being reported and skipped.
         epochs: passes over the data.
-        batch_size: images per optimizer step, over all processes and accumulated parts.
+        batch_size: images per optimizer step, over all processes and accumulated parts. What one
+            part of a process has also bounds how many images are explained at a time.
         accumulate: parts a process takes its batch in, to save memory. Batch normalisation and
             means over labelled pixels are then those of a part.
         balanced: as many images of each class per epoch.

@@ -14,7 +14,7 @@ from wsfast._check import check_choice, check_range
 from wsfast.cam import METHODS
 from wsfast.models.localizers import foreground_maps
 from wsfast.train import distributed
-from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.images import ImageData, TrainingSample, images_at_once
 from wsfast.train.localizer import LocalizerRecipe, Preview, ProposalPreview
 from wsfast.train.map_sources import MapSources
 from wsfast.train.maps import dequantized, quantized
@@ -174,7 +174,9 @@ class DiPSRecipe(LocalizerRecipe):
             maps = self.sources(images, targets[rows].to(self.device), size)
             return quantized(maps).cpu().numpy()
 
-        return ArrayStore(folder, "maps", key, shape).fill(compute, progress=progress)
+        return ArrayStore(folder, "maps", key, shape).fill(
+            compute, batch_size=images_at_once(self.config), progress=progress
+        )
 
     def _make_proposals(
         self, folder: Path, key: dict[str, Any], classifier: nn.Module, progress: bool
@@ -195,7 +197,12 @@ class DiPSRecipe(LocalizerRecipe):
             return found
 
         store = ArrayStore(folder, "proposals", full_key, shape, np.float32)
-        return store.fill(compute, description="proposals", progress=progress)
+        return store.fill(
+            compute,
+            batch_size=images_at_once(config),
+            description="proposals",
+            progress=progress,
+        )
 
     def _propose(self, classifier: nn.Module, rows: list[int]) -> Tensor:
         """The best boxes of images, (n, P, 6): box, map and score; -1 where there are fewer."""

@@ -19,11 +19,9 @@ from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
 from wsfast.train.data import open_split
-from wsfast.train.images import normalization
+from wsfast.train.images import images_at_once, normalization
 from wsfast.train.runs import CONFIGS, load_run
 from wsfast.train.validation import ClassScores, explained_classes
-
-_BATCH = 32
 
 
 class RunMaps:
@@ -153,8 +151,9 @@ def evaluate_run(
     scores = _Scores(maps.threshold, len(dataset.class_names))
     normalize = normalization(maps.checkpoint.mean, maps.checkpoint.std)
     with tqdm(total=len(dataset), unit="image", desc="evaluating", disable=not progress) as bar:
-        for first in range(0, len(dataset), _BATCH):
-            last = min(first + _BATCH, len(dataset))
+        count = images_at_once(maps.config)
+        for first in range(0, len(dataset), count):
+            last = min(first + count, len(dataset))
             samples = [dataset[index] for index in range(first, last)]
             labels = torch.tensor([int(sample.label) for sample in samples])
             images = normalize(torch.stack([sample.image for sample in samples]).to(device))

@@ -15,7 +15,7 @@ from wsfast.models import FCAMModel
 from wsfast.models.localizers import foreground_maps
 from wsfast.nn import SizeConstraintLoss
 from wsfast.train.classifier import build_cam, idle_percentile
-from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.images import ImageData, TrainingSample, images_at_once
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.maps import cached_cams, dequantized
 from wsfast.train.recipe import Step
@@ -154,6 +154,7 @@ class FCAMRecipe(LocalizerRecipe):
             self.data.targets(),
             self.data.map_size,
             key={**self.image_key(), **settings},
+            batch_size=images_at_once(config),
             progress=progress,
         )
 

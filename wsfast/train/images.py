@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _LEVELS = 256  # of 8-bit images
 _STATISTICS_IMAGES = 256  # enough for a mean and a standard deviation
-_VALIDATION_BATCH = 64
+_AT_ONCE = 32  # images explained where the training batch would allow more
 _LOOKED_AT = 16  # images, to see whether there are masks or boxes
 
 
@@ -142,6 +142,12 @@ def normalization(mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
 
+def images_at_once(config: TrainConfig) -> int:
+    """How many images are explained at a time: no more than training has in memory."""
+    parts = config.accumulate * distributed.world_size()
+    return min(_AT_ONCE, max(1, config.batch_size // parts))
+
+
 class ImageRecipe(Recipe):
     """Base of the recipes on images: reading, validation batches and checkpoints."""
 
@@ -204,8 +210,9 @@ class ImageRecipe(Recipe):
         if data is None:
             return
         own = range(distributed.rank(), len(data), distributed.world_size())
-        for first in range(0, len(own), _VALIDATION_BATCH):
-            chosen = own[first : first + _VALIDATION_BATCH]
+        count = images_at_once(self.config)
+        for first in range(0, len(own), count):
+            chosen = own[first : first + count]
             samples = self.in_parallel(data.__getitem__, chosen)
             by_size: dict[tuple[int, ...], list[Any]] = {}
             for sample in samples:

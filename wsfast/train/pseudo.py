@@ -15,7 +15,7 @@ from wsfast.models.localizers import foreground_maps
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam, idle_percentile
 from wsfast.train.config import TrainConfig
-from wsfast.train.images import ImageData, TrainingSample
+from wsfast.train.images import ImageData, TrainingSample, images_at_once
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.recipe import Step
 from wsfast.train.store import Array, ArrayStore, weights_digest
@@ -169,7 +169,10 @@ class PseudoRecipe(LocalizerRecipe):
         was_training = self.model.training
         self.model.eval()
         self.masks = stores[-1].fill(
-            lambda rows: self._make_masks(rows, former), description="masks", progress=self.progress
+            lambda rows: self._make_masks(rows, former),
+            batch_size=images_at_once(self.config),
+            description="masks",
+            progress=self.progress,
         )
         self.model.train(was_training)
         objects = [i for i in range(len(self.labels)) if self.has_object(i)]
