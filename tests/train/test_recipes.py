@@ -326,9 +326,7 @@ def test_pseudo_masks_are_the_maps_above_otsu_and_empty_for_clean_images(tmp_pat
         assert np.mean(recipe.masks[item] != wanted.numpy()) < 0.01
 
 
-def test_the_loss_on_pseudo_masks_is_cross_entropy_in_deterministic_operators(
-    tmp_path, classifier
-):
+def test_the_loss_on_pseudo_masks_is_cross_entropy_in_deterministic_operators(tmp_path, classifier):
     recipe = built("pseudo", classifier, tmp_path, foreground_weight=3.0)
     recipe.begin_epoch(0)
     batch = batch_of(recipe)

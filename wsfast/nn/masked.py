@@ -18,7 +18,8 @@ class MaskedClassifierLoss(nn.Module):
 
     Args:
         classifier: from images to (N, classes) logits. Frozen and kept in evaluation mode, to which
-            each call sets it; it is no submodule, so that its weights are neither trained, saved nor moved with the loss.
+            each call sets it; it is no submodule, so that its weights are neither trained, saved
+            nor moved with the loss.
         weight: factor of the loss.
         detach: take the map as a constant, as the published code does.
 
