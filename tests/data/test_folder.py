@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
+import torch
 
-from tests.data.pictures import mask, picture, torn
-from wsfast.data import ImageFolder, UnreadableImageError
+from tests.data.pictures import mask, picture, torn, write
+from wsfast.data import ImageFolder, JointTransform, UnreadableImageError
 
 WHOLE = {"holdout": 0, "test_share": 0}
 
@@ -21,6 +23,21 @@ def tiles(tmp_path):
         picture(tmp_path / "MT_Break" / "Imgs" / f"break{number}.jpg")
         mask(tmp_path / "MT_Break" / "Imgs" / f"break{number}.png", (0, 0, 2, 2))
     return tmp_path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_validation_images_are_resized_as_training_images_are(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    for name in ("good", "crack"):
+        write(tmp_path / name / "0.png", rng.integers(0, 256, (60, 48, 3)))
+    options = {"channels": channels, **WHOLE}
+    trained = JointTransform(size=(25, 19), flips="none")
+    for plain, seen in zip(
+        ImageFolder(tmp_path, "train", **options),
+        ImageFolder(tmp_path, "train", size=(25, 19), **options),
+        strict=True,
+    ):
+        assert torch.equal(seen.image, trained(plain.image).image)
 
 
 def test_classes_are_folders_with_the_normal_one_first(tiles):

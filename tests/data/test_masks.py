@@ -4,7 +4,7 @@ from PIL import Image
 
 from tests.data.pictures import mask, picture, write
 from wsfast.data import UnreadableImageError
-from wsfast.data.masks import object_pixels, read_mask
+from wsfast.data.masks import object_pixels, read_mask, resized_mask
 
 
 def test_binary_masks_are_cut_at_half_and_zero_one_files_at_one(tmp_path):
@@ -74,3 +74,31 @@ def test_masks_of_one_image_must_agree_in_size(tmp_path, kind):
         read_mask(files, kind)
     with pytest.raises(UnreadableImageError, match=r"b\.png \(the masks of one image differ"):
         read_mask(files[:1], "binary", files[1])
+
+
+@pytest.mark.parametrize("side", [64, 100, 96])
+def test_no_object_is_lost_in_a_smaller_mask(side):
+    drawn = np.zeros((512, 512), bool)
+    for number in range(10):  # scratches of two pixels
+        drawn[51 * number + 3 : 51 * number + 5, 50 * number + 7 : 50 * number + 40] = True
+    small = resized_mask(drawn, (side, side))
+    assert small.dtype == bool
+    ends = np.ceil(np.arange(1, side + 1) * 512 / side).astype(int)
+    starts = np.arange(side) * 512 // side
+    expected = [[drawn[y0:y1, x0:x1].any() for x0, x1 in zip(starts, ends, strict=True)]
+                for y0, y1 in zip(starts, ends, strict=True)]  # fmt: skip
+    assert np.array_equal(small, expected)
+    nothing = resized_mask(np.zeros((512, 512), bool), (side, side))
+    assert not nothing.any()
+
+
+def test_of_a_resized_mask_only_the_object_grows():
+    drawn = np.full((8, 8), 255, np.uint8)
+    drawn[:, 4:] = 0
+    drawn[3, 0] = drawn[6, 7] = 1
+    assert resized_mask(drawn, (2, 2)).tolist() == [[1, 0], [255, 1]]
+    larger = resized_mask(drawn, (16, 4))  # finer and coarser
+    assert larger.tolist() == [
+        [1 if (y // 2, x) in ((3, 0), (6, 3)) else 255 if x < 2 else 0 for x in range(4)]
+        for y in range(16)
+    ]

@@ -35,8 +35,7 @@ class KSDD2(ImageDataset):
         holdout: share of each class in ``train`` that ``val`` takes where it has no folder, 0–1.
             Both splits must be given the same.
         seed: of the choice of that part.
-        size: height and width to resize to (areas averaged, masks by nearest pixel), or None to
-            keep each image as it is; KolektorSDD2's differ by a few pixels, so batches need a size.
+        size: see :class:`ImageDataset`; KolektorSDD2's differ by a few pixels, so batches need one.
         channels: 3 for RGB, 1 for grey.
         strict: raise for an unreadable file instead of leaving it out.
 

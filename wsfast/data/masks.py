@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch.nn import functional as F
 
 from wsfast.data.images import UnreadableImageError, read_image
 
@@ -47,6 +50,20 @@ def read_mask(paths: Sequence[Path], kind: str, ignore: Path | None = None) -> M
 def object_pixels(mask: Mask) -> NDArray[np.bool_]:
     """Where a mask has the object."""
     return np.asarray(mask == 1)
+
+
+def resized_mask(mask: Mask, size: tuple[int, int]) -> Mask:
+    """A mask at another (height, width).
+
+    A pixel is the object's where any of the object falls into it, so that none is lost, however
+    thin; other pixels are as their nearest one.
+    """
+    nearest = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+    smaller = (min(size[0], mask.shape[0]), min(size[1], mask.shape[1]))
+    found = torch.from_numpy(object_pixels(mask).astype(np.float32))[None]
+    pooled = F.adaptive_max_pool2d(found, smaller)[0].numpy()
+    found_nearest = cv2.resize(pooled, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.where(found_nearest > 0, 1, nearest).astype(mask.dtype)
 
 
 def _union(paths: Sequence[Path], kind: str) -> NDArray[np.bool_]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from wsfast._check import check_choice, value_error
 from wsfast.data.images import SkippedFile, UnreadableImageError, read_image
-from wsfast.data.masks import MASK_KINDS, Mask, object_pixels, read_mask
+from wsfast.data.masks import MASK_KINDS, Mask, object_pixels, read_mask, resized_mask
 from wsfast.data.sample import NO_BOXES, Sample, check_channels, check_size, image_to_tensor
+from wsfast.data.transforms import resized
 
 _VERIFIED_BY_DEFAULT = 20_000  # images: a minute or two of decoding
 _NAMED = 20  # skipped files in the warning; all are in ``skipped``
@@ -70,8 +70,8 @@ class ImageDataset(Dataset[Sample]):
         normal_label: the class without an object, None where every image has one.
         complete: every class must have an image.
         mask_kind: see :func:`wsfast.data.masks.read_mask`.
-        size: height and width to resize to (areas averaged where it shrinks, masks by nearest
-            pixel), or None to keep each image as it is.
+        size: height and width to resize to, or None to keep each image as it is. Images as by
+            :class:`JointTransform`; a pixel of a mask is the object's where any of it falls there.
         channels: 3 for RGB, 1 for grey.
         strict: raise for an unreadable file instead of leaving it out or replacing it.
         verify: decode all files at construction; None does so for up to 20 000.
@@ -147,22 +147,18 @@ class ImageDataset(Dataset[Sample]):
             return self._replacement(position, error)
 
     def _read(self, record: Record) -> Sample:
-        image, mask = self._decode(record)
-        height, width = image.shape[:2]
+        decoded, mask = self._decode(record)
+        height, width = decoded.shape[:2]
+        image = image_to_tensor(decoded, self.channels)
         if self.size is not None:
-            shrinks = self.size[0] * self.size[1] < height * width
-            by = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            image = cv2.resize(image, self.size[::-1], interpolation=by).astype(np.uint8)
-            if mask is not None:
-                grown = cv2.resize(
-                    mask.astype(np.uint8), self.size[::-1], interpolation=cv2.INTER_NEAREST
-                )
-                mask = grown.astype(mask.dtype)
-        new_size = (image.shape[1], image.shape[0])
+            image = resized(image, self.size)
+            if mask is not None and mask.shape != self.size:
+                mask = self._resized_mask(mask, self.size)
+        new_size = (image.shape[2], image.shape[1])
         boxes = [self._resized(box, record.size or (width, height), new_size)
                  for box in record.boxes]  # fmt: skip
         return Sample(
-            image_to_tensor(image, self.channels),
+            image,
             None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)),
             int(record.label or 0),
             record.name,
@@ -181,6 +177,9 @@ class ImageDataset(Dataset[Sample]):
             kind = np.uint8 if self.mask_kind == "index" else np.bool_
             return image, np.zeros(image.shape[:2], kind)
         return image, None
+
+    def _resized_mask(self, mask: Mask, size: tuple[int, int]) -> Mask:
+        return resized_mask(mask, size)
 
     def _resized(self, box: Box, size: tuple[int, int], new_size: tuple[int, int]) -> Box:
         """A half-open box in an image of (width, height) resized to another: enclosing pixels."""

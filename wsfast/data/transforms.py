@@ -122,7 +122,7 @@ class JointTransform:
             "boxes": None if boxes is None else _as_boxes(boxes, (height, width)),
         }
         present = {name: part for name, part in parts.items() if part is not None}
-        found = self._steps({name: _resized(part, size) for name, part in present.items()})
+        found = self._steps({name: resized(part, size) for name, part in present.items()})
         plain = {name: part.as_subclass(Tensor) for name, part in found.items()}
         if mask is not None:
             plain["mask"] = plain["mask"][0]
@@ -136,6 +136,7 @@ def _as_boxes(boxes: Tensor, canvas: tuple[int, int]) -> tv_tensors.BoundingBoxe
     return found
 
 
-def _resized(part: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(part: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (C, H, W), or torchvision's tensor of another kind, at another size."""
     current = F.get_size(part)
     return part if tuple(current) == size else F.resize(part, list(size), antialias=True)

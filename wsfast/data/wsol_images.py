@@ -4,8 +4,12 @@ from os import PathLike
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
+import numpy as np
+
 from wsfast._check import check_choice, value_error
 from wsfast.data import wsol
+from wsfast.data.masks import Mask
 from wsfast.data.records import Box, ImageDataset, Record
 from wsfast.data.sample import SPLITS
 
@@ -70,6 +74,10 @@ class WSOLImages(ImageDataset):
         )
         if not self.names:
             value_error("WSOLImages", "metadata", f"a folder with images of {split}", f"{folder}")
+
+    def _resized_mask(self, mask: Mask, size: tuple[int, int]) -> Mask:
+        nearest = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        return nearest.astype(mask.dtype)
 
     def _resized(self, box: Box, size: tuple[int, int], new_size: tuple[int, int]) -> Box:
         x0, y0, x1, y1 = wsol.resize_box(box, size, new_size)

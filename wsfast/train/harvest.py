@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsfast import ops
 from wsfast._files import made_folder, write_atomically
 from wsfast.data import SkippedFile, UnreadableImageError, read_image
 from wsfast.data.sample import image_to_tensor
+from wsfast.data.transforms import resized
 from wsfast.train import distributed
 from wsfast.train.evaluation import RunMaps
 from wsfast.train.images import normalization
@@ -175,9 +175,8 @@ class _Worker:
 
     def _input(self, image: Any) -> Tensor:
         saved = self.maps.checkpoint
-        whole = image_to_tensor(image, len(saved.mean))[None].float()
-        resized = F.interpolate(whole, saved.input_size, mode="bilinear", antialias=True)
-        return normalization(saved.mean, saved.std)(resized[0].round().clamp(0, 255).byte())
+        whole = image_to_tensor(image, len(saved.mean))
+        return normalization(saved.mean, saved.std)(resized(whole, saved.input_size))
 
     def _compute(self, images: Tensor, records: Array, places: list[int]) -> None:
         result = self.maps(images.to(next(self.maps.model.parameters()).device), self.target)
