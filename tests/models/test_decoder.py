@@ -89,6 +89,28 @@ def test_a_map_of_the_images_size_is_a_skip_only_on_request(input_skip, blocks):
     assert same is not input_skip
 
 
+@pytest.mark.parametrize(
+    ("encoder", "reductions", "blocks"),
+    [
+        ("vgg16", [1, 2, 4, 8], 3),
+        ("resnet50", [2, 4, 8, 8, 8], 5),
+        ("inception_v3", [2, 4, 8, 8, 8], 5),
+        ("convnext_atto", [4, 8, 16, 32], 5),
+        ("vit_tiny_patch16_224", [16, 16, 16], 6),
+    ],
+)
+def test_the_map_is_drawn_at_full_resolution(encoder, reductions, blocks):
+    drawn = []
+    with torch.device("meta"):
+        source = create_encoder(encoder)
+        assert [entry["reduction"] for entry in source.feature_info] == reductions
+        decoder = UNetDecoder.of(source)
+        decoder.head.register_forward_hook(lambda _, given, found: drawn.append(found.shape[2:]))
+        decoder(source(torch.zeros(1, 3, 224, 224)), (224, 224))
+    assert len(decoder.blocks) == blocks
+    assert drawn == [(224, 224)]
+
+
 @pytest.mark.parametrize("size", [(33, 21), (40, 64), (17, 16)])
 @pytest.mark.parametrize("parity", [False, True])
 def test_sizes_that_do_not_halve_evenly(size, parity):

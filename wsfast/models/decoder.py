@@ -1,5 +1,6 @@
 """U-Net's decoder as F-CAM and DiPS use it: from an encoder's feature maps to a full-size map."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from wsfast.models.interface import Encoder, FeatureInfo, GAPClassifier
 class UNetDecoder(nn.Module):
     """Blocks of upsampling, concatenation with a skip and two 3x3 convolutions; 2 logits per pixel.
 
-    The coarsest feature map goes through one block per finer map and, unless the finest map used
-    has the image's size, a last block without one. With F-CAM's encoders it has the parameters of
+    The coarsest feature map goes through one block per finer map and then, until the map has the
+    image's size, through blocks without one, each of which doubles it. With F-CAM's encoders it has the parameters of
     the paper's table A.2: 23.1 M (VGG16), 5.7 M (InceptionV3) and 9.0 M (ResNet50).
 
     Args:
@@ -71,8 +72,7 @@ class UNetDecoder(nn.Module):
         self.skips = [index for index in finer if input_skip or reductions[index] > 1]
         skip_widths = [channels[index] for index in self.skips]
         finest = reductions[self.skips[-1]] if self.skips else reductions[-1]
-        if finest > 1:
-            skip_widths.append(0)
+        skip_widths += [0] * math.ceil(math.log2(finest))
         width = channels[-1]
         self.center = nn.Sequential()
         if center:
