@@ -314,6 +314,20 @@ def test_attention_of_a_transformer_gives_maps_and_proposals(tmp_path, classifie
     heads = min(4, model.blocks[-1].attn.num_heads)
     assert recipe.maps.shape == (24, 1 + heads, 64 // patch, 32 // patch)
     assert torch.isfinite(recipe.step(batch_of(recipe), 0).losses["ce"])
+    raw = recipe.read_whole([0])
+    seen = recipe.normalize(raw) * recipe.sources._scale + recipe.sources._shift
+    mean, std = (
+        torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std")
+    )
+    torch.testing.assert_close(seen, (raw / 255 - mean) / std)
+
+
+def test_a_classifier_that_starts_from_a_run_sees_images_as_that_did(tmp_path, classifier):
+    start = f"{classifier}/best.safetensors"
+    config = configure("classifier", {**SIZES, "checkpoint": start, "split_seed": 5})
+    data = _BUILDERS["classifier"](config, torch.device("cpu"), tmp_path, False).data
+    saved = load_run(classifier)
+    assert (data.mean, data.std) == (saved.mean, saved.std)
 
 
 def test_pseudo_masks_are_the_maps_above_otsu_and_empty_for_clean_images(tmp_path, classifier):

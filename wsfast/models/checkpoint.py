@@ -152,6 +152,17 @@ def load_checkpoint(
     return checkpoint
 
 
+def saved_normalization(
+    path: str | PathLike[str],
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std that :func:`save_checkpoint` wrote to a file; None of other files."""
+    try:
+        description = _read_description(path)
+        return tuple(description["mean"]), tuple(description["std"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
 class _OtherModelError(ValueError):
     """A checkpoint of another model than the one asked for."""
 

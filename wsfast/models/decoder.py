@@ -16,8 +16,9 @@ class UNetDecoder(nn.Module):
     """Blocks of upsampling, concatenation with a skip and two 3x3 convolutions; 2 logits per pixel.
 
     The coarsest feature map goes through one block per finer map and then, until the map has the
-    image's size, through blocks without one, each of which doubles it. With F-CAM's encoders it has the parameters of
-    the paper's table A.2: 23.1 M (VGG16), 5.7 M (InceptionV3) and 9.0 M (ResNet50).
+    image's size, through blocks without one, each of which doubles it. With F-CAM's encoders it has
+    the parameters of the paper's table A.2: 23.1 M (VGG16), 5.7 M (InceptionV3) and 9.0 M
+    (ResNet50).
 
     Args:
         channels: of the feature maps, fine to coarse.

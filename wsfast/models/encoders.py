@@ -18,6 +18,7 @@ _WSOL = {
     "resnet50": (ResNet50Encoder, "ResNet50_Weights.IMAGENET1K_V1"),
     "inception_v3": (InceptionV3Encoder, "Inception_V3_Weights.IMAGENET1K_V1"),
 }
+NOT_OF_TIMM = (*_WSOL, "small_vgg")
 _TIMM = "timm/"
 
 

@@ -43,7 +43,8 @@ class ClassifierConfig(TrainConfig):
     Attributes:
         model: ``small_vgg``, ``vgg16``, ``resnet50``, ``inception_v3`` or ``timm/NAME``.
         pretrained: start from ImageNet weights (downloaded on first use).
-        checkpoint: file of weights to start from.
+        checkpoint: file of weights to start from. Images are normalised as the weights have seen
+            them: as the file says, else as timm does for the model, else as ImageNet's.
         fast_factor: what the learning rate of the head and of a network's new layers is multiplied
             with; 10 in F-CAM. None of ``small_vgg``, which is new as a whole.
         method: CAM whose maps are scored on validation images with masks or boxes.

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import timm
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -14,6 +15,8 @@ from torchvision.transforms import v2
 from wsfast.data import JointTransform
 from wsfast.data.opening import SYNTHETIC
 from wsfast.models import save_checkpoint
+from wsfast.models.checkpoint import saved_normalization
+from wsfast.models.encoders import NOT_OF_TIMM
 from wsfast.train import distributed
 from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
@@ -135,6 +138,24 @@ def image_statistics(dataset: LabelledImages) -> tuple[list[float], list[float]]
     mean = (counts @ levels) / total
     squares = (counts * (levels - mean[:, None]).square()).sum(1)
     return mean.tolist(), (squares / (total - 1)).sqrt().clamp_min(1e-3).tolist()
+
+
+def pretrained_normalization(
+    name: str, checkpoint: str, channels: int
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std per channel of the images that the weights an encoder starts from have seen.
+
+    Args:
+        name: of the encoder, as :func:`wsfast.models.create_encoder` takes it.
+        checkpoint: file of the weights; its own normalisation counts where it says one. Empty for
+            downloaded weights.
+        channels: of the images.
+    """
+    found = saved_normalization(checkpoint) if checkpoint else None
+    if found is None:
+        known = None if name in NOT_OF_TIMM else timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        found = (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
+    return found[0][:channels], found[1][:channels]
 
 
 def normalization(mean: Sequence[float], std: Sequence[float]) -> v2.Compose:

@@ -13,7 +13,7 @@ from wsfast._check import value_error
 from wsfast.cam.attention import cls_attention, load_attention_model
 from wsfast.models import load_weights
 from wsfast.train.classifier import build_cam
-from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
+from wsfast.train.images import ImageData, pretrained_normalization
 from wsfast.train.store import weights_digest
 
 _HEADS = 4  # single heads beside the mean of all, as published
@@ -45,9 +45,10 @@ class MapSources:
         checkpoint: str,
     ) -> None:
         self.names = list(names)
+        self._seen = pretrained_normalization(transformer, checkpoint, 3)
         mean, std, ours_mean, ours_std = (
             torch.tensor(values, device=device).reshape(1, -1, 1, 1)
-            for values in (IMAGENET_MEAN, IMAGENET_STD, data.mean, data.std)
+            for values in (*self._seen, data.mean, data.std)
         )
         # From images normalised for the classifier to images normalised for the transformer.
         self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
@@ -67,6 +68,7 @@ class MapSources:
             found["classifier"] = weights_digest(self.classifier)
         if self.transformer is not None:
             found["transformer"] = weights_digest(self.transformer)
+            found["seen"] = self._seen
         return found
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from wsfast.train.data import OpenedData, check_shared_split
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
-from wsfast.train.images import IMAGENET_MEAN, IMAGENET_STD, TrainingSample, image_statistics
+from wsfast.train.images import TrainingSample, image_statistics, pretrained_normalization
 from wsfast.train.loading import read_batch, to_device
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.log import Record
@@ -144,8 +144,8 @@ def _build_classifier(
         model = _new_classifier(config, classes)
     if config.pretrained or config.checkpoint:
         channels = config.channels or 3
-        mean, std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
-        images = data.images(mean, std)
+        seen = pretrained_normalization(config.model, config.checkpoint, channels)
+        images = data.images(*seen)
     else:
         images = data.images(*image_statistics(data.train))
     return ClassifierRecipe(config, model, device, images)
