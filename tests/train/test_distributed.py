@@ -1,5 +1,6 @@
 """Two processes against one."""
 
+import copy
 import json
 import os
 import subprocess
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from tests.train.tiny import result, train_tiny
-from wsfast.train.distributed import CPUSyncBatchNorm, global_mean
+from wsfast.models import WSOLClassifier
+from wsfast.train import distributed
+from wsfast.train.distributed import global_mean, synchronize_batchnorm
 from wsfast.train.runs import configure, run
 
 
@@ -42,24 +46,60 @@ def test_two_gloo_processes_train_and_score_as_one(tmp_path):
     assert caches[0].read_bytes() == caches[1].read_bytes()
 
 
-def test_synchronized_batch_normalisation_is_torchs_on_one_process():
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (nn.BatchNorm1d, (4, 5)),
+        (nn.BatchNorm1d, (4, 5, 3)),
+        (nn.BatchNorm2d, (4, 5, 3, 6)),
+        (BatchNormAct2d, (4, 5, 3, 6)),
+        (nn.BatchNorm3d, (4, 5, 3, 2, 2)),
+    ],
+)
+def test_synchronized_batch_normalisation_is_the_layers_own_on_one_process(
+    kind, shape, monkeypatch
+):
     torch.manual_seed(0)
-    plain = nn.BatchNorm2d(5).double()
+    plain = kind(5).double()
     with torch.no_grad():
         plain.weight.uniform_(0.5, 2)
         plain.bias.normal_()
-    images = torch.randn(4, 5, 3, 6, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(4, 5, 3, 6, dtype=torch.float64)
+    images = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(shape, dtype=torch.float64)
+    synchronized = copy.deepcopy(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: 2)
+        synchronize_batchnorm(synchronized, torch.device("cpu"))
+    assert type(synchronized) is not kind
     results = []
-    for kind in (nn.BatchNorm2d, CPUSyncBatchNorm):
-        layer = nn.BatchNorm2d(5).double()
-        layer.load_state_dict(plain.state_dict())
-        layer.__class__ = kind
+    for layer in (plain, synchronized):
         with _single_process_group():
             out = layer(images)
             grads = torch.autograd.grad((out * weights).sum(), [images, *layer.parameters()])
-        results.append([out, *grads, *layer.state_dict().values()])
+        results.append([out, *grads, *layer.state_dict().values(), layer.eval()(images)])
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_network_keeps_the_activations_inside_its_normalisation(device, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    model = WSOLClassifier("timm/test_efficientnet", 2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    synchronize_batchnorm(model, torch.device(device))
+    assert not any(type(m) in (nn.BatchNorm2d, BatchNormAct2d) for m in model.modules())
+    torch.testing.assert_close(model.eval()(images), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_normalisation_of_an_unknown_kind_is_refused(device, monkeypatch):
+    class Own(nn.BatchNorm2d):
+        def forward(self, input):
+            return super().forward(input).relu()
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"model must be with torch's or timm's own .*, got Own$"):
+        synchronize_batchnorm(nn.Sequential(Own(3)), torch.device(device))
 
 
 class _single_process_group:

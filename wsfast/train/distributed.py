@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsfast._check import value_error
 
@@ -123,22 +125,26 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
-class CPUSyncBatchNorm(nn.BatchNorm2d):
+class CPUSyncBatchNorm(_BatchNorm):
     """Batch normalisation over the batches of all processes; torch has it for accelerators only."""
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any number of dimensions."""
+
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) by the statistics of all processes' batches."""
+        """Normalise (N, C, ...) by the statistics of all processes' batches."""
         if not self.training:
             return super().forward(input)
-        dims = (0, 2, 3)
+        dims = [0, *range(2, input.dim())]
+        shape = [-1] + [1] * (input.dim() - 2)
         count = input.numel() // input.shape[1] * world_size()
         mean = _SumOverProcesses.apply(input.sum(dims)) / count
-        centred = input - mean[:, None, None]
+        centred = input - mean.view(shape)
         variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach() * count / max(count - 1, 1))
-        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
-            scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
         return scaled
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -153,15 +159,45 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
+class CPUSyncBatchNormAct(CPUSyncBatchNorm):
+    """The same of timm's layer that holds the activation, too."""
+
+    act: nn.Module
+    drop: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) and apply the activation."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+_ON_CPU: dict[type, type] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), CPUSyncBatchNorm),
+    BatchNormAct2d: CPUSyncBatchNormAct,
+}
+_SYNCHRONIZED = {nn.SyncBatchNorm, SyncBatchNormAct, *_ON_CPU.values()}
+
+
 def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let batch normalisation see the global batch, as one process would."""
+    """Let batch normalisation see the global batch, as one process would.
+
+    Raises:
+        ValueError: a layer of another kind than torch's and timm's, which would lose what it does
+            besides.
+    """
     if world_size() == 1:
         return module
+    layers = [child for child in module.modules() if isinstance(child, _BatchNorm)]
+    for layer in layers:
+        if type(layer) not in {*_ON_CPU, *_SYNCHRONIZED}:
+            expected = "with torch's or timm's own batch normalisation under torchrun"
+            value_error("train", "model", expected, type(layer).__name__)
     if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = CPUSyncBatchNorm  # same state; references to the layer stay valid
+        converted: nn.Module = convert_sync_batchnorm(module)  # torch's drops timm's activations
+        return converted
+    for layer in layers:
+        # Same state; references to the layer stay valid.
+        layer.__class__ = _ON_CPU.get(type(layer), type(layer))
     return module
 
 
