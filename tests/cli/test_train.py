@@ -183,7 +183,8 @@ def test_a_classifier_of_other_classes_is_refused(runs, tmp_path, capsys):
     found = run("train", "fcam", "--data", tmp_path / "data", "--format", "folder",
                 "--classifier", runs / "classifier", "--out", tmp_path / "run")  # fmt: skip
     assert found == 2
-    assert "classifier must be of the data's 3 classes, got one of 2" in capsys.readouterr().err
+    expected = "must be of the model's 2 classes in their order (good, defect), got 3 (free, crack"
+    assert expected in capsys.readouterr().err
 
 
 def test_sigterm_ends_the_command_with_143_and_resume_goes_on(tmp_path):

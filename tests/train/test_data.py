@@ -1,5 +1,6 @@
 """Which images a run trains, is validated and tested on, and what its models say of it."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from tests.data.pictures import picture
 from wsfast.data import SyntheticDefects
 from wsfast.train.config import CONFIG
-from wsfast.train.data import open_split
+from wsfast.train.data import check_classes, open_split
 from wsfast.train.evaluation import RunMaps, evaluate_run
 from wsfast.train.log import read_log
 from wsfast.train.runs import _BUILDERS, configure, load_run, run
@@ -113,6 +114,75 @@ def _of_folder(classifier, tmp_path):
     settings = yaml.safe_load((here / CONFIG).read_text())
     (here / CONFIG).write_text(yaml.safe_dump({**settings, "format": "folder"}))
     return here
+
+
+@pytest.fixture(scope="module")
+def unnamed(tmp_path_factory):
+    """A data set whose class without an object is not called so, and a classifier that knows it."""
+    root = tmp_path_factory.mktemp("unnamed")
+    for number in range(10):
+        picture(root / "data" / "surface" / f"{number}.png", size=(32, 16), value=40 + number)
+        picture(root / "data" / "crack" / f"{number}.png", size=(32, 16), value=140 + number)
+    settings = {**TINY, "data": str(root / "data"), "normal": "surface"}
+    run(configure("classifier", settings), root / "classifier", progress=False)
+    return root
+
+
+def test_a_run_takes_the_class_without_an_object_from_its_classifier(unnamed, tmp_path):
+    for path in (unnamed / "classifier", unnamed / "classifier" / "best.safetensors"):
+        recipe = pseudo(path, unnamed / "data")
+        assert recipe.data.class_names == ("surface", "crack")
+        assert (recipe.data.clean_class, recipe.config.normal) == (0, "surface")
+    moved = shutil.copy(unnamed / "classifier" / "best.safetensors", tmp_path)
+    assert pseudo(moved, unnamed / "data", normal="surface").data.clean_class == 0
+
+
+@pytest.mark.parametrize("place", ["run", "moved file"])
+def test_classes_in_another_order_than_the_classifiers_are_refused(unnamed, tmp_path, place):
+    path, settings = unnamed / "classifier", {"normal": "crack"}
+    if place == "moved file":
+        path, settings = shutil.copy(path / "best.safetensors", tmp_path), {}
+    message = r"--data must be .* in their order \(surface, crack\), got 2 \(crack, surface\); name"
+    with pytest.raises(ValueError, match=message):
+        pseudo(path, unnamed / "data", **settings)
+
+
+def test_a_run_without_its_classifiers_class_without_an_object_is_refused(unnamed):
+    data = shutil.copytree(unnamed / "data", unnamed / "renamed")
+    (data / "surface").rename(data / "a surface")  # sorts first whatever it is
+    settings = {**TINY, "data": str(data)}
+    first = configure("classifier", {**settings, "normal": "a surface"})
+    run(first, unnamed / "first", progress=False)
+    second = configure("pseudo", {**settings, "classifier": str(unnamed / "first")})
+    assert second.normal == "a surface"
+    with pytest.raises(
+        ValueError, match=r"normal must be the classifier's \(a surface\), got noth"
+    ):
+        run(dataclasses.replace(second, normal=""), unnamed / "second", progress=False)
+
+
+def test_a_run_is_scored_on_its_own_classes_only(unnamed):
+    other = shutil.copytree(unnamed / "data", unnamed / "other")
+    shutil.copytree(other / "crack", other / "hole")
+    with pytest.raises(
+        ValueError, match=r"order \(surface, crack\), got 3 \(surface, crack, hole\); name"
+    ):
+        evaluate_run(unnamed / "classifier", data=str(unnamed / "other"), progress=False)
+
+
+def test_the_one_class_with_an_object_may_have_any_name():
+    check_classes(("good", "crack"), ("good", "defect"), 0)
+    for data, normal in ((("ok", "crack"), 0), (("good", "defect"), None)):
+        with pytest.raises(ValueError, match="classes in their order"):
+            check_classes(("good", "crack"), data, normal)
+
+
+def test_many_classes_are_told_from_where_they_differ():
+    names = [str(number) for number in range(200)]
+    with pytest.raises(ValueError, match=r"200 .* \(5, 6, 7, 8, \.\.\.\), got 199 \(5, 6, 8, 9, "):
+        check_classes(names, [*names[:7], *names[8:]], None)
+    with pytest.raises(ValueError, match=r"200 .* \(197, 198, 199\), got 199 \(197, 198\)"):
+        check_classes(names, names[:199], 0)
 
 
 def test_maps_of_other_synthetic_images_are_made_anew(classifier):

@@ -55,16 +55,41 @@ def open_split(
     )
 
 
-def check_shared_split(config: TrainConfig, classifier: Path, extra: Mapping[str, Any]) -> None:
+def settings_around(path: Path) -> dict[str, Any]:
+    """Settings of the run that a folder or a checkpoint in it is of; none without a run."""
+    run = path if path.is_dir() else path.parent
+    return as_saved(read_recipe(run / CONFIG)[1]) if (run / CONFIG).is_file() else {}
+
+
+def check_classes(model: Sequence[str], data: Sequence[str], normal: int | None) -> None:
+    """Raise ValueError where a data set's labels do not mean what a model's do.
+
+    Args:
+        model: class names of the model.
+        data: class names of the data set; beside one without an object, the only other one may
+            have any name.
+        normal: that class of the data set; None where there is none.
+    """
+    meant = 1 if normal == 0 and len(model) == len(data) == 2 else None
+    if tuple(model[:meant]) != tuple(data[:meant]):
+        equal = [one == other for one, other in zip(model, data, strict=False)]
+        shown = slice(max(0, [*equal, False].index(False) - 2), None)
+        expected = f"of the model's {len(model)} classes in their order ({_listed(model[shown])})"
+        got = f"{len(data)} ({_listed(data[shown])}); name them alike, and give the --normal and "
+        value_error("train", "--data", expected, got + "--merge that the classifier had")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def check_shared_split(config: TrainConfig, known: Mapping[str, Any]) -> None:
     """Raise ValueError where a classifier may have learnt from images held out from a run.
 
     Args:
         config: of the run that starts from the classifier.
-        classifier: its run or checkpoint.
-        extra: what the checkpoint says besides; enough where there is no run around it.
+        known: settings of the classifier's run, as far as they are known.
     """
-    run = classifier if classifier.is_dir() else classifier.parent
-    known = as_saved(read_recipe(run / CONFIG)[1]) if (run / CONFIG).is_file() else dict(extra)
     trained = str(known.get("data", config.data))
     if trained != SYNTHETIC and not Path(trained).exists():
         trained = config.data  # moved since: it may be the same

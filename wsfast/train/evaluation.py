@@ -18,7 +18,7 @@ from wsfast.models.localizers import foreground_maps
 from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
-from wsfast.train.data import open_split
+from wsfast.train.data import check_classes, open_split
 from wsfast.train.images import images_at_once, normalization
 from wsfast.train.runs import CONFIGS, load_run
 from wsfast.train.validation import ClassScores, explained_classes
@@ -135,7 +135,7 @@ def evaluate_run(
         at ``threshold`` has a box of IoU >= 0.5.
 
     Raises:
-        ValueError: no run, data without labels of its classes.
+        ValueError: no run, data of other classes or with another order of them.
     """
     device = device or torch.device("cpu")
     maps = RunMaps(folder, device)
@@ -147,6 +147,7 @@ def evaluate_run(
         data=data,
         format=format,
     )
+    check_classes(maps.checkpoint.class_names, dataset.class_names, dataset.normal_label)
     clean = -1 if dataset.normal_label is None else dataset.normal_label
     scores = _Scores(maps.threshold, len(dataset.class_names))
     normalize = normalization(maps.checkpoint.mean, maps.checkpoint.std)

@@ -29,7 +29,7 @@ from wsfast.train.classifier import (
     seeded_weights,
 )
 from wsfast.train.config import TrainConfig, read_run_settings, read_settings
-from wsfast.train.data import OpenedData, check_shared_split
+from wsfast.train.data import OpenedData, check_classes, check_shared_split, settings_around
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
@@ -56,6 +56,9 @@ def configure(
 ) -> TrainConfig:
     """Settings of a recipe: those given, then a file's, then those of the run that is resumed.
 
+    Which class has no object, and whether the others are one, is then as in the run of the
+    classifier that the recipe starts from.
+
     Raises:
         ValueError: an unknown recipe or setting, a value out of range, an unreadable file, a value
             given in vain (see :meth:`wsfast.train.config.TrainConfig.idle`).
@@ -64,7 +67,11 @@ def configure(
     check_choice("train", "recipe", recipe, list(CONFIGS))
     saved = read_run_settings(out, recipe) if resume and out is not None else {}
     given = {**(read_settings(file, recipe) if file is not None else {}), **settings}
-    config = CONFIGS[recipe].build({**saved, **given})
+    known = {**saved, **given}
+    classifier = known.get("classifier")
+    around = settings_around(Path(str(classifier))) if classifier else {}
+    inherited = {name: value for name, value in around.items() if name in ("normal", "merge")}
+    config = CONFIGS[recipe].build({**inherited, **known})
     config.check_effect(given)
     return config
 
@@ -170,8 +177,8 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     """The classifier that a recipe starts from, and images for it.
 
     Raises:
-        ValueError: none given, one for other classes or channels, or one that may have been trained
-            on images that are held out from this run.
+        ValueError: none given, one for other classes, another order of them or other channels, or
+            one that may have been trained on images that are held out from this run.
     """
     path: str = config.classifier
     if not path:
@@ -184,11 +191,12 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     if config.channels not in (None, model.in_chans):
         expected = f"the classifier's ({model.in_chans})"
         value_error("train", "channels", expected, f"{config.channels}")
-    check_shared_split(config, Path(path), saved.extra)
+    known = settings_around(Path(path)) or saved.extra
+    check_shared_split(config, known)
     data = OpenedData(config, saved)
-    if model.num_classes != len(data.class_names):
-        expected = f"of the data's {len(data.class_names)} classes"
-        value_error("train", "classifier", expected, f"one of {model.num_classes}")
+    check_classes(saved.class_names, data.class_names, data.train.normal_label)
+    if known.get("normal") and data.clean_class < 0:
+        value_error("train", "normal", f"the classifier's ({known['normal']})", "nothing")
     return model, saved, data
 
 
