@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.data.pictures import picture
 from wsfast.data import SyntheticDefects
@@ -209,6 +211,26 @@ def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, 
     assert more.split_seed == 3
     run(more, tmp_path / "old", resume=True, progress=False)
     assert len(read_log(tmp_path / "old")) == 2
+
+
+def test_a_resumed_run_needs_the_classifier_it_was_begun_with(classifier, folder, tmp_path):
+    first = shutil.copytree(classifier, tmp_path / "first")
+    settings = {**TINY, "data": str(folder), "classifier": str(first),
+                "method": "cam", "select_on": "last"}  # fmt: skip
+    out = tmp_path / "pseudo"
+    run(configure("pseudo", settings), out, progress=False)
+    more = configure("pseudo", {"epochs": 2}, out=out, resume=True)
+    weights = load_file(first / "best.safetensors")
+    with safe_open(first / "best.safetensors", "pt") as file:
+        save_file({n: w + 1 for n, w in weights.items()}, first / "best.safetensors",
+                  file.metadata())  # fmt: skip
+    with pytest.raises(ValueError, match=r"--resume must be given the classifier that .* weights"):
+        run(more, out, resume=True, progress=False)
+    state = torch.load(out / STATE, weights_only=True)
+    del state["classifier"]  # as before it was saved
+    torch.save(state, out / STATE)
+    run(more, out, resume=True, progress=False)
+    assert len(read_log(out)) == 2
 
 
 @pytest.mark.parametrize("recipe", ["classifier", "pseudo"])

@@ -293,6 +293,7 @@ class _Run:
                 "recipe": self.recipe.name,
                 "config": self.config.as_dict(),
                 "fingerprint": self.recipe.fingerprint(),
+                "classifier": self.recipe.classifier_digest,
                 **{
                     k: getattr(self.at, k)
                     for k in ("epoch", "step", "seconds", "best", "best_epoch")
@@ -305,7 +306,7 @@ class _Run:
         )
 
     def _restore(self, out: Path) -> None:
-        state = load_state(out, self.recipe.name, self.config, self.recipe.fingerprint())
+        state = load_state(out, self.recipe)
         self.recipe.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -46,10 +46,12 @@ class Recipe(ABC):
         config: its settings.
         model: what is trained and saved; its parameters without ``requires_grad`` stay as they are.
         device: where the model is.
+        classifier_digest: of the classifier's weights that a run starts from; empty without one.
     """
 
     name: ClassVar[str]
     selections: Mapping[str, str] = {}
+    classifier_digest: str = ""
 
     def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:
         self.config = config

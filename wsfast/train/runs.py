@@ -40,6 +40,7 @@ from wsfast.train.log import Record
 from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
 from wsfast.train.recipe import Draw, Recipe
 from wsfast.train.state import check_out
+from wsfast.train.store import weights_digest
 
 CONFIGS: dict[str, type[TrainConfig]] = {
     config.recipe: config for config in (ClassifierConfig, FCAMConfig, DiPSConfig, PseudoConfig)
@@ -201,7 +202,8 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
 
 
 def _noted(recipe: LocalizerRecipe, classifier: Checkpoint) -> Recipe:
-    """With a warning where the classifier that all rests on is poor."""
+    """With what is known of the classifier that all rests on, and a warning where it is poor."""
+    recipe.classifier_digest = weights_digest(classifier.model)
     accuracy = classifier.extra.get("balanced_accuracy")
     recipe.notes += poor_classifier(accuracy, len(classifier.class_names))
     return recipe

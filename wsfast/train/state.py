@@ -7,7 +7,8 @@ import torch
 
 from wsfast._check import value_error
 from wsfast._files import atomic_file
-from wsfast.train.config import TrainConfig, changes_on_resume
+from wsfast.train.config import changes_on_resume
+from wsfast.train.recipe import Recipe
 
 STATE = "last.pt"
 _FORMAT = 1
@@ -35,13 +36,14 @@ def check_out(folder: Path, *, resume: bool) -> None:
         value_error("train", "--out", expected, f"{folder}")
 
 
-def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str) -> dict[str, Any]:
+def load_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Read the state of a run and see that it is of this run.
 
     Raises:
-        ValueError: an unreadable file, another recipe, changed settings or changed data; the
-            message says which.
+        ValueError: an unreadable file, another recipe, changed settings, changed data or a changed
+            classifier; the message says which.
     """
+    fingerprint, digest = recipe.fingerprint(), recipe.classifier_digest
     path = folder / STATE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,9 +53,10 @@ def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str)
         value_error("train", "--resume", "of a readable last.pt", f"{path} ({reason})")
     if not known:
         value_error("train", "--resume", f"of format {_FORMAT}", f"{path}, of another")
-    if state["recipe"] != recipe:
-        value_error("train", "--resume", f"a run of {recipe}", f"{path}, of {state['recipe']}")
-    changed = changes_on_resume(state["config"], config)
+    if state["recipe"] != recipe.name:
+        found = f"{path}, of {state['recipe']}"
+        value_error("train", "--resume", f"a run of {recipe.name}", found)
+    changed = changes_on_resume(state["config"], recipe.config)
     if changed:
         value_error("train", "--resume", "given the run's own settings", "; ".join(changed))
     if state["fingerprint"] != fingerprint:
@@ -63,4 +66,7 @@ def load_state(folder: Path, recipe: str, config: TrainConfig, fingerprint: str)
             f"given the run's own images ({state['fingerprint']})",
             fingerprint,
         )
+    if state.get("classifier", digest) != digest:  # older states do not say
+        expected = "given the classifier that the run was begun with"
+        value_error("train", "--resume", expected, "one of other weights at its place")
     return dict(state)
