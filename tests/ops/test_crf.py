@@ -309,6 +309,39 @@ def test_opcheck(device: torch.device, requires_grad: bool) -> None:
         )
 
 
+@pytest.mark.parametrize("weight", [2e-9, 1e-4])
+def test_gradient_of_half_probabilities(weight: float) -> None:
+    """Neither W s nor the weight of the loss fits float16; their product does."""
+    image = torch.zeros(1, 3, 500, 500)
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        prob = torch.full((1, 2, 500, 500), 0.9, dtype=dtype, requires_grad=True)
+        (weight * wsfast.dense_crf_loss(image, prob, sigma_xy=300.0)).backward()
+        gradients.append(prob.grad.float())
+    assert gradients[1].abs().min() > 1e-5
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_captured_without_a_gradient(symmetric: bool) -> None:
+    """What a graph did not keep for the gradient is found again in its backward pass."""
+    image, prob = smooth_image(1, 8, 9), soft(1, 2, 8, 9)
+
+    class Loss(torch.nn.Module):
+        def forward(self, image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
+            return wsfast.dense_crf_loss(image, prob, sigma_xy=9.0, symmetric=symmetric)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Loss(), (image, prob))
+    exported = torch.export.export(Loss(), (image, prob)).module()
+    prob.requires_grad_()
+    (wanted,) = torch.autograd.grad(Loss()(image, prob), prob)
+    for captured in (traced, exported):
+        (found,) = torch.autograd.grad(captured(image, prob), prob)
+        assert torch.equal(found, wanted)
+
+
 def every_op(image: torch.Tensor, prob: torch.Tensor) -> list[torch.Tensor]:
     return [
         wsfast.dense_crf_loss(image, prob, scale_factor=0.5),

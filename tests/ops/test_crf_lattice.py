@@ -122,6 +122,17 @@ def test_normalization() -> None:
     )
 
 
+def test_normalization_of_half_types_beyond_their_range() -> None:
+    """W x leaves float16 before it is divided, and is rounded once."""
+    lattice = wsfast.bilateral_lattice(torch.zeros(1, 3, 224, 224), sigma_rgb=15.0, sigma_xy=100.0)
+    values = (torch.rand(1, 1, 224, 224) * 8).half()
+    for normalize in ("after", "symmetric"):
+        found = wsfast.lattice_filter(values, lattice, normalize=normalize)
+        wanted = wsfast.lattice_filter(values.float(), lattice, normalize=normalize)
+        assert torch.equal(found, wanted.half())
+        assert found.isfinite().all()
+
+
 def test_accuracy_against_brute_force() -> None:
     """The published bounds: 10 per cent after the best scale, 6 per cent normalised; dense 3."""
     torch.manual_seed(2)

@@ -294,6 +294,7 @@ def lattice_filter(
     flat = values.flatten(2)
     if normalize == "none":
         return lattice.apply(flat, direction).view(values.shape)
+    flat = flat.to(accumulate_dtype(values.dtype))  # half types do not hold W x
     degree = lattice.degree(values.dtype, direction).clamp(min=torch.finfo(torch.float32).tiny)
     if normalize == "after":
         return (lattice.apply(flat, direction) / degree).to(values.dtype).view(values.shape)

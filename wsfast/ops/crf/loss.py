@@ -90,11 +90,12 @@ def _quadratic_channels(prob: Tensor, form: str, normalize: str) -> Tensor:
     """The channels s whose energies s' W s make up the loss.
 
     The paper's form needs t' W 1 with t the sum of the channels: it is the energy of (t + 1) / 2
-    minus that of (t - 1) / 2. A last channel of ones gives 1' W 1.
+    minus that of (t - 1) / 2. A last channel of ones gives 1' W 1. Half types are widened: they
+    hold neither t nor W s, which is the gradient.
     """
+    prob = prob.to(accumulate_dtype(prob.dtype))
     channels = [prob]
     if form == "paper":
-        prob = prob.to(accumulate_dtype(prob.dtype))  # half types would round t, (t + 1) / 2
         total = prob.sum(dim=1, keepdim=True)
         channels = [prob, (total + 1) * 0.5, (total - 1) * 0.5]
     if normalize == "affinity":
@@ -153,12 +154,10 @@ def _gaussian_energy(
     method: str,
 ) -> Tensor:
     """(B, channels) energies by the exact or the dense-vertex Gaussian."""
-    dtype = accumulate_dtype(values.dtype)
-    masked = values.to(dtype)
     if roi is not None:
-        masked = masked * roi.unsqueeze(1)
-    flat = masked.flatten(2)
-    features = _bilateral_features(image, sigma_rgb, sigma_xy, dtype)
+        values = values * roi.unsqueeze(1)
+    flat = values.flatten(2)
+    features = _bilateral_features(image, sigma_rgb, sigma_xy, flat.dtype)
     return (flat * torch.ops.wsfast.gaussian_filter(flat, features, method)).sum(dim=2)
 
 
@@ -247,7 +246,7 @@ def _loss_of_lattice(
             f"of the lattice's {images} images of {list(lattice.spatial)} pixels (scaled)",
             f"shape {list(prob.shape)}",
         )
-    values = _quadratic_channels(prob, form, scale).to(accumulate_dtype(prob.dtype))
+    values = _quadratic_channels(prob, form, scale)
     if roi is not None:
         values = values * roi.unsqueeze(1)
     energy = lattice.energy(values.flatten(2), "symmetric" if symmetric else "forward")
@@ -348,7 +347,8 @@ def dense_crf_loss(
         Warns of one channel with the rloss form, and of an image of 0-1 with a sigma for 0-255.
         Differentiable in ``prob`` any number of times. The lattice is built, used and forgotten
         image by image: the gradient is found in the forward pass, and without one its part is left
-        out. Half types are summed in float32; autocast runs it in float32. Deterministic, equal for
+        out. A graph that was exported or traced without one filters again where it is
+        differentiated. Half types are summed in float32; autocast runs it in float32. Deterministic, equal for
         any number of threads, and each image as if it were alone.
 
         Extra memory on the CPU, for two classes of float32 and d = C + 2: about 140 bytes per

@@ -107,23 +107,28 @@ def _(values: Tensor, features: Tensor, method: str) -> Tensor:
 
 
 def _save_energy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    image, _, roi, sigma_rgb, sigma_xy, direction, with_filtered = inputs
+    image, values, roi, sigma_rgb, sigma_xy, direction, with_filtered = inputs
     ctx.set_materialize_grads(False)  # nobody asks for the gradient of what was filtered: no filter
-    ctx.save_for_backward(image, roi, output[1])
+    ctx.save_for_backward(image, roi, output[1] if with_filtered else values)
     ctx.options = (sigma_rgb, sigma_xy, direction, with_filtered)
 
 
 def _energy_backward(
     ctx: Any, grad: Tensor | None, grad_filtered: Tensor | None
 ) -> tuple[Any, ...]:
-    """2 A s per energy, and the adjoint of the filter where its result was used."""
+    """2 A s per energy, and the adjoint of the filter where its result was used.
+
+    A graph that was captured without a gradient has no A s: it is filtered here.
+    """
     image, roi, filtered = ctx.saved_tensors
     sigma_rgb, sigma_xy, direction, with_filtered = ctx.options
     total = None
     if grad is not None:
         if not with_filtered:
-            raise RuntimeError("wsfast::dense_crf_energy: a gradient needs with_filtered=True")
-        total = filtered * (2 * grad[:, :, None, None]).to(filtered.dtype)
+            _, filtered = torch.ops.wsfast.dense_crf_energy(
+                image, filtered, roi, sigma_rgb, sigma_xy, direction, True
+            )
+        total = (filtered * (2 * grad[:, :, None, None])).to(filtered.dtype)
     if grad_filtered is not None and with_filtered:
         _, back = torch.ops.wsfast.dense_crf_energy(
             image, grad_filtered, roi, sigma_rgb, sigma_xy, _ADJOINT[direction], True
