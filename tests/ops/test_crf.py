@@ -287,6 +287,17 @@ def test_gradcheck(device: torch.device) -> None:
         call = lambda x, o=options: wsfast.dense_crf_loss(image, x, sigma_xy=5.0, **o) ** 2  # noqa: E731
         assert torch.autograd.gradcheck(call, (prob,))
         assert torch.autograd.gradgradcheck(call, (prob,))
+    roi.requires_grad_()
+    for options in (
+        {"normalize": "pixels"}, {"form": "paper", "normalize": "affinity"}, {"method": "exact"},
+        {"lattice": wsfast.bilateral_lattice(image.double(), sigma_rgb=15.0, sigma_xy=5.0)},
+    ):  # fmt: skip
+        soft_roi = lambda x, r, o=options: wsfast.dense_crf_loss(  # noqa: E731
+            image, x, sigma_xy=5.0, roi=r, **o
+        )
+        assert torch.autograd.gradcheck(soft_roi, (prob, roi))
+        assert torch.autograd.gradcheck(soft_roi, (prob.detach(), roi))
+    assert torch.autograd.gradgradcheck(soft_roi, (prob, roi))
     logits = torch.randn(1, 3, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     costs = torch.rand(3, 3, dtype=torch.float64, device=device, requires_grad=True)
 
@@ -381,6 +392,25 @@ def test_compile_with_what_scripts_cannot_take(device: torch.device) -> None:
     torch.testing.assert_close(found, expected)
     ours, theirs = (torch.autograd.grad(sum(each), prob) for each in (found, expected))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_captured_loss_of_other_sizes(device: torch.device) -> None:
+    """Neither the images of a captured graph nor their pixels are constants of it."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
+            return wsfast.dense_crf_loss(image, prob, sigma_xy=5.0, normalize="pixels")
+
+    given = (smooth_image(2, 6, 6).to(device), soft(2, 2, 6, 6).to(device))
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Loss(), given)
+    exported = torch.export.export(Loss(), given, dynamic_shapes=(sizes, sizes)).module()
+    image, prob = smooth_image(3, 5, 8).to(device), soft(3, 2, 5, 8).to(device)
+    for captured in (traced, exported):
+        torch.testing.assert_close(captured(image, prob), Loss()(image, prob))
+        assert captured(image[:0], prob[:0]) == 0
 
 
 class EveryOp(torch.nn.Module):

@@ -31,6 +31,18 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float, method: str) -> None:
         wsfast.dense_crf_loss(smooth_image(2, 4, 4), worse, method=method)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_maps_that_are_not_finite_are_named(kept: bool) -> None:
+    """With a kept lattice as with an image, and the ROI as well as the probabilities."""
+    image, prob, roi = smooth_image(2, 4, 4), soft(2, 2, 4, 4), torch.rand(2, 4, 4)
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0) if kept else None
+    worse, bad_roi = prob.clone(), roi.clone()
+    worse[1, 0, 0, 0] = bad_roi[1, 0, 0] = math.nan
+    for maps, mask, name in ((worse, roi, "prob"), (worse, None, "prob"), (prob, bad_roi, "roi")):
+        with pytest.raises(ValueError, match=f"{name} must be finite, got NaN or inf in image 1"):
+            wsfast.dense_crf_loss(image, maps, roi=mask, lattice=lattice)
+
+
 @pytest.mark.parametrize("method", ["lattice", "dense"])
 @pytest.mark.parametrize("offset", [1e7, -1e7])
 def test_far_from_0_is_an_error_on_the_cpu(offset: float, method: str) -> None:
@@ -94,6 +106,7 @@ ERRORS = [
     (lambda: loss(IMAGE, PROB, normalize="n"), ValueError, "normalize must be one of pixels"),
     (lambda: loss(IMAGE, PROB, method="fft"), ValueError, "method must be one of lattice"),
     (lambda: loss(IMAGE, PROB, reduction="mean"), ValueError, "reduction must be one of batchmean"),
+    (lambda: loss(IMAGE, PROB, roi=[1]), TypeError, "roi must be a torch.Tensor, got list"),
     (lambda: loss(IMAGE, PROB, roi=PROB), ValueError, "roi must be a tensor of 3 dimensions"),
     (lambda: loss(IMAGE, PROB, roi=PROB[:1, 0]), ValueError, "roi must be (B, H, W)"),
     (lambda: loss(None, PROB), ValueError, "image must be a tensor where lattice is None"),
@@ -117,6 +130,11 @@ ERRORS = [
         "compatibility must be of shape (2, 2)",
     ),
     (lambda: wsfast.mean_field(PROB * math.nan, IMAGE), ValueError, "logits must be finite"),
+    (
+        lambda: wsfast.mean_field(PROB, IMAGE, compatibility=torch.eye(2) * math.nan),
+        ValueError,
+        "compatibility must be finite",
+    ),
 ]
 
 

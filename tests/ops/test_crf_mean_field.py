@@ -74,6 +74,19 @@ def test_follows_the_edge() -> None:
     )
 
 
+@pytest.mark.parametrize("normalize", ["symmetric", "after", "none"])
+@pytest.mark.parametrize("sigma", [1e-39, 1e-46, 1e-300])
+def test_spatial_sigma_below_float32(sigma: float, normalize: str) -> None:
+    """A kernel of less than a pixel is the identity, however narrow."""
+    image, logits = torch.rand(1, 3, 5, 6) * 255, torch.randn(1, 3, 5, 6)
+    found, wanted = (
+        wsfast.mean_field(logits, image, spatial_sigma=s, normalize=normalize)
+        for s in (sigma, 0.01)
+    )
+    assert torch.equal(found, wanted)
+    assert found.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
 def test_dtypes(device: torch.device, dtype: torch.dtype) -> None:
     image = (torch.rand(2, 3, 9, 8, device=device) * 255).to(torch.uint8)

@@ -10,6 +10,7 @@ from ..._check import (
     check_choice,
     check_number,
     check_rank,
+    check_reverse_mode,
     check_same_device,
     check_tensor,
     type_error,
@@ -45,6 +46,7 @@ def _check_options(form: str, normalize: str | None, method: str, reduction: str
 def _check_roi(prob: Tensor, roi: Tensor) -> Tensor:
     """The ROI as (B, H, W)."""
     check_tensor("dense_crf_loss", "roi", roi)
+    check_reverse_mode("dense_crf_loss", "roi", roi)
     check_same_device("dense_crf_loss", "prob", prob, "roi", roi)
     if roi.dim() == 4 and roi.shape[1] == 1:
         roi = roi[:, 0]
@@ -86,8 +88,8 @@ def _resized(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
     return rescale(maps, scale_factor, mode)
 
 
-def _quadratic_channels(prob: Tensor, form: str, normalize: str) -> Tensor:
-    """The channels s whose energies s' W s make up the loss.
+def _quadratic_channels(prob: Tensor, roi: Tensor | None, form: str, normalize: str) -> Tensor:
+    """The channels s, times ``roi``, whose energies s' W s make up the loss.
 
     The paper's form needs t' W 1 with t the sum of the channels: it is the energy of (t + 1) / 2
     minus that of (t - 1) / 2. A last channel of ones gives 1' W 1. Half types are widened: they
@@ -100,7 +102,8 @@ def _quadratic_channels(prob: Tensor, form: str, normalize: str) -> Tensor:
         channels = [prob, (total + 1) * 0.5, (total - 1) * 0.5]
     if normalize == "affinity":
         channels.append(torch.ones_like(prob[:, :1]))
-    return torch.cat(channels, dim=1) if len(channels) > 1 else prob
+    values = torch.cat(channels, dim=1) if len(channels) > 1 else prob
+    return values if roi is None else values * roi.unsqueeze(1)
 
 
 def _combine(
@@ -124,38 +127,33 @@ def _combine(
         loss = share + (~empty).to(share.dtype) if form == "rloss" else share
     if reduction == "none":
         return loss
-    return loss.sum() / max(1, loss.shape[0]) if reduction == "batchmean" else loss.sum()
+    if reduction == "sum":
+        return loss.sum()
+    images = torch.ones_like(loss).sum()  # not a number: a captured graph takes empty batches, too
+    return loss.sum() / images.clamp(min=1)
 
 
-def _raise_unless_finite(
-    image: Tensor,
-    prob: Tensor,
-    energy: Tensor,
-    sigma_rgb: list[float],
-    sigma_xy: float,
-    method: str,
-) -> None:
-    """On the CPU, where looking costs no device sync."""
+def _finite(energy: Tensor, prob: Tensor, roi: Tensor | None) -> bool:
+    """Whether the energies are, with an error where the maps are not.
+
+    True out of sight: on the CPU alone, looking costs no device sync.
+    """
     if torch.jit.is_scripting() or out_of_sight(energy) or bool(energy.isfinite().all()):
-        return
-    finite = prob.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0])
-        value_error("dense_crf_loss", "prob", "finite", f"NaN or inf in image {bad}")
-    explain_failure("dense_crf_loss", image, sigma_rgb, sigma_xy, energy.dtype, method)
+        return True
+    for name, maps in (("prob", prob), ("roi", roi)):
+        if maps is None:
+            continue
+        finite = maps.isfinite().flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            bad = int((~finite).nonzero()[0])
+            value_error("dense_crf_loss", name, "finite", f"NaN or inf in image {bad}")
+    return False
 
 
 def _gaussian_energy(
-    image: Tensor,
-    values: Tensor,
-    roi: Tensor | None,
-    sigma_rgb: list[float],
-    sigma_xy: float,
-    method: str,
+    image: Tensor, values: Tensor, sigma_rgb: list[float], sigma_xy: float, method: str
 ) -> Tensor:
     """(B, channels) energies by the exact or the dense-vertex Gaussian."""
-    if roi is not None:
-        values = values * roi.unsqueeze(1)
     flat = values.flatten(2)
     features = _bilateral_features(image, sigma_rgb, sigma_xy, flat.dtype)
     return (flat * torch.ops.wsfast.gaussian_filter(flat, features, method)).sum(dim=2)
@@ -195,20 +193,26 @@ def _loss_of_sigmas(
     _warn_of_one_channel(prob, form)
     if not torch.jit.is_scripting() and not out_of_sight(image):
         warn_of_scaled_image("dense_crf_loss", image, sigma_rgb)
-    roi = None if roi is None else _resized(_check_roi(prob, roi), scale_factor, "nearest")
+    soft = False
+    if roi is not None:
+        mask = _check_roi(prob, roi)
+        soft = roi.is_floating_point()
+        roi = _resized(mask, scale_factor, "nearest")
     image = _resized(image, scale_factor, "nearest")
     prob = _resized(prob, scale_factor, "bilinear")
-    values = _quadratic_channels(prob, form, scale)
+    inside = method == "lattice" and not soft  # the op takes a mask, and no gradient of one
+    values = _quadratic_channels(prob, None if inside else roi, form, scale)
     reach = sigma_xy * scale_factor
     if method == "lattice":
         direction = "symmetric" if symmetric else "forward"
         with_filtered = values.requires_grad and torch.is_grad_enabled()
         energy = torch.ops.wsfast.dense_crf_energy(
-            image, values, roi, sigma_rgb, reach, direction, with_filtered
+            image, values, roi if inside else None, sigma_rgb, reach, direction, with_filtered
         )[0]
     else:
-        energy = _gaussian_energy(image, values, roi, sigma_rgb, reach, method)
-    _raise_unless_finite(image, prob, energy, sigma_rgb, reach, method)
+        energy = _gaussian_energy(image, values, sigma_rgb, reach, method)
+    if not _finite(energy, prob, roi):
+        explain_failure("dense_crf_loss", image, sigma_rgb, reach, energy.dtype, method)
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -216,7 +220,7 @@ def _loss_of_sigmas(
 def _pixels(prob: Tensor, roi: Tensor | None, like: Tensor) -> Tensor:
     """(B,) pixels of the ROI, at least 1."""
     if roi is None:
-        size = float(prob.shape[2] * prob.shape[3])
+        size = prob.shape[2] * prob.shape[3]  # no float() of it, which a trace would keep
         return torch.full([prob.shape[0]], size, dtype=like.dtype, device=like.device)
     return roi.sum(dim=2).sum(dim=1).clamp(min=1).to(like.dtype)
 
@@ -246,10 +250,9 @@ def _loss_of_lattice(
             f"of the lattice's {images} images of {list(lattice.spatial)} pixels (scaled)",
             f"shape {list(prob.shape)}",
         )
-    values = _quadratic_channels(prob, form, scale)
-    if roi is not None:
-        values = values * roi.unsqueeze(1)
+    values = _quadratic_channels(prob, roi, form, scale)
     energy = lattice.energy(values.flatten(2), "symmetric" if symmetric else "forward")
+    _finite(energy, prob, roi)
     pixels = _pixels(prob, roi, energy) if scale == "pixels" else None
     return _combine(energy, prob.shape[1], pixels, form, scale, reduction)
 
@@ -317,7 +320,8 @@ def dense_crf_loss(
         scale_factor: > 0; the image and the ROI are resized by it to the nearest pixel, ``prob``
             bilinearly (half-pixel), and ``sigma_xy`` is multiplied by it.
         roi: (B, H, W) or (B, 1, H, W), bool or number, r above; None for the whole image. Masked
-            pixels carry no mass, but still connect others in the lattice.
+            pixels carry no mass, but still connect others in the lattice. A floating-point one may
+            be soft and require grad.
         form: ``"rloss"`` or ``"paper"``.
         normalize: None; ``"pixels"`` divides by the pixels of the (scaled) ROI; ``"affinity"``
             gives 1 - sum s'Ws / r'Wr (the paper's form: its value over r'Wr), which is free of
@@ -338,18 +342,21 @@ def dense_crf_loss(
 
     Raises:
         ValueError: wrong shapes, mixed devices, sigmas or scale factor not above 0, unknown
-            options, an image that requires grad; on the CPU also an image or map that is not
-            finite, or sigmas so small that vertex keys leave 62 bits or lattice coordinates 18 (30
-            in float64), which an offset of the image adds to. Elsewhere such an image gives NaN.
+            options, an image that requires grad; on the CPU also an image, map or ROI that is
+            not finite, or sigmas so small that vertex keys leave 62 bits or lattice coordinates
+            18 (30 in float64), which an offset of the image adds to. Elsewhere such an image gives
+            NaN.
         TypeError: ``prob`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
         Warns of one channel with the rloss form, and of an image of 0-1 with a sigma for 0-255.
-        Differentiable in ``prob`` any number of times. The lattice is built, used and forgotten
-        image by image: the gradient is found in the forward pass, and without one its part is left
-        out. A graph that was exported or traced without one filters again where it is
-        differentiated. Half types are summed in float32; autocast runs it in float32. Deterministic, equal for
-        any number of threads, and each image as if it were alone.
+        Differentiable in ``prob`` and ``roi`` any number of times. The lattice is built, used and
+        forgotten image by image: the gradient is found in the forward pass, and without one its
+        part is left out; a graph exported or traced without one filters again where it is
+        differentiated. Half types are computed in float32, the gradient too, and rounded once;
+        autocast runs it in float32. Deterministic, and each image as if it were alone; equal for
+        any number of threads, but for torch's own products and sums of ``method="exact"`` and
+        ``"dense"``, and of one image of one channel with ``lattice``.
 
         Extra memory on the CPU, for two classes of float32 and d = C + 2: about 140 bytes per
         pixel for one colour image of noise, a tenth of that in a batch of natural ones. At worst,

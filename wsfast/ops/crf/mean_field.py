@@ -36,6 +36,7 @@ def _spatial_matrix(size: int, sigma: float, like: Tensor, normalize: str) -> Te
 
     0 below the rounding of sums with its peak of 1: denormal entries make products far slower.
     """
+    sigma = max(sigma, 1e-3)  # the identity already; far below, 1 / sigma overflows
     position = torch.arange(size, device=like.device, dtype=like.dtype) / sigma
     exponent = -0.5 * (position.unsqueeze(0) - position.unsqueeze(1)).square()
     lowest = -72.0 if like.dtype == torch.float64 else -32.0  # about 2 log(eps)
@@ -121,6 +122,8 @@ def _infer(
             explain_failure("mean_field", image, sigma_rgb, sigma_xy, unary.dtype)
         if not bool(logits.isfinite().all()):
             value_error("mean_field", "logits", "finite", "NaN or inf")
+        if compatibility is not None and not bool(compatibility.isfinite().all()):
+            value_error("mean_field", "compatibility", "finite", "NaN or inf")
     rows = _spatial_matrix(height, spatial_sigma, unary, normalize)
     columns = _spatial_matrix(width, spatial_sigma, unary, normalize)
     for _ in range(iterations):
@@ -205,16 +208,17 @@ def mean_field(
 
     Raises:
         ValueError: wrong shapes, mixed devices, options out of range, an image that requires grad;
-            on the CPU also logits or an image that are not finite, or sigmas so small that vertex
-            keys leave 62 bits or lattice coordinates 18 (30 in float64), which an offset of the
-            image adds to. Elsewhere such an image gives NaN.
+            on the CPU also logits, an image or a compatibility that are not finite, or sigmas so
+            small that vertex keys leave 62 bits or lattice coordinates 18 (30 in float64), which
+            an offset of the image adds to. Elsewhere such an image gives NaN.
         TypeError: ``logits`` not floating-point, an image neither uint8 nor floating-point.
 
     Note:
         Warns of an image of 0-1 with a sigma for 0-255. Differentiable in ``logits`` and
         ``compatibility``. The lattice is built once; each iteration costs
         O(B K H W (d + H + W)) with a small factor for the latter two (matrix products). Half types
-        are computed in float32; autocast runs it in float32. Deterministic.
+        are computed in float32; autocast runs it in float32. Deterministic; the last bits may
+        depend on the number of threads, as those of torch's matrix products do.
 
     Example:
         >>> image = torch.zeros(1, 3, 16, 16)
