@@ -100,6 +100,11 @@ def _announce_fallback(name: str, device: str) -> None:
         )
 
 
+def keep_out_of_cuda_graphs(name: str) -> None:
+    """Make ``torch.compile`` run an op that waits for the device between its CUDA graphs."""
+    getattr(torch.ops.wsfast, name).default.tags.append(torch.Tag.cudagraph_unsafe)
+
+
 def register_op(schema: str, reference: Callable[..., Any]) -> None:
     """Make ``torch.ops.wsfast.<name>`` exist on every backend.
 
@@ -117,6 +122,8 @@ def register_op(schema: str, reference: Callable[..., Any]) -> None:
         return reference(*args)
 
     torch.library.impl(f"wsfast::{name}", "CompositeExplicitAutograd")(fallback)
+    if not _has_kernel(name, "CUDA"):  # the host's kernel or plain PyTorch, which may wait
+        keep_out_of_cuda_graphs(name)
     _schemas[name] = schema
     _references[name] = reference
 

@@ -448,6 +448,18 @@ def test_script_and_trace(device: torch.device) -> None:
         torch.testing.assert_close(found, scripted_ops(image, prob))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense_crf_energy", "build_lattice", "build_bilateral_lattice", "lattice_filter",
+        "gaussian_filter", "level_boxes", "level_best_iou",
+    ],
+)  # fmt: skip
+def test_ops_that_wait_for_the_device_stay_out_of_cuda_graphs(name: str) -> None:
+    """torch.compile(mode="reduce-overhead") captures the work around them."""
+    assert torch.Tag.cudagraph_unsafe in getattr(OPS, name).default.tags
+
+
 def test_autocast(device: torch.device) -> None:
     image, prob = smooth_image(1, 8, 8).to(device), soft(1, 2, 8, 8, torch.bfloat16).to(device)
     prob.requires_grad_()

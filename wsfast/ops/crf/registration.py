@@ -47,6 +47,12 @@ _gaussian = torch.library.custom_op(
     schema="(Tensor values, Tensor features, str method) -> Tensor",
 )
 
+for _name in (
+    "dense_crf_energy", "build_lattice", "build_bilateral_lattice", "lattice_filter",
+    "gaussian_filter",
+):  # fmt: skip
+    native.keep_out_of_cuda_graphs(_name)  # numbers of vertices are read back
+
 
 @torch.library.register_fake("wsfast::dense_crf_energy")
 def _(
