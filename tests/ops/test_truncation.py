@@ -1,7 +1,11 @@
 """Room `truncation`: against a float64 sort-based oracle, the reference and the equations."""
 
 import math
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from tests.native.emulator import from_bits, to_bits
 from wsfast.ops.truncation import reference
 from wsfast.testing import FLOATING_DTYPES, tolerance
 
+ROOT = Path(__file__).parents[2]
 SCOPES = ("map", "sample")
 PERCENTILES = (0.0, 1.0, 37.5, 50.0, 90.0, 100.0)
 SHAPES = ((2, 3, 5, 7), (2, 4, 64, 64), (1, 2, 300, 401), (3, 1, 1, 1), (0, 3, 4, 4), (2, 0, 3, 3))
@@ -184,6 +189,55 @@ def test_long_rows() -> None:
     assert torch.equal(out, torch.where(grads >= limit, grads, 0).flatten())
 
 
+FLUSHING = """
+import torch, wsfast
+from wsfast.ops.truncation import reference
+torch.set_num_threads(2)
+
+def check(g, q):
+    out = wsfast.truncate_gradients(g, q)
+    assert torch.equal(out, reference.truncate_gradients(g, q)), (g.dtype, g.shape, q)
+    delta, expected = (ops.positive_percentile(g, q) for ops in (wsfast, reference))
+    assert torch.equal(delta, expected)
+    cams = wsfast.truncated_layercam(g, g, q)
+    torch.testing.assert_close(cams, reference.truncated_layercam(g, g, q))
+
+torch.manual_seed(0)
+tiny = torch.rand(1, 1, 520, 520) * 1e-42
+tiny[torch.rand(tiny.shape) < 0.7] = 0
+for q in (0, 50, 100):
+    check(tiny[..., :99], q)
+assert torch.set_flush_denormal(True)
+for size, density in ((7, 0.5), (112, 0.002), (224, 0.5), (224, 0.002), (520, 0.002)):
+    g = torch.randn(1, 1, size, size) * (torch.rand(1, 1, size, size) < density)
+    for q in (0, 50, 100):  # rows copied whole, from a sample, and by two threads
+        check(g, q)
+for dtype in (torch.float64, torch.float16, torch.bfloat16):
+    g = torch.randn(1, 1, 112, 112).relu().to(dtype)
+    for q in (0, 50, 100):
+        check(g, q)
+assert not wsfast.truncate_gradients(tiny[..., :99], 0).view(torch.int32).any()
+assert not wsfast.truncate_gradients(tiny, 50).view(torch.int32).any()  # on two threads
+"""
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_ends_where_subnormals_are_flushed(level: str) -> None:
+    """Subnormals count as before without the flush, and as 0 with it."""
+    environment = {**os.environ, "WSFAST_SIMD": level}
+    done = subprocess.run(
+        [sys.executable, "-c", FLUSHING],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "assert torch.set_flush_denormal(True)" in done.stderr:
+        pytest.skip("this CPU cannot flush subnormals")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", CAM_OPS)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_backward_matches_reference(device: torch.device, name: str, scope: str) -> None:
@@ -198,6 +252,20 @@ def test_backward_matches_reference(device: torch.device, name: str, scope: str)
             results.append(torch.autograd.grad(cams, (a, g), upstream))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_backward_multiplies_in_float32(device: torch.device, dtype: torch.dtype) -> None:
+    """300 * 300 is beyond float16, its mean over 49 pixels is not; and one rounding only."""
+    activations = torch.rand(1, 2, 7, 7, device=device).to(dtype)
+    activations[0, 0, 3, 3] = 300
+    grads = torch.rand(1, 2, 7, 7, device=device).to(dtype).requires_grad_()
+    cams = wsfast.truncated_gradcam(activations, grads, 0)
+    (found,) = torch.autograd.grad(cams, grads, torch.full_like(cams, 300))
+    mean = (activations.double() * 300).mean(dim=(2, 3), keepdim=True)
+    expected = torch.where(grads > 0, mean, 0).to(dtype)
+    tight = {torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(found, expected, rtol=tight, atol=0)
 
 
 def test_gradcheck(device: torch.device) -> None:

@@ -3,9 +3,11 @@
 //
 // The row is read once from memory for nearly every input; a missed or crowded bracket costs
 // another pass, and every pass strictly narrows the range, so ties and adversarial rows end too.
+// So do threads that flush subnormals: these are 0 to them, not positive, and end no bracket.
 #pragma once
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -36,7 +38,8 @@ inline int64_t inside_capacity(int64_t n) {
   return n <= kChunk ? std::max(kSmallRow, n / 4) : (n / kChunk + 1) * kChunkCapacity;
 }
 
-// Runs chunk(index, begin, end) over the row's chunks, on all threads when `parallel`.
+// Runs chunk(index, begin, end) over the row's chunks, on all threads when `parallel`, and these in
+// the caller's floating-point mode: whether a subnormal is positive must not depend on the thread.
 template <class Chunk>
 void for_chunks(int64_t n, bool parallel, const Chunk& chunk) {
   const int64_t chunks = (n + kChunk - 1) / kChunk;
@@ -44,7 +47,15 @@ void for_chunks(int64_t n, bool parallel, const Chunk& chunk) {
     for (int64_t k = first; k < last; ++k) chunk(k, k * kChunk, std::min(n, (k + 1) * kChunk));
   };
   if (parallel) {
-    parallel_for(0, chunks, 1, run);
+    std::fenv_t callers;
+    std::fegetenv(&callers);
+    parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+      std::fenv_t own;
+      std::fegetenv(&own);
+      std::fesetenv(&callers);
+      run(first, last);
+      std::fesetenv(&own);
+    });
   } else {
     run(0, chunks);
   }

@@ -5,7 +5,8 @@ namespace wsfast::truncation::WS_SIMD {
 
 using simd::WS_SIMD::Vec;
 
-// Counts what a row holds and copies what lies in [lower, upper], up to `capacity` values; lower > 0.
+// Counts what a row holds and copies what lies in [lower, upper], up to `capacity` values. Positive
+// is asked too: with subnormals flushed, 0 >= lower holds for a subnormal lower.
 class Collector {
  public:
   Collector(float lower, float upper, float* out, int64_t capacity)
@@ -13,9 +14,10 @@ class Collector {
         high_(Vec::set1(upper)), out_(out), capacity_(capacity) {}
 
   void add(const Vec& x) {
-    const auto reach = Vec::at_least(x, low_);
+    const auto positive = Vec::greater(x, zero_);
+    const auto reach = Vec::both(positive, Vec::at_least(x, low_));
     const auto hit = Vec::both(reach, Vec::at_least(high_, x));
-    positive_lanes_.add(Vec::greater(x, zero_));
+    positive_lanes_.add(positive);
     reach_lanes_.add(reach);
     if (written_ + Vec::lanes <= capacity_) {
       const int hits = Vec::compress(out_ + written_, hit, x);
@@ -30,9 +32,10 @@ class Collector {
   void add_scalars(const T* row, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float x = to_acc(row[i]);
-      positives_ += x > 0.0f;
-      not_below_ += x >= lower_;
-      if (x >= lower_ && x <= upper_) {
+      const bool positive = x > 0.0f, reach = positive && x >= lower_;
+      positives_ += positive;
+      not_below_ += reach;
+      if (reach && x <= upper_) {
         ++inside_;
         if (written_ < capacity_) out_[written_++] = x;
       }
@@ -54,9 +57,9 @@ class Collector {
 };
 
 struct Passes {
-  // Counts the positives of row and those below `lower`, and copies the values in [lower, upper]
-  // to `out` (up to `capacity` of them; `inside` counts all). lower > 0. Of the row after this one,
-  // one line per `stride` values is fetched.
+  // Counts the positives of row and those below `lower`, and copies those in [lower, upper] to `out`
+  // (up to `capacity` of them; `inside` counts all). Of the row after this one, one line per
+  // `stride` values is fetched.
   template <class T>
   static Collected collect(const T* row, int64_t n, int64_t stride, float lower, float upper,
                            float* out, int64_t capacity) {
