@@ -59,27 +59,27 @@ def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") 
     return keep_at_least(grads, kept_threshold(grads, percentile, scope))
 
 
-def _accumulate(tensor: Tensor) -> Tensor:
+def accumulate(tensor: Tensor) -> Tensor:
     """Half types are summed in float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def map_weights(grads: Tensor, threshold: Tensor) -> Tensor:
     """Spatial mean of the kept gradients, (N, C) (LTGrad-CAM eq. 2 on eq. 9)."""
-    return _accumulate(keep_at_least(grads, threshold)).mean(dim=(2, 3))
+    return accumulate(keep_at_least(grads, threshold)).mean(dim=(2, 3))
 
 
 def weighted_cam(activations: Tensor, weights: Tensor) -> Tensor:
     """``relu(sum_k w_k A_k)``; a channel of weight 0 adds nothing, whatever it holds."""
     weights = weights[:, :, None, None]
-    terms = torch.where(weights == 0, 0, weights * _accumulate(activations))
+    terms = torch.where(weights == 0, 0, weights * accumulate(activations))
     return terms.sum(dim=1).relu()
 
 
 def elementwise_cam(activations: Tensor, grads: Tensor, threshold: Tensor) -> Tensor:
     """``relu(sum_k T(g_k) A_k)``."""
-    kept = _accumulate(keep_at_least(grads, threshold))
-    return (kept * _accumulate(activations)).sum(dim=1).relu()
+    kept = accumulate(keep_at_least(grads, threshold))
+    return (kept * accumulate(activations)).sum(dim=1).relu()
 
 
 def truncated_gradcam(

@@ -144,7 +144,8 @@ def _gradcam_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
             weights = reference.map_weights(grads, threshold)
         grad_activations = (weights[:, :, None, None] * upstream).to(activations.dtype)
     if ctx.needs_input_grad[1]:
-        grad_weights = (activations * upstream).mean(dim=(2, 3), keepdim=True)
+        products = reference.accumulate(activations) * reference.accumulate(upstream)
+        grad_weights = products.mean(dim=(2, 3), keepdim=True)
         kept = grads >= reference.expand_threshold(threshold)
         grad_grads = torch.where(kept, grad_weights, 0).to(grads.dtype)
     return grad_activations, grad_grads, None, None, None
