@@ -11,7 +11,8 @@ from wsfast.ops.boxes import reference
 
 torchvision_ops = pytest.importorskip("torchvision.ops")
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, *UNSIGNED)
 
 
 def label_maps(seed: int, *shape: int, most: int = 6) -> torch.Tensor:
@@ -55,7 +56,7 @@ def test_labels_of_components() -> None:
 def test_forward_matches_reference(device: torch.device, dtype: torch.dtype) -> None:
     labels = label_maps(1, 3, 17, 23).clamp(min=0).to(device, dtype)
     found = wsfast.label_boxes(labels.transpose(1, 2), max_labels=5)
-    for ours, theirs in zip(found, reference.label_boxes(labels.mT, 5), strict=True):
+    for ours, theirs in zip(found, reference.label_boxes(labels.int().mT, 5), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -64,6 +65,18 @@ def test_labels_outside_are_left_out() -> None:
     found = wsfast.label_boxes(labels, max_labels=3)
     assert found.boxes.tolist() == [[[1, 0, 2, 1], [-1] * 4, [-1] * 4]]
     assert found.counts.tolist() == [2**31 - 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label"),
+    [(torch.uint32, 2**31 + 5), (torch.uint64, 2**32 + 1), (torch.uint64, 2**63 + 1)],
+)
+def test_unsigned_labels_do_not_wrap(device: torch.device, dtype: torch.dtype, label: int) -> None:
+    labels = torch.tensor([[[0, 2, label]]], dtype=dtype, device=device)
+    for op in (wsfast.label_boxes, torch.compile(wsfast.label_boxes, fullgraph=True)):
+        found = op(labels, max_labels=2)
+        assert found.boxes.tolist() == [[[-1] * 4, [1, 0, 2, 1]]]
+        assert found.counts.tolist() == [2**31 - 1]
 
 
 def test_any_strides_and_empty_batch() -> None:

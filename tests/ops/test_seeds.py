@@ -184,6 +184,16 @@ def test_a_box_without_pixels_leaves_background() -> None:
 # ---- the same everywhere ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.uint32, torch.int64, torch.uint64])
+def test_boxes_beyond_int32(device: torch.device, dtype: torch.dtype) -> None:
+    cams = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    options = {"foreground": 9, "seed": 1}
+    expected = wsfast.sample_seeds(cams, roi=torch.tensor([[2, 0, 8, 8]], device=device), **options)
+    high = 2**32 + 1 if dtype != torch.uint32 else 2**32 - 1
+    roi = torch.tensor([[2, 0, high, 8]], dtype=dtype, device=device)
+    assert torch.equal(wsfast.sample_seeds(cams, roi=roi, **options), expected)
+
+
 def test_independent_of_the_batch() -> None:
     cams = batch(20, 21)
     ids = torch.tensor([5, 0, 999_999_999_999, 3, -4, 8, 7])

@@ -136,6 +136,17 @@ def test_inside_boxes_nothing_changes(device: torch.device) -> None:
         assert torch.equal(found[k, :, y0:y1, x0:x1], images[index[k], :, y0:y1, x0:x1])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_boxes_and_indices(device: torch.device, dtype: torch.dtype) -> None:
+    images = torch.rand(2, 1, 6, 7, generator=torch.Generator().manual_seed(0)).to(device)
+    boxes, index = torch.tensor([[1, 2, 7, 5]], device=device), torch.tensor([1], device=device)
+    expected = wsfast.blur_outside_boxes(images, boxes, index, kernel=3)
+    if dtype in (torch.uint32, torch.uint64):
+        boxes[0, 2] = 2 ** (32 if dtype == torch.uint64 else 31) + 2
+    found = wsfast.blur_outside_boxes(images, boxes.to(dtype), index.to(dtype), kernel=3)
+    assert torch.equal(found, expected)
+
+
 def test_blur_wider_than_the_image() -> None:
     """Mirrored as often as needed; one row and one pixel too. NumPy's reflect padding agrees."""
     for height, width in ((1, 1), (1, 9), (4, 6)):

@@ -15,6 +15,7 @@ from ..._check import (
     type_error,
     value_error,
 )
+from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
 from . import reference, registration  # noqa: F401
 from .overlaps import suppress_overlaps
@@ -49,7 +50,7 @@ def _check_mask(where: str, mask: Tensor, connectivity: int) -> None:
 
 def _check_labels(where: str, labels: Tensor) -> None:
     _check_images(where, "labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if not is_integer(labels):
         type_error(where, "labels", "integers", f"{labels.dtype}")
 
 
@@ -166,9 +167,7 @@ def otsu_threshold(cams: Tensor, *, repeat: int = 1) -> Tensor:
 def _label_boxes(labels: Tensor, max_labels: int = 64) -> Boxes:
     _check_labels("label_boxes", labels)
     check_count("label_boxes", "max_labels", max_labels, 1)
-    if labels.dtype == torch.int64:
-        labels = labels.clamp(-1, 2**31 - 1)
-    boxes, areas, counts = torch.ops.wsfast.label_boxes(labels.to(torch.int32), max_labels)
+    boxes, areas, counts = torch.ops.wsfast.label_boxes(saturated_int32(labels), max_labels)
     return Boxes(boxes, areas, counts)
 
 
@@ -315,8 +314,8 @@ def label_boxes(labels: Tensor, *, max_labels: int = 64) -> Boxes:
 
     Returns:
         :class:`Boxes` in the order of labels: slot k is that of label k + 1, ``-1`` where an image
-        does not hold it; ``counts`` is the largest label of each image, so ``counts > K`` says that
-        labels were left out.
+        does not hold it; ``counts`` is the largest label of each image, at most 2^31 - 1, so
+        ``counts > K`` says that labels were left out.
 
     Raises:
         ValueError: wrong rank, empty images, ``max_labels`` below 1.

@@ -15,6 +15,7 @@ from ..._check import (
     type_error,
     value_error,
 )
+from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
 from . import reference, registration  # noqa: F401
 from .keys import image_keys
@@ -35,10 +36,6 @@ def _check_per_image(where: str, argument: str, tensor: Tensor, cams: Tensor) ->
         value_error(where, argument, f"of shape ({cams.shape[0]},)", f"shape {list(tensor.shape)}")
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
 def _checked_roi(where: str, roi: Tensor, cams: Tensor) -> Tensor:
     """A bool mask (N, H, W) as it is, boxes (N, 4) as int32."""
     check_tensor(where, "roi", roi)
@@ -49,15 +46,13 @@ def _checked_roi(where: str, roi: Tensor, cams: Tensor) -> Tensor:
                 where, "roi", f"of the maps' shape {list(cams.shape)}", f"shape {list(roi.shape)}"
             )
         return roi
-    if not _is_integer(roi):
+    if not is_integer(roi):
         type_error(where, "roi", "integer boxes (N, 4) or a bool mask (N, H, W)", f"{roi.dtype}")
     if roi.dim() != 2 or roi.shape[0] != cams.shape[0] or roi.shape[1] != 4:
         value_error(
             where, "roi", f"boxes of shape ({cams.shape[0]}, 4)", f"shape {list(roi.shape)}"
         )
-    if roi.dtype == torch.int64:
-        roi = roi.clamp(-2147483648, 2147483647)
-    return roi.to(torch.int32)
+    return saturated_int32(roi)
 
 
 def _seed_word(seed: int | None, generator: torch.Generator | None, target: Tensor) -> Tensor:
@@ -89,7 +84,7 @@ def _keys(
         ids = torch.arange(cams.shape[0], device=cams.device)
     else:
         _check_per_image("sample_seeds", "image_ids", image_ids, cams)
-        if not _is_integer(image_ids):
+        if not is_integer(image_ids):
             type_error("sample_seeds", "image_ids", "integers", f"{image_ids.dtype}")
         ids = image_ids.to(device=cams.device, dtype=torch.int64)
     word = _seed_word(seed, generator, cams)

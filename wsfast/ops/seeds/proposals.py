@@ -18,6 +18,7 @@ from ..._check import (
     type_error,
     value_error,
 )
+from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
 from ..boxes import cam_boxes
 
@@ -145,7 +146,7 @@ def _blur_outside_boxes(
     check_tensor(where, "image_index", image_index)
     for name, tensor in (("boxes", boxes), ("image_index", image_index)):
         check_same_device(where, "images", images, name, tensor)
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        if not is_integer(tensor):
             type_error(where, name, "integers", f"{tensor.dtype}")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         value_error(where, "boxes", "of shape (K, 4)", f"shape {list(boxes.shape)}")
@@ -165,13 +166,14 @@ def _blur_outside_boxes(
     down = _blur_matrix(height, kernel, sigma, wide)
     across = _blur_matrix(width, kernel, sigma, wide)
     blurred = plain_matmul(plain_matmul(down.t(), wide), across).to(images.dtype)
-    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    x0, y0, x1, y1 = saturated_int32(boxes)[:, :, None, None].unbind(1)
     y = torch.arange(height, device=images.device)[:, None]
     x = torch.arange(width, device=images.device)
     inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
     # Negative numbers would count from the end. index_select refuses them, but takes 20 times as
     # long on the CPU.
-    index = torch.where(image_index < 0, images.shape[0], image_index.long())
+    index = saturated_int32(image_index).long()
+    index = torch.where(index < 0, images.shape[0], index)
     return torch.where(inside[:, None], images[index], blurred[index])
 
 
