@@ -222,6 +222,24 @@ def test_script_and_trace(device: torch.device) -> None:
         torch.testing.assert_close(found, every_op(a, b))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_traces_of_other_sizes(device: torch.device) -> None:
+    """What is fused at the size of a traced tensor, itself or an image, follows its size."""
+
+    def maps(cams: torch.Tensor, image: torch.Tensor) -> list[torch.Tensor]:
+        fused = wsfast.fuse_cams([cams], (image.shape[1], 11), weights=[1.5])
+        return [
+            wsfast.normalize_cams(cams, eps=0),
+            wsfast.fuse_cams([cams], image.shape[1:]),
+            fused,
+        ]
+
+    first = torch.rand(2, 6, 6, device=device), torch.rand(1, 12, 12, device=device)
+    other = torch.rand(3, 7, 9, device=device), torch.rand(1, 14, 18, device=device)
+    traced = torch.jit.trace(maps, first)
+    torch.testing.assert_close(traced(*other), maps(*other), rtol=0, atol=0)
+
+
 def test_autocast(device: torch.device) -> None:
     cams = [torch.rand(2, 6, 6, device=device).bfloat16().requires_grad_()]
     with torch.autocast(device.type, torch.bfloat16):

@@ -60,15 +60,51 @@ def _raise_unless_finite(where: str, finite: Tensor) -> None:
         value_error(where, "cams", "finite", f"NaN or inf in image {bad}")
 
 
+def _fuse_at_sides(
+    cams: list[Tensor],
+    weights: Tensor,
+    sides: Tensor,
+    layer_norm: str,
+    reduce: str,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    out, finite = torch.ops.wsfast.fuse_cams(
+        cams, weights, int(sides[0]), int(sides[1]), layer_norm, reduce, norm, eps
+    )
+    return out, finite
+
+
+def _fuse(
+    cams: list[Tensor],
+    weights: Tensor,
+    size: tuple[int, int],
+    layer_norm: str,
+    reduce: str,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The op; in a trace the size stays what it was computed from."""
+    height, width = size
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        # A trace turns numbers of a custom op into constants, but keeps them in scripted code.
+        sides = torch.stack([torch.as_tensor(height), torch.as_tensor(width)])
+        scripted = torch.jit.script(_fuse_at_sides)
+        return scripted(cams, weights, sides, layer_norm, reduce, norm, eps)
+    out, finite = torch.ops.wsfast.fuse_cams(
+        cams, weights, height, width, layer_norm, reduce, norm, eps
+    )
+    return out, finite
+
+
 def _normalize_cams(cams: Tensor, mode: str = "minmax", eps: float = 1e-7) -> Tensor:
     _check_maps("normalize_cams", cams)
     check_choice("normalize_cams", "mode", mode, ["minmax", "max"])
     check_range("normalize_cams", "eps", eps, 0.0, 1.0)
     half = cams.dtype == torch.float16 or cams.dtype == torch.bfloat16
     one = torch.ones([1], dtype=torch.float32 if half else cams.dtype, device=cams.device)
-    out, finite = torch.ops.wsfast.fuse_cams(
-        [cams], one, cams.shape[1], cams.shape[2], "none", "sum", mode, eps
-    )
+    size = (cams.shape[1], cams.shape[2])
+    out, finite = _fuse([cams], one, size, "none", "sum", mode, float(eps))
     _raise_unless_finite("normalize_cams", finite)
     return out
 
@@ -126,15 +162,14 @@ def _fuse_cams(
     check_choice("fuse_cams", "reduce", reduce, ["mean", "sum", "max", "prod"])
     check_range("fuse_cams", "eps", eps, 0.0, 1.0)
     scale = _layer_weights(cams, weights, reduce)
-    out, finite = torch.ops.wsfast.fuse_cams(
+    out, finite = _fuse(
         cams,
         scale,
-        height,
-        width,
+        size,
         "none" if layer_norm is None else layer_norm,
         "sum" if reduce == "mean" else reduce,
         "none" if norm is None else norm,
-        eps,
+        float(eps),
     )
     _raise_unless_finite("fuse_cams", finite)
     return out
