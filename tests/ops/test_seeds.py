@@ -1,5 +1,6 @@
 """Room `seeds`: sets as defined, and native kernels bit for bit the reference."""
 
+import contextlib
 import math
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import wsfast
@@ -385,6 +387,15 @@ def test_compile_fullgraph(device: torch.device) -> None:
     cams = torch.rand(2, 9, 8, device=device)
     for epoch in range(3):
         assert torch.equal(epochs(cams, epoch), wsfast.sample_seeds(cams, seed=1, epoch=epoch))
+
+
+@pytest.mark.parametrize("kind", ["meta", "cuda"])
+def test_tensors_without_values(kind: str) -> None:
+    """Meta tensors and fake ones of a device that need not be there."""
+    with FakeTensorMode() if kind == "cuda" else contextlib.nullcontext():
+        seeds = wsfast.sample_seeds(torch.empty(2, 5, 6, device=kind), seed=1)
+    assert seeds.shape == (2, 5, 6)
+    assert seeds.device.type == kind
 
 
 def test_export(device: torch.device) -> None:

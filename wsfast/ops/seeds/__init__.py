@@ -91,7 +91,8 @@ def _keys(
     non_blocking = cams.device.type != "cpu"  # nothing would wait for a copy back to the host
     if non_blocking and not torch.jit.is_scripting():
         # A CUDA graph would replay the copy from memory that is gone: this way it refuses to.
-        non_blocking = not torch.cuda.is_current_stream_capturing()
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        non_blocking = not capturing
     return image_keys(word.to(cams.device, non_blocking=non_blocking), ids, epoch)
 
 
