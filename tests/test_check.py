@@ -47,6 +47,34 @@ def test_what_is_no_number(value: object) -> None:
         wsfast.cam_boxes(torch.rand(1, 2, 2), 0.5, max_boxes=value)
 
 
+CAMS, MASK = torch.rand(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+WHOLE = [
+    (lambda x: wsfast.connected_components(MASK, connectivity=x), "connectivity"),
+    (lambda x: wsfast.component_boxes(MASK, connectivity=x), "connectivity"),
+    (lambda x: wsfast.component_boxes(MASK, max_boxes=x), "max_boxes"),
+    (lambda x: wsfast.cam_boxes(CAMS, connectivity=x), "connectivity"),
+    (lambda x: wsfast.cam_boxes(CAMS, min_area=x), "min_area"),
+    (lambda x: wsfast.propose_boxes(CAMS[None], connectivity=x), "connectivity"),
+    (lambda x: wsfast.label_boxes(MASK.int(), max_labels=x), "max_labels"),
+    (lambda x: wsfast.otsu_threshold(CAMS, repeat=x), "repeat"),
+    (lambda x: wsfast.fuse_cams([CAMS], (8, x)), "size"),
+    (lambda x: wsfast.sample_seeds(CAMS, foreground=x), "foreground"),
+    (lambda x: wsfast.sample_seeds(CAMS, erode=x), "erode"),
+    (lambda x: wsfast.sample_seeds(CAMS, epoch=x), "epoch"),
+    (lambda x: wsfast.sample_seeds(CAMS, seed=x), "seed"),
+    (lambda x: wsfast.mean_field(torch.rand(1, 2, 4, 4), IMAGE, iterations=x), "iterations"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WHOLE)))
+def test_whole_numbers_of_64_bits(case: int) -> None:
+    call, argument = WHOLE[case]
+    with pytest.raises(TypeError, match=rf"^wsfast\.\w+: {argument} must be a whole number"):
+        call(8.0)
+    with pytest.raises(ValueError, match=rf"^wsfast\.\w+: {argument} must be between -2\^63"):
+        call(2**63)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch announces its prototypes
 def test_only_dense_tensors() -> None:
     maps = torch.rand(2, 4, 4)

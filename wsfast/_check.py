@@ -41,6 +41,8 @@ def _number_or_type_error(where: str, argument: str, value: Any) -> None:
 def _whole_or_type_error(where: str, argument: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         type_error(where, argument, "a whole number", type(value).__name__)
+    if not -(2**63) <= value < 2**63:
+        value_error(where, argument, "between -2^63 and 2^63 - 1", f"{value}")
 
 
 @torch.jit.unused
@@ -102,7 +104,7 @@ def check_range(where: str, argument: str, value: float, low: float, high: float
 
 
 def check_whole(where: str, argument: str, value: int) -> None:
-    """Raise TypeError unless ``value`` is a whole number; NumPy's are, traced shapes too."""
+    """Raise unless ``value`` is a whole number of 64 bits; NumPy's are, traced shapes too."""
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
         _whole_or_type_error(where, argument, value)
 
@@ -112,6 +114,13 @@ def check_count(where: str, argument: str, value: int, low: int) -> None:
     check_whole(where, argument, value)
     if value < low:
         value_error(where, argument, f"at least {low}", f"{value}")
+
+
+def check_connectivity(where: str, connectivity: int) -> None:
+    """Raise unless ``connectivity`` is one of the two neighbourhoods of a pixel."""
+    check_whole(where, "connectivity", connectivity)
+    if connectivity != 4 and connectivity != 8:
+        value_error(where, "connectivity", "4 or 8", f"{connectivity}")
 
 
 def check_choice(where: str, argument: str, value: str, choices: list[str]) -> None:

@@ -436,6 +436,7 @@ ERRORS = [
     ({"background_share": math.nan}, ValueError, "background_share must be between"),
     ({"foreground_weights": "cam"}, ValueError, "foreground_weights must be one of uniform"),
     ({"erode": 2}, ValueError, "erode must be 0 or odd, got 2"),
+    ({"erode": 2**40 + 1}, ValueError, "erode must be below 2^31, got 1099511627777"),
     ({"dilate": 4}, ValueError, "dilate must be 0 or odd, got 4"),
     ({"roi": BOXES[:1]}, ValueError, "roi must be boxes of shape (2, 4)"),
     ({"roi": BOXES.float()}, TypeError, "roi must be integer boxes (N, 4) or a bool mask"),

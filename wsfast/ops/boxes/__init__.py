@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..._check import (
     check_choice,
+    check_connectivity,
     check_count,
     check_floating,
     check_free_of_nan,
@@ -45,18 +46,13 @@ def _check_mask(where: str, mask: Tensor, connectivity: int) -> None:
     _check_images(where, "mask", mask)
     if mask.dtype != torch.bool and mask.dtype != torch.uint8:
         type_error(where, "mask", "bool or uint8", f"{mask.dtype}")
-    _check_connectivity(where, connectivity)
+    check_connectivity(where, connectivity)
 
 
 def _check_labels(where: str, labels: Tensor) -> None:
     _check_images(where, "labels", labels)
     if not is_integer(labels):
         type_error(where, "labels", "integers", f"{labels.dtype}")
-
-
-def _check_connectivity(where: str, connectivity: int) -> None:
-    if connectivity != 4 and connectivity != 8:
-        value_error(where, "connectivity", "4 or 8", f"{connectivity}")
 
 
 def _check_box_limits(where: str, max_boxes: int, min_area: int) -> None:
@@ -122,7 +118,7 @@ def _cam_boxes(
 ) -> ScoredBoxes:
     _check_images("cam_boxes", "cams", cams)
     check_floating("cam_boxes", "cams", cams)
-    _check_connectivity("cam_boxes", connectivity)
+    check_connectivity("cam_boxes", connectivity)
     _check_box_limits("cam_boxes", max_boxes, min_area)
     thresholds = _thresholds("cam_boxes", cams, threshold)
     boxes, scores, areas, counts, valid = torch.ops.wsfast.cam_boxes(

@@ -12,6 +12,7 @@ from ..._check import (
     check_rank,
     check_same_device,
     check_tensor,
+    check_whole,
     type_error,
     value_error,
 )
@@ -28,6 +29,8 @@ def _check_square(where: str, argument: str, side: int) -> None:
     check_count(where, argument, side, 0)
     if side != 0 and side % 2 == 0:
         value_error(where, argument, "0 or odd", f"{side}")
+    if side > 2147483647:
+        value_error(where, argument, "below 2^31", f"{side}")
 
 
 def _check_per_image(where: str, argument: str, tensor: Tensor, cams: Tensor) -> None:
@@ -58,9 +61,7 @@ def _checked_roi(where: str, roi: Tensor, cams: Tensor) -> Tensor:
 def _seed_word(seed: int | None, generator: torch.Generator | None, target: Tensor) -> Tensor:
     """One int64; drawn on the CPU (or the generator's device) where no seed is given."""
     if seed is not None:
-        if not torch.jit.is_scripting():
-            check_count("sample_seeds", "seed", seed, -(2**63))
-            check_range("sample_seeds", "seed", seed, -(2**63), 2**63 - 1)
+        check_whole("sample_seeds", "seed", seed)
         return torch.full([1], seed, dtype=torch.int64, device=target.device)
     device = torch.device("cpu")
     if not torch.jit.is_scripting() and generator is not None:

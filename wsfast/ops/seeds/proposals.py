@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..._autocast import plain_matmul
 from ..._check import (
+    check_connectivity,
     check_count,
     check_floating,
     check_free_of_nan,
@@ -51,8 +52,7 @@ def _propose_boxes(
         value_error(where, "maps", "maps with M, H, W >= 1", f"shape {list(maps.shape)}")
     check_range(where, "min_area", min_area, 0.0, 1.0)
     check_count(where, "max_boxes", max_boxes, 1)
-    if connectivity != 4 and connectivity != 8:
-        value_error(where, "connectivity", "4 or 8", f"{connectivity}")
+    check_connectivity(where, connectivity)
     flat = maps.detach().flatten(0, 1)
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
     levels, valid = torch.ops.wsfast.otsu_level(flat, 1)
