@@ -31,7 +31,10 @@ def oracle_truncate(row: np.ndarray, percentile: float) -> np.ndarray:
     positives = np.sort(row[row > 0].astype(np.float64))
     if positives.size == 0:
         return np.zeros_like(row)
-    limit = positives[math.ceil(percentile * (positives.size - 1) / 100)]
+    position = percentile * (positives.size - 1) / 100
+    whole = round(position)
+    near = abs(position - whole) <= 4 * 2**-53 * position  # three roundings of a decimal percentile
+    limit = positives[whole if near else math.ceil(position)]
     return np.where(row >= limit, row, 0)
 
 
@@ -163,6 +166,43 @@ def test_kept_set_properties(n: int, percentile: float, seed: int, levels: int) 
     np.testing.assert_array_equal(out.numpy(), oracle_truncate(row, percentile))
     again = wsfast.truncate_gradients(2 * grads, percentile)[0, 0, 0]
     assert torch.equal(again, 2 * out)  # positive scaling keeps the same set
+
+
+def decimal_gradients() -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Map m of 400 holds 1 to m, then zeros; decimal percentiles; NumPy's for each map."""
+    numbers = np.arange(1, 401)
+    grads = np.where(numbers <= numbers[:, None], numbers, 0).astype(np.float32)
+    percentiles = np.arange(0, 1001, 4) / 10
+    expected = [np.percentile(numbers[:m].astype(np.float64), percentiles) for m in numbers]
+    return torch.from_numpy(grads).view(1, 400, 20, 20), percentiles, np.float32(expected)
+
+
+def test_kept_set_of_decimal_percentiles() -> None:
+    """8.8 and its like are no exact numbers: 8.8 % of 375 places is rank 33, not just above it."""
+    grads, percentiles, expected = decimal_gradients()
+    for i, q in enumerate(percentiles.tolist()):
+        delta = torch.from_numpy(expected[:, i].copy()).view(1, 400, 1, 1)
+        kept = torch.where(grads >= delta, grads, 0)
+        assert torch.equal(wsfast.truncate_gradients(grads, q), kept)
+        if i % 8 == 6:
+            found = wsfast.positive_percentile(grads, q)
+            torch.testing.assert_close(found, delta.view(1, 400), rtol=1e-6, atol=0)
+            assert torch.equal(reference.truncate_gradients(grads, q), kept)
+            assert torch.equal(reference.positive_percentile(grads, q), found)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_kept_set_is_what_reaches_the_percentile(device: torch.device, dtype: torch.dtype) -> None:
+    """Also between neighbouring numbers, where the nearest to the percentile is the lower one."""
+    steps = torch.arange(12).double().view(1, 1, 3, 4) * torch.finfo(dtype).eps
+    for grads in ((1 + steps).to(device, dtype), torch.randn(2, 30, 20, 20).to(device, dtype)):
+        for q in (0.0, 1e-7, 8.8, 20.0, 33.333333, 50.0, 64.4, 99.99999, 100.0):
+            for scope in SCOPES:
+                for ops in (wsfast, reference):
+                    delta = ops.positive_percentile(grads, q, scope=scope)
+                    kept = grads >= reference.expand_threshold(delta)
+                    out = ops.truncate_gradients(grads, q, scope=scope)
+                    assert torch.equal(out, torch.where(kept, grads, 0)), (q, scope)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -391,6 +431,22 @@ ERRORS = [
     (lambda: wsfast.truncate_gradients(GOOD[..., :0], 50), ValueError, "grads must be a tensor wi"),
     (lambda: wsfast.positive_percentile(GOOD[0, 0], 50), ValueError, "grads must be a tensor of 4"),
     (lambda: wsfast.truncated_gradcam(GOOD[:1], GOOD, 50), ValueError, "grads must be of the acti"),
+    (lambda: wsfast.truncated_gradcam(GOOD[0, 0], GOOD, 50), ValueError, "activations must be a t"),
+    (
+        lambda: wsfast.truncated_layercam(GOOD[0], GOOD, 50),
+        ValueError,
+        "activations must be a tens",
+    ),
+    (
+        lambda: wsfast.truncated_gradcam(GOOD, GOOD, 50, dtype=torch.int32),
+        TypeError,
+        "dtype must be float32, float64, float16 or bfloat16, got torch.int32",
+    ),
+    (
+        lambda: wsfast.truncated_layercam(GOOD, GOOD, 50, dtype=torch.complex64),
+        TypeError,
+        "dtype must be float32",
+    ),
     (lambda: wsfast.truncated_gradcam(GOOD.half(), GOOD, 50), TypeError, "grads must be of the a"),
     (lambda: wsfast.truncated_layercam(GOOD.to("meta"), GOOD, 50), ValueError, "grads must be on"),
 ]
@@ -420,6 +476,17 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
     for ours, name in ((gradcam, CAM_OPS[0]), (layercam, CAM_OPS[1])):
         expected = getattr(reference, name)(a, g, 40, scope=scope)
         torch.testing.assert_close(ours, expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("path", ["cached", "long"])
+def test_emulated_decimal_percentile(emulator, path: str) -> None:
+    """64.4 % of 250 places is rank 161."""
+    g = torch.arange(1.0, 252).view(1, 1, 1, 251)
+    found = emulator.call(
+        "truncation", to_bits(g), to_bits(g), 64.4, False, path, dtype=torch.float32
+    )
+    assert torch.equal(from_bits(found[0], torch.float32), torch.where(g >= 162, g, 0))
+    assert from_bits(found[1], torch.float32).item() == 162
 
 
 @pytest.mark.parametrize("percentile", [-1.0, 100.5, math.nan, math.inf])

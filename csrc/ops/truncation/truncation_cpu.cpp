@@ -65,7 +65,7 @@ template <class Passes, class T>
 void percentile_rows(const T* grads, const Shape& shape, double percentile, T* out) {
   const int64_t n = shape.row_length();
   for_rows<acc_t<T>>(0, shape.rows(), n, [&](int64_t r, Workspace<acc_t<T>>& work, bool split) {
-    out[r] = from_acc<T>(row_percentile<Passes>(grads + r * n, n, percentile, work, split));
+    out[r] = row_percentile<Passes>(grads + r * n, n, percentile, work, split);
   });
 }
 

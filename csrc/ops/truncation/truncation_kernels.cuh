@@ -256,12 +256,12 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   smaller = block_sum(smaller, counts);
   largest = block_max(largest, values);
   if (threadIdx.x == 0) {
-    A result = infinity<A>();
+    T result = from_acc<T>(infinity<A>());
     if (positives > 0) {
       const Rank rank = percentile_rank(percentile, positives);
-      result = interpolate(rank.lower >= smaller ? upper : largest, upper, rank.fraction);
+      result = interpolate<T>(rank.lower >= smaller ? upper : largest, upper, rank.fraction);
     }
-    out[blockIdx.x] = from_acc<T>(result);
+    out[blockIdx.x] = result;
   }
 }
 

@@ -10,11 +10,18 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../../core/device.h"
 
 namespace wsfast::truncation {
+
+// The unsigned integer of T's size.
+template <class T>
+using bits_t = std::conditional_t<sizeof(T) == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 
 struct Rank {
   int64_t lower;    // floor of the fractional rank
@@ -22,20 +29,33 @@ struct Rank {
   double fraction;  // position between the two
 };
 
-// Multiplied before divided: exact for whole q, where q/100 would already be rounded.
+// Multiplied before divided, and a position within rounding of a whole rank is that rank: exact for
+// whole and for decimal q, where 8.8 % of 375 places, say, would lie just above 33.
 WS_HD inline Rank percentile_rank(double percentile, int64_t positives) {
-  const double position = percentile * static_cast<double>(positives - 1) / 100.0;
+  double position = percentile * static_cast<double>(positives - 1) / 100.0;
+  const double whole = floor(position + 0.5);
+  if (fabs(position - whole) <= position * 0x1p-51) position = whole;
   const double lower = floor(position);
   return {static_cast<int64_t>(lower), static_cast<int64_t>(ceil(position)), position - lower};
 }
 
-// Linear interpolation between the two order statistics; equal ends stay exact (and inf - inf
+// Linear interpolation between the two order statistics, rounded once. What lies between them stays
+// above the lower one, so that {g >= result} is what is kept; equal ends stay exact (and inf - inf
 // never happens).
-template <class A>
-WS_HD inline A interpolate(A lower, A upper, double fraction) {
-  if (lower == upper || fraction == 0.0) return lower;
+template <class T>
+WS_HD inline T interpolate(acc_t<T> lower, acc_t<T> upper, double fraction) {
+  if (lower == upper || fraction == 0.0) return from_acc<T>(lower);
   const double span = static_cast<double>(upper) - static_cast<double>(lower);
-  return static_cast<A>(static_cast<double>(lower) + fraction * span);
+  const double between = static_cast<double>(lower) + fraction * span;
+  T result = from_acc<T>(static_cast<acc_t<T>>(between));
+  if (to_acc(result) > upper) return from_acc<T>(upper);
+  if (!(to_acc(result) > lower)) {
+    bits_t<T> bits;  // of positive values these order like them: the next one
+    memcpy(&bits, &result, sizeof(bits));
+    ++bits;
+    memcpy(&result, &bits, sizeof(bits));
+  }
+  return result;
 }
 
 template <class A>

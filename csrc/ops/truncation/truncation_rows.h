@@ -170,7 +170,7 @@ A row_threshold(const T* row, int64_t n, double percentile, Workspace<A>& work, 
 
 // The linearly interpolated percentile itself: the kept order statistic and the one below it.
 template <class Passes, class T, class A = acc_t<T>>
-A row_percentile(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
+T row_percentile(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
   const A upper = row_threshold<Passes>(row, n, percentile, work, parallel);
   std::vector<Below<A>> parts((n + kChunk - 1) / kChunk);
   for_chunks(n, parallel, [&](int64_t k, int64_t begin, int64_t end) {
@@ -182,10 +182,10 @@ A row_percentile(const T* row, int64_t n, double percentile, Workspace<A>& work,
     all.smaller += part.smaller;
     all.largest = std::max(all.largest, part.largest);
   }
-  if (all.positives == 0) return infinity<A>();
+  if (all.positives == 0) return from_acc<T>(infinity<A>());
   const Rank rank = percentile_rank(percentile, all.positives);
   const bool tied = rank.lower >= all.smaller;  // the lower neighbour has the same value
-  return interpolate(tied ? upper : all.largest, upper, rank.fraction);
+  return interpolate<T>(tied ? upper : all.largest, upper, rank.fraction);
 }
 
 }  // namespace wsfast::truncation

@@ -36,6 +36,7 @@ def _check_gradients(where: str, grads: Tensor, percentile: float, scope: str) -
 def _check_activations(where: str, activations: Tensor, grads: Tensor) -> None:
     check_tensor(where, "activations", activations)
     check_floating(where, "activations", activations)
+    check_rank(where, "activations", activations, 4)
     check_reverse_mode(where, "activations", activations)
     check_same_device(where, "activations", activations, "grads", grads)
     if activations.dtype != grads.dtype:
@@ -49,6 +50,16 @@ def _check_activations(where: str, activations: Tensor, grads: Tensor) -> None:
             f"of the activations' shape {list(activations.shape)}",
             f"shape {list(grads.shape)}",
         )
+
+
+def _check_dtype(where: str, dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+    ):
+        type_error(where, "dtype", "float32, float64, float16 or bfloat16", f"{dtype}")
 
 
 def _positive_percentile(grads: Tensor, percentile: float, scope: str = "map") -> Tensor:
@@ -71,6 +82,7 @@ def _truncated_gradcam(
 ) -> Tensor:
     _check_gradients("truncated_gradcam", grads, percentile, scope)
     _check_activations("truncated_gradcam", activations, grads)
+    _check_dtype("truncated_gradcam", dtype)
     cams, _, _ = torch.ops.wsfast.truncated_gradcam(
         activations, grads, float(percentile), scope == "sample", dtype is not None
     )
@@ -86,6 +98,7 @@ def _truncated_layercam(
 ) -> Tensor:
     _check_gradients("truncated_layercam", grads, percentile, scope)
     _check_activations("truncated_layercam", activations, grads)
+    _check_dtype("truncated_layercam", dtype)
     cams, _ = torch.ops.wsfast.truncated_layercam(
         activations, grads, float(percentile), scope == "sample", dtype is not None
     )
@@ -109,7 +122,8 @@ def positive_percentile(grads: Tensor, percentile: float, *, scope: str = "map")
 
     Returns:
         (N, C) for ``scope="map"``, (N,) for ``scope="sample"``, in the dtype and on the device of
-        ``grads``; +inf where nothing is positive. NaN gradients count as not positive.
+        ``grads``; +inf where nothing is positive. NaN gradients count as not positive. Rounded so
+        that ``grads >= percentile`` is what :func:`truncate_gradients` keeps.
 
     Raises:
         ValueError: wrong rank, empty maps, percentile outside 0-100, unknown scope.
@@ -143,8 +157,9 @@ def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") 
             of a sample by one.
 
     Returns:
-        A contiguous tensor like ``grads``. The kept set is that of exact arithmetic: every
-        gradient at or above the order statistic of rank ceil(q/100 (m-1)) of the m positives.
+        A contiguous tensor like ``grads``. The kept set is that of exact arithmetic, for decimal
+        q such as 8.8, too: every gradient at or above the order statistic of rank
+        ceil(q/100 (m-1)) of the m positives, which is ``grads >= positive_percentile(grads, q)``.
         NaN gradients count as not positive and become 0.
 
     Raises:
@@ -153,8 +168,8 @@ def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") 
 
     Note:
         Differentiable in ``grads`` with the mask as a constant. One read and one write of memory
-        per element for nearly every input; scratch of a fraction of one row per thread.
-        Deterministic and equal for any thread count.
+        per element for nearly every input; on the CPU scratch of 192 KB per thread (384 KB for
+        float64), more for rows beyond 2^16 values. Deterministic and equal for any thread count.
 
     Example:
         >>> grads = torch.tensor([[[[-1.0, 1.0], [2.0, 3.0]]]])
@@ -198,13 +213,13 @@ def truncated_gradcam(
 
     Raises:
         ValueError: wrong rank or shapes, empty maps, mixed devices, percentile outside 0-100.
-        TypeError: not floating-point tensors of one dtype.
+        TypeError: not floating-point tensors of one dtype; ``dtype`` not a floating-point one.
 
     Note:
         Differentiable in both tensors, twice, with the mask as a constant. Half types accumulate
-        in float32; under autocast the result is float32. Reads both tensors once; extra memory
-        is a fraction of one map per thread, with ``scope="sample"`` of one sample's maps (9 % of a
-        single float32 sample of 512 x 56 x 56). Deterministic and equal for any thread count.
+        in float32; under autocast the result is float32. Reads both tensors once; scratch as
+        :func:`truncate_gradients`, which with ``scope="sample"`` are 9 % of a single float32
+        sample of 512 x 56 x 56. Deterministic and equal for any thread count.
 
     Example:
         >>> activations = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
@@ -246,13 +261,13 @@ def truncated_layercam(
 
     Raises:
         ValueError: wrong rank or shapes, empty maps, mixed devices, percentile outside 0-100.
-        TypeError: not floating-point tensors of one dtype.
+        TypeError: not floating-point tensors of one dtype; ``dtype`` not a floating-point one.
 
     Note:
         Differentiable in both tensors, twice, with the mask as a constant. Half types accumulate
-        in float32; under autocast the result is float32. Extra memory is a fraction of one map
-        per thread, with ``scope="sample"`` of one sample's maps (9 % of a single float32 sample of
-        512 x 56 x 56). Deterministic and equal for any thread count.
+        in float32; under autocast the result is float32. Scratch as :func:`truncate_gradients`,
+        which with ``scope="sample"`` are 9 % of a single float32 sample of 512 x 56 x 56.
+        Deterministic and equal for any thread count.
 
     Example:
         >>> activations = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])

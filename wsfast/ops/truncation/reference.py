@@ -6,6 +6,8 @@ A row is one feature map (``scope="map"``) or all the maps of one sample (``scop
 import torch
 from torch import Tensor
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def _rows(grads: Tensor, scope: str) -> Tensor:
     return grads.flatten(2) if scope == "map" else grads.flatten(1)
@@ -26,6 +28,8 @@ def _order_statistics(grads: Tensor, percentile: float, scope: str) -> tuple[Ten
     ascending = torch.where(positive, rows, torch.inf).sort(dim=-1).values
     count = positive.sum(dim=-1)
     position = (percentile * (count - 1).double() / 100).clamp(min=0)
+    whole = (position + 0.5).floor()  # taken where a decimal percentile is off it by rounding
+    position = torch.where((position - whole).abs() <= position * 2**-51, whole, position)
     lower = ascending.gather(-1, position.floor().long().unsqueeze(-1)).squeeze(-1)
     upper = ascending.gather(-1, position.ceil().long().unsqueeze(-1)).squeeze(-1)
     return lower, upper, position - position.floor(), count
@@ -45,8 +49,11 @@ def positive_percentile(grads: Tensor, percentile: float, *, scope: str = "map")
     """See :func:`wsfast.positive_percentile`."""
     lower, upper, fraction, count = _order_statistics(grads, percentile, scope)
     low, high = lower.double(), upper.double()
-    between = torch.where((low == high) | (fraction == 0), low, low + fraction * (high - low))
-    return torch.where(count > 0, between, torch.inf).to(grads.dtype)
+    between = torch.minimum(low + fraction * (high - low), high).to(grads.dtype)
+    above = (lower.view(_BITS[grads.element_size()]) + 1).view(grads.dtype)
+    between = torch.maximum(between, above)  # so that what is kept is what reaches the percentile
+    between = torch.where((lower == upper) | (fraction == 0), lower, between)
+    return torch.where(count > 0, between, torch.inf)
 
 
 def keep_at_least(grads: Tensor, threshold: Tensor) -> Tensor:
