@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from wsfast.train.data import check_classes, open_split
 from wsfast.train.evaluation import RunMaps, evaluate_run
 from wsfast.train.log import read_log
 from wsfast.train.runs import _BUILDERS, configure, load_run, run
-from wsfast.train.state import STATE
+from wsfast.train.state import STATE, save_learnt
 
 TINY = {"size": [32, 16], "channels": 1, "batch_size": 8, "epochs": 1}
 
@@ -185,6 +186,60 @@ def test_many_classes_are_told_from_where_they_differ():
         check_classes(names, [*names[:7], *names[8:]], None)
     with pytest.raises(ValueError, match=r"200 .* \(197, 198, 199\), got 199 \(197, 198\)"):
         check_classes(names, names[:199], 0)
+
+
+@pytest.fixture
+def grown(folder, classifier, tmp_path):
+    """Run and data of the classifier, to which an image has been added since."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    here = shutil.copytree(classifier, tmp_path / "classifier")
+    set_in_run(here, data=str(data))
+    picture(data / "crack" / "new.png", size=(32, 16), value=200)
+    return here, data
+
+
+def set_in_run(folder, **settings):
+    saved = yaml.safe_load((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(yaml.safe_dump({**saved, **settings}))
+
+
+@pytest.mark.parametrize("place", ["run", "file of the run", "moved data"])
+def test_images_held_out_anew_must_not_be_those_the_classifier_learnt_from(grown, place):
+    run, data = grown
+    if place == "moved data":
+        data = data.rename(data.parent / "elsewhere")
+    path = run / "best.safetensors" if place == "file of the run" else run
+    message = r"classifier must be one that learnt from no image of val, got .* \d of 6 \(\w+/\d"
+    with pytest.raises(ValueError, match=message):
+        pseudo(path, data)
+    set_in_run(run, holdout=0.0)
+    with pytest.raises(ValueError, match=r"learnt from no image of test, got .* \d of 8 \(\w+/\d"):
+        pseudo(path, data, holdout=0)
+
+
+def test_data_that_changed_harmlessly_or_are_others_are_taken(grown, folder, tmp_path):
+    run, data = grown
+    assert pseudo(run, folder).learnt_before == set()  # two data sets with the same names
+    (data / "crack" / "new.png").unlink()
+    learnt = run / "learnt.txt"
+    learnt.write_text(learnt.read_text() + "\ncrack/since gone")
+    recipe = pseudo(run, data)
+    assert recipe.learnt_before == {*recipe.names, "crack/since gone"}
+    save_learnt(tmp_path, recipe)
+    assert (tmp_path / "learnt.txt").read_text().split("\n") == [*recipe.names, "crack/since gone"]
+    learnt.unlink()  # as before there was one
+    picture(data / "crack" / "new.png", size=(32, 16), value=200)
+    assert pseudo(run, data).learnt_before == set()
+
+
+def test_scoring_warns_of_images_that_were_learnt_from(grown, folder):
+    run, _ = grown
+    with pytest.warns(UserWarning, match=r"has learnt from images of test: \d of 8 \("):
+        evaluate_run(run, progress=False)
+    for options in ({"data": str(folder)}, {"split": "train"}):  # other data, and no wonder
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            evaluate_run(run, **options, progress=False)
 
 
 def test_maps_of_other_synthetic_images_are_made_anew(classifier):

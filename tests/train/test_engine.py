@@ -34,8 +34,10 @@ def unbroken(tmp_path_factory):
 def test_a_run_leaves_its_files(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names == {
-        "config.yaml", "log.jsonl", "last.pt", "last.safetensors", "best.safetensors"
+        "config.yaml", "learnt.txt", "log.jsonl", "last.pt", "last.safetensors", "best.safetensors"
     }  # fmt: skip
+    names = (unbroken / "learnt.txt").read_text().split("\n")
+    assert names == [str(number) for number in range(40)]
     log = result(unbroken)[2]
     assert [record["epoch"] for record in log] == [1, 2, 3]
     assert {"loss", "accuracy", "balanced_accuracy", "iou", "learning_rate"} <= log[0].keys()

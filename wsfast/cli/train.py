@@ -6,8 +6,9 @@ A classifier comes first; the other recipes start from its run:
   dips        a localizer learns from region proposals that the classifier recognises (DiPS)
   pseudo      a segmenter learns from masks made of heat maps (RA-CAM's pseudo-labels)
 
-RUN gets config.yaml (every setting), log.jsonl (a line per epoch), last.safetensors and
-best.safetensors (models) and last.pt (what --resume needs). A run that was killed or stopped goes
+RUN gets config.yaml (every setting), learnt.txt (names of the images that are trained on),
+log.jsonl (a line per epoch), last.safetensors and best.safetensors (models) and last.pt (what
+--resume needs). A run that was killed or stopped goes
 on with --resume as if nothing had happened; SIGTERM and Ctrl-C finish the step in progress, save
 and end with exit code 143 or 130.
 """

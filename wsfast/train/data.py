@@ -1,6 +1,7 @@
 """From a configuration to training and validation images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from wsfast.data.opening import SYNTHETIC
 from wsfast.models import Checkpoint
 from wsfast.train.config import CONFIG, HELD_OUT, TrainConfig, as_saved, read_recipe
 from wsfast.train.images import ImageData
+from wsfast.train.state import read_learnt
 
 
 def open_split(
@@ -55,9 +57,13 @@ def open_split(
     )
 
 
+def _run_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
 def settings_around(path: Path) -> dict[str, Any]:
     """Settings of the run that a folder or a checkpoint in it is of; none without a run."""
-    run = path if path.is_dir() else path.parent
+    run = _run_of(path)
     return as_saved(read_recipe(run / CONFIG)[1]) if (run / CONFIG).is_file() else {}
 
 
@@ -101,6 +107,49 @@ def check_shared_split(config: TrainConfig, known: Mapping[str, Any]) -> None:
         if name in known and before[name] != now[name]:
             expected = f"the classifier's ({before[name]}), which else saw images held out here"
             value_error("train", name, expected, f"{now[name]}")
+
+
+def learnt_before(config: Any) -> set[str]:
+    """Names of the images in a run's data that its classifier learnt from, as far as is known."""
+    known = settings_around(Path(config.classifier))
+    same = same_images(str(known.get("data", SYNTHETIC)), config.data)
+    return read_learnt(_run_of(Path(config.classifier))) if same else set()
+
+
+def check_unseen(config: TrainConfig, data: "OpenedData") -> None:
+    """Raise ValueError where a classifier has learnt from images that are held out from a run.
+
+    The same settings hold out other images once images have been added or taken away.
+
+    Args:
+        config: of the run that starts from the classifier.
+        data: of the run.
+    """
+    doubtful = learnt_before(config).difference(data.train.names)
+    if not doubtful:
+        return
+    parts = {} if data.validation is None else {"val": data.validation}
+    with suppress(ValueError):  # there are none for test
+        parts["test"] = open_split(config, "test", channels=1, size=None)
+    for split, part in parts.items():
+        seen = told_seen(part.names, doubtful)
+        if seen:
+            expected = f"one that learnt from no image of {split}"
+            remedy = "images have come or gone since; train it anew, or split the data in files"
+            value_error("train", "classifier", expected, f"one that did from {seen}: {remedy}")
+
+
+def told_seen(names: Sequence[str], learnt: Container[str]) -> str:
+    """How many images were learnt from, with the first one's name; empty where none was."""
+    seen = [name for name in names if name in learnt]
+    return f"{len(seen)} of {len(names)} ({seen[0]}, ...)" if seen else ""
+
+
+def same_images(first: str, second: str) -> bool:
+    """Whether two data sets, the first of which may have been moved since, can be the same."""
+    if SYNTHETIC in (first, second):  # whose splits are drawn apart
+        return False
+    return not Path(first).exists() or Path(first).resolve() == Path(second).resolve()
 
 
 def _overlap(first: str, second: str) -> bool:

@@ -25,7 +25,7 @@ from wsfast.train.log import Record, RunLog, read_log, summary_writer
 from wsfast.train.random_state import derive_seed
 from wsfast.train.recipe import Recipe, Step
 from wsfast.train.schedule import Schedule
-from wsfast.train.state import check_out, has_state, load_state, save_state
+from wsfast.train.state import check_out, has_state, load_state, save_learnt, save_state
 
 _STEP = 3  # keeps the random numbers of a step apart from those of order and augmentation
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
@@ -62,8 +62,9 @@ def fit(
 
     Args:
         recipe: model, data and losses. Its model is trained in place.
-        out: folder for ``config.yaml``, ``log.jsonl``, ``last.pt`` (the state to resume from),
-            ``last.safetensors`` and ``best.safetensors``; None writes nothing.
+        out: folder for ``config.yaml``, ``learnt.txt`` (names of the training images),
+            ``log.jsonl``, ``last.pt`` (the state to resume from), ``last.safetensors`` and
+            ``best.safetensors``; None writes nothing.
         resume: continue the run in ``out``, from its start where it has not saved itself yet.
         progress: show a bar with images per second and the time left.
 
@@ -133,6 +134,7 @@ class _Run:
             if distributed.is_writer():
                 remove_partial_files(self.out)
                 self.config.save(self.out)
+                save_learnt(self.out, self.recipe)
                 self.log = RunLog(
                     self.out, epochs=self.at.epoch, tensorboard=self.config.tensorboard
                 )

@@ -1,5 +1,6 @@
 """What a run's model is worth: its maps, called as a CAM method, and their scores on a split."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from wsfast.models.localizers import foreground_maps
 from wsfast.ops.levels.protocol import inclusive_iou
 from wsfast.train.classifier import build_cam
 from wsfast.train.config import CONFIG, TrainConfig, as_saved, read_recipe
-from wsfast.train.data import check_classes, open_split
+from wsfast.train.data import check_classes, open_split, same_images, told_seen
 from wsfast.train.images import images_at_once, normalization
 from wsfast.train.runs import CONFIGS, load_run
+from wsfast.train.state import read_learnt
 from wsfast.train.validation import ClassScores, explained_classes
 
 
@@ -148,6 +150,12 @@ def evaluate_run(
         format=format,
     )
     check_classes(maps.checkpoint.class_names, dataset.class_names, dataset.normal_label)
+    own = maps.config.data
+    learnt = read_learnt(folder) if split != "train" and same_images(own, data or own) else ()
+    seen = told_seen(dataset.names, learnt)
+    if seen:
+        told = f"the run has learnt from images of {split}: {seen}; some have come or gone since"
+        warnings.warn(f"wsfast.train: {told}", stacklevel=2)
     clean = -1 if dataset.normal_label is None else dataset.normal_label
     scores = _Scores(maps.threshold, len(dataset.class_names))
     normalize = normalization(maps.checkpoint.mean, maps.checkpoint.std)

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,11 +47,13 @@ class Recipe(ABC):
         model: what is trained and saved; its parameters without ``requires_grad`` stay as they are.
         device: where the model is.
         classifier_digest: of the classifier's weights that a run starts from; empty without one.
+        learnt_before: names of the images which that classifier has learnt from, where known.
     """
 
     name: ClassVar[str]
     selections: Mapping[str, str] = {}
     classifier_digest: str = ""
+    learnt_before: Collection[str] = ()
 
     def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:
         self.config = config

@@ -29,7 +29,14 @@ from wsfast.train.classifier import (
     seeded_weights,
 )
 from wsfast.train.config import TrainConfig, read_run_settings, read_settings
-from wsfast.train.data import OpenedData, check_classes, check_shared_split, settings_around
+from wsfast.train.data import (
+    OpenedData,
+    check_classes,
+    check_shared_split,
+    check_unseen,
+    learnt_before,
+    settings_around,
+)
 from wsfast.train.dips import DiPSConfig, DiPSRecipe
 from wsfast.train.engine import fit
 from wsfast.train.fcam import FCAMConfig, FCAMRecipe
@@ -179,7 +186,7 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
 
     Raises:
         ValueError: none given, one for other classes, another order of them or other channels, or
-            one that may have been trained on images that are held out from this run.
+            one that has been trained, or may have been, on images held out from this run.
     """
     path: str = config.classifier
     if not path:
@@ -198,12 +205,14 @@ def _open_classifier(config: Any) -> tuple[GAPClassifier, Checkpoint, OpenedData
     check_classes(saved.class_names, data.class_names, data.train.normal_label)
     if known.get("normal") and data.clean_class < 0:
         value_error("train", "normal", f"the classifier's ({known['normal']})", "nothing")
+    check_unseen(config, data)
     return model, saved, data
 
 
 def _noted(recipe: LocalizerRecipe, classifier: Checkpoint) -> Recipe:
     """With what is known of the classifier that all rests on, and a warning where it is poor."""
     recipe.classifier_digest = weights_digest(classifier.model)
+    recipe.learnt_before = learnt_before(recipe.config)
     accuracy = classifier.extra.get("balanced_accuracy")
     recipe.notes += poor_classifier(accuracy, len(classifier.class_names))
     return recipe

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from wsfast._check import value_error
-from wsfast._files import atomic_file
+from wsfast._files import atomic_file, write_atomically
 from wsfast.train.config import changes_on_resume
 from wsfast.train.recipe import Recipe
 
 STATE = "last.pt"
+_LEARNT = "learnt.txt"
 _FORMAT = 1
 
 
@@ -27,6 +28,21 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 def has_state(folder: Path) -> bool:
     """Whether a run has saved itself in a folder."""
     return (folder / STATE).is_file()
+
+
+def save_learnt(folder: Path, recipe: Recipe) -> None:
+    """Write the names of the images that a run's model or its classifier learns from, a line each.
+
+    Which images are held out may change with the data; this says which ones still can be.
+    """
+    names = dict.fromkeys([*recipe.names, *sorted(recipe.learnt_before)])
+    write_atomically(folder / _LEARNT, "\n".join(names).encode())
+
+
+def read_learnt(folder: Path) -> set[str]:
+    """The names that :func:`save_learnt` wrote; none where a run is older than it."""
+    path = folder / _LEARNT
+    return set(path.read_bytes().decode().split("\n")) if path.is_file() else set()
 
 
 def check_out(folder: Path, *, resume: bool) -> None:
