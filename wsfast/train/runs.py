@@ -46,7 +46,7 @@ from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.log import Record
 from wsfast.train.pseudo import PseudoConfig, PseudoRecipe
 from wsfast.train.recipe import Draw, Recipe
-from wsfast.train.state import check_out
+from wsfast.train.state import check_out, only_run_in
 from wsfast.train.store import weights_digest
 
 CONFIGS: dict[str, type[TrainConfig]] = {
@@ -99,11 +99,12 @@ def run(
         One record per epoch.
 
     Raises:
-        ValueError: data, models or settings that do not fit; as :func:`wsfast.train.fit`.
+        ValueError: data, models or settings that do not fit; another run that is training in
+            ``out``; as :func:`wsfast.train.fit`.
         Interrupted: the run was asked to stop and is saved.
     """
     wanted = parse_device("train", "device", config.device)
-    with distributed.process_group(wanted) as device, made_folder(out):
+    with distributed.process_group(wanted) as device, made_folder(out), only_run_in(out):
         check_out(out, resume=resume)  # before maps are made, which may take hours
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
         return fit(recipe, out=out, resume=resume, progress=progress)

@@ -1,5 +1,9 @@
 """All that a run needs to go on as if it had never stopped, in one file."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +11,18 @@ import torch
 
 from wsfast._check import value_error
 from wsfast._files import atomic_file, write_atomically
+from wsfast.train import distributed
 from wsfast.train.config import changes_on_resume
 from wsfast.train.recipe import Recipe
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 STATE = "last.pt"
 _LEARNT = "learnt.txt"
+_LOCK = ".lock"
 _FORMAT = 1
 
 
@@ -28,6 +39,59 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 def has_state(folder: Path) -> bool:
     """Whether a run has saved itself in a folder."""
     return (folder / STATE).is_file()
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder inside the block; a collective call.
+
+    A process that dies in whatever way gives the folder free. Where the system or the drive knows
+    no locks, nothing is kept out.
+
+    Raises:
+        ValueError: in all processes, where another run is in the folder.
+    """
+    path, lock, taken = folder / _LOCK, None, False
+    if distributed.is_writer():
+        try:
+            lock = _locked(path)
+        except BlockingIOError:
+            taken = True
+    if any(distributed.gather_objects(taken)):
+        value_error("train", "--out", "a folder that no other run is training in", f"{folder}")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """An open file that is locked as long as this process lives; None where that cannot be.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if fcntl is None:
+        return None
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None
+        try:
+            # Unlike flock's, this lock is not shared with readers that outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BlockingIOError from None
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)  # the run that had it has deleted it since it was opened
 
 
 def save_learnt(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,74 @@
+"""One folder, one run."""
+
+import errno
+import fcntl
+import os
+import signal
+import time
+
+import pytest
+
+from wsfast.train import state
+from wsfast.train.runs import configure, run
+from wsfast.train.state import only_run_in
+
+TINY = configure(
+    "classifier",
+    {"size": [32, 16], "channels": 1, "images": 8, "batch_size": 8, "epochs": 1, "device": "cpu"},
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process inside the block, which has itself started one, as those that read images."""
+    out, told = tmp_path / "run", os.pipe()
+    out.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        with only_run_in(out):
+            os.fork()
+            os.write(told[1], b"x")
+            time.sleep(60)
+        os._exit(0)
+    assert os.read(told[0], 2)
+    yield pid, out
+    os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_folder_that_a_run_is_in_is_refused_until_that_run_dies(holder):
+    pid, out = holder
+    for resume in (False, True):
+        with pytest.raises(
+            ValueError, match=rf"--out must be a folder that no other .* got {out}$"
+        ):
+            run(TINY, out, resume=resume, progress=False)
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    run(TINY, out, progress=False)
+    assert (out / "last.pt").exists()
+    assert not (out / ".lock").exists()
+
+
+def test_a_lock_that_was_deleted_since_it_was_opened_is_none(tmp_path, monkeypatch):
+    def late(file, flags):
+        monkeypatch.undo()
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with only_run_in(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["lockf", "open", "fcntl"])
+def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch, name):
+    def fails(*_):
+        raise OSError(errno.ENOLCK if name == "lockf" else errno.EROFS, "no")
+
+    if name == "fcntl":
+        monkeypatch.setattr(state, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl if name == "lockf" else os, name, fails)
+    with only_run_in(tmp_path), only_run_in(tmp_path):
+        pass
