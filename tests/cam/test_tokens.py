@@ -251,6 +251,19 @@ def test_a_wrapper_changes_nothing(make) -> None:
         assert plain.layer_names == ("encoder.layers.encoder_layer_1.ln_1",)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (224, 224)])
+def test_stages_of_torchvisions_swin(size: tuple[int, int]) -> None:
+    """The last block of each resolution is channels-last; what is pooled is not."""
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 8, [1, 1, 2], [1, 2, 4], [4, 4], num_classes=3
+    ).eval()
+    images, cam = torch.randn(2, 3, *size), GradCAM(model)
+    result = cam(images, 1)
+    assert cam.layer_names == ("features.1", "features.3", "permute")
+    expected = [(size[0] // step, size[1] // step) for step in (4, 8, 16)]
+    assert [tuple(maps.shape[1:]) for maps in result.per_layer] == expected
+
+
 @pytest.mark.parametrize("layer", ["features.1", "features.1.0.mlp.1", "features.1.0.attn"])
 def test_as_many_channels_as_rows_in_channels_last(layer: str) -> None:
     model, images = torchvision_swin(), torch.randn(2, 3, 64, 64)

@@ -53,7 +53,7 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
 def _transformer_inside(model: nn.Module, names: list[str]) -> list[str]:
     """Stages of the one transformer in which all layers lie that a dry run has found."""
     for prefix, part in model.named_modules():
-        if token_stages(part) or says_channels_last(part):
+        if token_stages(part) or says_channels_last(part) or _torchvision_swin_stages(part):
             dotted = f"{prefix}." if prefix else ""
             if all(name.startswith(dotted) for name in names):
                 return [dotted + name for name in timm_stages(part)]
@@ -90,9 +90,9 @@ def timm_stages(model: nn.Module) -> list[str]:
     """The last module of each resolution in timm's ``feature_info`` less a trailing pool.
 
     Empty without one. Of a vision transformer, timm's or torchvision's, whose blocks all have one
-    resolution, the last norm that counts.
+    resolution, the last norm that counts; of torchvision's Swin, what a dry run would pass over.
     """
-    if names := token_stages(model):
+    if names := token_stages(model) or _torchvision_swin_stages(model):
         return names
     info = getattr(model, "feature_info", None)
     if not isinstance(info, (list, tuple)):
@@ -104,6 +104,16 @@ def timm_stages(model: nn.Module) -> list[str]:
     if any(name not in modules for name in names):
         return []
     return names[:-1] if names and _is_pool(modules[names[-1]]) else names
+
+
+def _torchvision_swin_stages(model: nn.Module) -> list[str]:
+    """The stages between steps that merge patches, all (N, h, w, C), and what is pooled."""
+    features = getattr(model, "features", None)
+    if not isinstance(features, nn.Sequential):
+        return []
+    if not isinstance(getattr(model, "permute", None), nn.Module):  # no other model calls one so
+        return []
+    return [f"features.{place}" for place in range(1, len(features) - 1, 2)] + ["permute"]
 
 
 @dataclass
