@@ -41,12 +41,8 @@ struct Vec {
   }
   static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  template <class T>
-  void store(T* p) const {
-    alignas(32) float lane[lanes];
-    _mm256_store_ps(lane, v);
-    for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
-  }
+  void store(half_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(p)); }
+  void store(bfloat16_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(p)); }
   // Lanes in 0..255, truncated.
   void store_bytes(uint8_t* p) const {
     const __m256i whole = _mm256_cvttps_epi32(v);
@@ -57,7 +53,9 @@ struct Vec {
   // p aligned to the vector: past the caches, for outputs nobody reads soon.
   void stream(float* p) const { _mm256_stream_ps(p, v); }
   template <class T>
-  void stream(T* p) const { store(p); }
+  void stream(T* p) const {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrowed(p));
+  }
 
   Vec operator+(const Vec& b) const { return {_mm256_add_ps(v, b.v)}; }
   Vec operator-(const Vec& b) const { return {_mm256_sub_ps(v, b.v)}; }
@@ -107,6 +105,22 @@ struct Vec {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+
+ private:
+  // The lanes as halves of the pointer's type: to nearest even, NaN stays NaN.
+  __m128i narrowed(const half_t*) const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  __m128i narrowed(const bfloat16_t*) const {
+    const __m256i bits = _mm256_castps_si256(v), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(rounded, quiet, is_nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   }
 };
 

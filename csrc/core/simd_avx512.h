@@ -26,11 +26,9 @@ struct Vec {
   }
   static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  template <class T>
-  void store(T* p) const {
-    alignas(64) float lane[lanes];
-    _mm512_store_ps(lane, v);
-    for (int i = 0; i < lanes; ++i) p[i] = from_acc<T>(lane[i]);
+  void store(half_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(p)); }
+  void store(bfloat16_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(p));
   }
   // Lanes in 0..255, truncated.
   void store_bytes(uint8_t* p) const {
@@ -39,7 +37,9 @@ struct Vec {
   // p aligned to the vector: past the caches, for outputs nobody reads soon.
   void stream(float* p) const { _mm512_stream_ps(p, v); }
   template <class T>
-  void stream(T* p) const { store(p); }
+  void stream(T* p) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrowed(p));
+  }
 
   Vec operator+(const Vec& b) const { return {_mm512_add_ps(v, b.v)}; }
   Vec operator-(const Vec& b) const { return {_mm512_sub_ps(v, b.v)}; }
@@ -73,6 +73,21 @@ struct Vec {
   static float sum(const Vec& a) { return _mm512_reduce_add_ps(a.v); }
   static float lowest(const Vec& a) { return _mm512_reduce_min_ps(a.v); }
   static float highest(const Vec& a) { return _mm512_reduce_max_ps(a.v); }
+
+ private:
+  // The lanes as halves of the pointer's type: to nearest even, NaN stays NaN.
+  __m256i narrowed(const half_t*) const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  __m256i narrowed(const bfloat16_t*) const {
+    const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+    const Mask is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+  }
 };
 
 inline void stream_fence() { _mm_sfence(); }

@@ -261,20 +261,42 @@ assert not wsfast.truncate_gradients(tiny, 50).view(torch.int32).any()  # on two
 """
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
-def test_ends_where_subnormals_are_flushed(level: str) -> None:
-    """Subnormals count as before without the flush, and as 0 with it."""
-    environment = {**os.environ, "WSFAST_SIMD": level}
-    done = subprocess.run(
-        [sys.executable, "-c", FLUSHING],
-        env=environment,
+HALVES = """
+import torch, wsfast
+patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+for dtype in (torch.float16, torch.bfloat16):
+    for copies in (1, 64):  # within the caches, and written past them
+        g = patterns.view(dtype).reshape(1, 1, 256, 256).expand(copies, 4, -1, -1)
+        kept = wsfast.truncate_gradients(g, 0)
+        expected = torch.where(g > 0, g, 0)
+        assert torch.equal(kept.view(torch.int16), expected.view(torch.int16)), (dtype, copies)
+"""
+
+
+def run_at(level: str, code: str) -> "subprocess.CompletedProcess[str]":
+    """Python code in a process of its own, with kernels of one instruction set."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WSFAST_SIMD": level},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_ends_where_subnormals_are_flushed(level: str) -> None:
+    """Subnormals count as before without the flush, and as 0 with it."""
+    done = run_at(level, FLUSHING)
     if "assert torch.set_flush_denormal(True)" in done.stderr:
         pytest.skip("this CPU cannot flush subnormals")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_every_half_value_is_kept_as_it_is(level: str) -> None:
+    done = run_at(level, HALVES)
     assert done.returncode == 0, done.stderr
 
 
