@@ -1,14 +1,31 @@
-// Row loops of the fusion room, one copy per instruction set (core/foreach_simd.h). Plain loops: the
-// compiler vectorises them for the set in force. No include guard.
+// Row loops of the fusion room, one copy per instruction set (core/foreach_simd.h). The compiler
+// vectorises the plain ones for the set in force. No include guard.
 
 namespace wsfast::fusion::WS_SIMD {
 
 struct Rows {
+  using Vec = simd::WS_SIMD::Vec;
+
   template <class T>
   static Stats<acc_t<T>> stats(const T* values, int64_t n) {
     using A = acc_t<T>;
     A low = to_acc(values[0]), high = low, residue = A(0);
-    for (int64_t i = 0; i < n; ++i) {
+    int64_t i = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      if (n >= Vec::lanes) {
+        Vec lows = Vec::load(values), highs = lows, residues = Vec::set1(0.0f);
+        for (; i + Vec::lanes <= n; i += Vec::lanes) {
+          const Vec x = Vec::load(values + i);
+          lows = Vec::min(lows, x);
+          highs = Vec::max(highs, x);
+          residues = residues + (x - x);
+        }
+        low = Vec::lowest(lows);
+        high = Vec::highest(highs);
+        residue = Vec::sum(residues);
+      }
+    }
+    for (; i < n; ++i) {
       const A x = to_acc(values[i]);
       low = x < low ? x : low;
       high = x > high ? x : high;
@@ -17,37 +34,12 @@ struct Rows {
     return {low, high, residue == A(0)};
   }
 
-  static Stats<float> stats(const float* values, int64_t n) {
-    using Vec = simd::WS_SIMD::Vec;
-    int64_t i = 0;
-    float low = values[0], high = low, residue = 0.0f;
-    if (n >= Vec::lanes) {
-      Vec lows = Vec::load(values), highs = lows, residues = Vec::set1(0.0f);
-      for (; i + Vec::lanes <= n; i += Vec::lanes) {
-        const Vec x = Vec::load(values + i);
-        lows = Vec::min(lows, x);
-        highs = Vec::max(highs, x);
-        residues = residues + (x - x);
-      }
-      low = Vec::lowest(lows);
-      high = Vec::highest(highs);
-      residue = Vec::sum(residues);
-    }
-    for (; i < n; ++i) {
-      low = values[i] < low ? values[i] : low;
-      high = values[i] > high ? values[i] : high;
-      residue += values[i] - values[i];
-    }
-    return {low, high, residue == 0.0f};
-  }
-
   // One normalised row, resized to the output's width. kRowPadding values past its end may be read.
   template <class A>
   static void stretch(const A* row, const int32_t* first, const int32_t* second, const A* weight,
                       int64_t width, A* out) {
     int64_t x = 0;
     if constexpr (std::is_same_v<A, float>) {
-      using Vec = simd::WS_SIMD::Vec;
       for (; x + Vec::lanes <= width; x += Vec::lanes) {
         const Vec share = Vec::load(weight + x);
         if (second[x + Vec::lanes - 1] - first[x] < Vec::lanes) {
@@ -87,7 +79,14 @@ struct Rows {
   // out = affine(values); in place is fine
   template <class In, class T, class A>
   static void normalize(const In* values, Affine<A> affine, int64_t n, T* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = from_acc<T>(affine(to_acc(values[i])));
+    int64_t i = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      const Vec shift = Vec::set1(affine.shift), scale = Vec::set1(affine.scale);
+      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+        ((Vec::load(values + i) - shift) * scale).store(out + i);
+      }
+    }
+    for (; i < n; ++i) out[i] = from_acc<T>(affine(to_acc(values[i])));
   }
 };
 
