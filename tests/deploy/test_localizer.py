@@ -209,6 +209,7 @@ def test_bad_images(images, kind, message) -> None:
         ({"max_boxes": 0}, ValueError, "max_boxes"),
         ({"min_area": 0}, ValueError, "min_area"),
         ({"connectivity": 6}, ValueError, "connectivity"),
+        ({"connectivity": 8.0}, TypeError, "connectivity"),
         ({"input_size": (0, 4)}, ValueError, "input_size"),
         ({"output_size": (3.5, 4)}, TypeError, "output_size"),
         ({"std": (0.0,)}, ValueError, "std"),

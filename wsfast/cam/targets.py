@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import type_error, value_error
+from .._integers import is_integer
 
 Target = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor] | None
 
@@ -47,7 +48,7 @@ def resolve_target(where: str, target: Target, logits: Tensor) -> Tensor | None:
 
 def _checked(where: str, target: Tensor, logits: Tensor) -> Tensor:
     n, classes = logits.shape
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+    if not is_integer(target):
         type_error(where, "target", "integer class numbers", f"{target.dtype}")
     if target.dim() not in (1, 2) or target.shape[0] != n or 0 in target.shape:
         expected = f"of shape ({n},) or ({n}, K)"

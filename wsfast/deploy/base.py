@@ -7,7 +7,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsfast._check import check_choice, check_count, check_range, value_error
+from wsfast._check import (
+    check_choice,
+    check_connectivity,
+    check_count,
+    check_range,
+    value_error,
+)
 from wsfast.data.sample import check_size
 from wsfast.deploy.steps import (
     LocalizerOutput,
@@ -60,8 +66,7 @@ class LocalizerBase(nn.Module):
             threshold = float(threshold)
         check_count(where, "max_boxes", max_boxes, 1)
         check_count(where, "min_area", min_area, 1)
-        if connectivity not in (4, 8):
-            value_error(where, "connectivity", "4 or 8", f"{connectivity}")
+        check_connectivity(where, connectivity)
         self.where = where
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.output_size = None if output_size is None else (output_size[0], output_size[1])

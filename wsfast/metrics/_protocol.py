@@ -15,6 +15,7 @@ from .._check import (
     type_error,
     value_error,
 )
+from .._integers import is_integer
 from ..ops.levels.protocol import inclusive_iou, protocol_corners
 
 
@@ -89,7 +90,7 @@ def flatten_boxes(
 def check_integers(where: str, name: str, boxes: Tensor) -> None:
     """Raise TypeError unless ``boxes`` are a tensor of integers."""
     check_tensor(where, name, boxes)
-    if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
+    if not is_integer(boxes):
         type_error(where, name, "integers", f"{boxes.dtype}")
 
 
