@@ -9,19 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, python
 from wsfast import native
-
-ROOT = Path(__file__).parents[1]
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
 
 
 def test_every_op_is_native_on_the_cpu() -> None:
@@ -95,6 +84,6 @@ s = wsfast.sample_seeds(torch.rand(2, 70, 71), seed=1, **options)
 print(wsfast.info()["cpu_simd"], int((t > 0).sum()), round(float(t.double().sum()), 6))
 print(round(float(f.double().sum()), 2), int((s * torch.arange(s.numel()).view_as(s)).sum()))
 """
-    best, other = python(code), python(code, WSFAST_SIMD=level)
+    best, other = python("-c", code), python("-c", code, WSFAST_SIMD=level)
     assert best.returncode == other.returncode == 0, other.stderr
     assert best.stdout.split()[1:] == other.stdout.split()[1:]

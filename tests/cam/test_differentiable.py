@@ -1,9 +1,6 @@
 """``create_graph``: losses on maps, against plain autograd in float64."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from tests.cam.nets import GapNet, SmallNet, passes
 from tests.cam.two_processes import TARGET, gradients, model_and_images
 from tests.leaks import assert_no_growth
+from tests.processes import python
 from wsfast.cam import CAM, METHODS, RACAM, CAMMethod, GradCAM, HiResCAM, LayerCAM, LTGradCAM
 from wsfast.ops.truncation import reference as truncation
 
@@ -145,14 +143,7 @@ def backends() -> list[bool]:
 
 
 def test_two_processes_end_with_the_gradient_of_the_joined_batch(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cam.two_processes", tmp_path],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
+    done = python("-m", "tests.cam.two_processes", tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected = gradients(*model_and_images(), TARGET)

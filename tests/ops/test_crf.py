@@ -1,11 +1,7 @@
 """Room `crf`: the dense-CRF loss and mean field against brute force, gradients and known cases."""
 
 import math
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wsfast
 from tests.crf_inputs import relative, smooth_image, soft
 from tests.permutohedral import DictionaryLattice, bilateral_features, gaussian_matrix
+from tests.processes import python
 from wsfast.ops.crf import reference
 from wsfast.testing import FLOATING_DTYPES
 
-ROOT = Path(__file__).parents[2]
 OPS = torch.ops.wsfast
 SHAPES = ((1, 1), (1, 50), (17, 1), (24, 31))
 ROUGH = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -503,10 +499,7 @@ for image, classes in ((noise, 5), (noise, 2), (flat, 2)):
 """
     values = []
     for level in ("scalar", "avx2", "avx512"):
-        environment = {**os.environ, "WSFAST_SIMD": level}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-        )
+        done = python("-c", code, WSFAST_SIMD=level)
         assert done.returncode == 0, done.stderr
         values.append([float(number) for number in done.stdout.split()])
     assert values[1] == pytest.approx(values[0], rel=1e-5)

@@ -1,11 +1,7 @@
 """Room `truncation`: against a float64 sort-based oracle, the reference and the equations."""
 
 import math
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +12,10 @@ from torch.library import opcheck
 
 import wsfast
 from tests.native.emulator import from_bits, to_bits
+from tests.processes import python
 from wsfast.ops.truncation import reference
 from wsfast.testing import FLOATING_DTYPES, tolerance
 
-ROOT = Path(__file__).parents[2]
 SCOPES = ("map", "sample")
 PERCENTILES = (0.0, 1.0, 37.5, 50.0, 90.0, 100.0)
 SHAPES = ((2, 3, 5, 7), (2, 4, 64, 64), (1, 2, 300, 401), (3, 1, 1, 1), (0, 3, 4, 4), (2, 0, 3, 3))
@@ -273,22 +269,10 @@ for dtype in (torch.float16, torch.bfloat16):
 """
 
 
-def run_at(level: str, code: str) -> "subprocess.CompletedProcess[str]":
-    """Python code in a process of its own, with kernels of one instruction set."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "WSFAST_SIMD": level},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
 def test_ends_where_subnormals_are_flushed(level: str) -> None:
     """Subnormals count as before without the flush, and as 0 with it."""
-    done = run_at(level, FLUSHING)
+    done = python("-c", FLUSHING, timeout=60, WSFAST_SIMD=level)
     if "assert torch.set_flush_denormal(True)" in done.stderr:
         pytest.skip("this CPU cannot flush subnormals")
     assert done.returncode == 0, done.stderr
@@ -296,7 +280,7 @@ def test_ends_where_subnormals_are_flushed(level: str) -> None:
 
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
 def test_every_half_value_is_kept_as_it_is(level: str) -> None:
-    done = run_at(level, HALVES)
+    done = python("-c", HALVES, timeout=60, WSFAST_SIMD=level)
     assert done.returncode == 0, done.stderr
 
 

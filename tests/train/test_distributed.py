@@ -2,16 +2,13 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from tests.processes import python
 from tests.train.tiny import result, train_tiny
 from wsfast.models import WSOLClassifier
 from wsfast.train import distributed
@@ -24,13 +21,12 @@ def test_two_gloo_processes_train_and_score_as_one(tmp_path):
     first = {"images": 24, "size": [32, 16], "batch_size": 8, "channels": 1, "epochs": 1}
     run(configure("classifier", first), tmp_path / "start", progress=False)
     settings = {**first, "epochs": 2, "preset": "small", "classifier": str(tmp_path / "start")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.two_processes", tmp_path / "two", json.dumps(settings)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
+    done = python(
+        "-m",
+        "tests.train.two_processes",
+        tmp_path / "two",
+        json.dumps(settings),
+        OMP_NUM_THREADS="1",
     )
     assert done.returncode == 0, done.stderr
     train_tiny(tmp_path / "one" / "classifier", dropout=False)

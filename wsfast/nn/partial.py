@@ -70,13 +70,19 @@ def partial_cross_entropy(
         _check_labels(where, seeds, logits.shape[1])
         total = F.cross_entropy(logits, seeds, ignore_index=ignore_index, reduction="sum")
     else:
-        # cross_entropy of (N, K, H, W) has no deterministic form on CUDA.
         labelled = seeds != ignore_index
         count = labelled.sum()
-        places = torch.where(labelled, seeds, 0)[:, None]
-        picked = logits.log_softmax(1).gather(1, places)[:, 0]
+        picked = log_probabilities(logits, torch.where(labelled, seeds, 0))
         total = -torch.where(labelled, picked, 0.0).sum()
     return total if reduction == "sum" else total / count.clamp_min(1)
+
+
+def log_probabilities(logits: Tensor, classes: Tensor) -> Tensor:
+    """Log-probabilities (N, H, W) of int64 classes (N, H, W) under logits (N, K, H, W).
+
+    ``F.cross_entropy`` of such logits has no deterministic form on CUDA.
+    """
+    return logits.log_softmax(1).gather(1, classes[:, None])[:, 0]
 
 
 def _check_labels(where: str, labels: Tensor, classes: int) -> None:

@@ -12,6 +12,7 @@ from wsfast import ops
 from wsfast._check import check_choice, check_range, value_error
 from wsfast.cam import METHODS, crf_cams
 from wsfast.models.localizers import foreground_maps
+from wsfast.nn.partial import log_probabilities
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam, idle_percentile
 from wsfast.train.config import TrainConfig
@@ -225,8 +226,7 @@ class PseudoRecipe(LocalizerRecipe):
         """Pixel-wise cross-entropy."""
         logits = self.model(self.normalize(batch.image)).float()
         target = batch.map[:, 0].long()
-        # As cross_entropy, which has no deterministic form of (N, K, H, W) on CUDA.
-        picked = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+        picked = log_probabilities(logits, target)
         weights = self.weights[target]
         loss = distributed.global_mean(-(weights * picked).sum(), weights.sum())
         with torch.no_grad():
