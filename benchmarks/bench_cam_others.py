@@ -17,7 +17,7 @@ from wsfast.cam import METHODS
 from wsfast.ops.fusion import reference as fusion
 
 from .bench_cam_grid import BUDGET
-from .cam_formulas import PERCENTILE, by_channels, by_formula, fullgrad, truncated
+from .cam_formulas import BIASED, PERCENTILE, by_channels, by_formula, fullgrad, truncated
 from .cam_models import (
     OTHER_FUSION,
     RESNET50,
@@ -29,6 +29,7 @@ from .cam_models import (
     bytes_needed,
     grad_cam_whole,
     make_inputs,
+    make_model,
     memory_limit,
     passes,
     torchcam_whole,
@@ -167,20 +168,32 @@ def grad_cam(method: Method, inputs: Inputs) -> Run:
     return grad_cam_whole(method.grad_cam, inputs, **options)
 
 
+def resized_channels(architecture: Architecture, size: Size) -> int:
+    """Bytes that pytorch-grad-cam's FullGrad takes: a layer's channels at the images' size, twice."""
+    with torch.device("meta"):
+        modules = make_model(architecture).modules()
+    channels = [m.bias.numel() for m in modules if isinstance(m, BIASED) and m.bias is not None]
+    return bytes_needed(architecture, size) + 2 * 4 * size.batch * max(channels) * size.pixels
+
+
 def wsfast(method: Method, inputs: Inputs) -> Run:
     layers: Any = list(inputs.architecture.layers) or "biases"
     method_of_ours = METHODS[method.name.lower()](inputs.model, layers, **method.options)
     return lambda: method_of_ours(inputs.images).cams
 
 
-def contenders_of(method: Method, whole: Callable[[Any], Inputs]) -> list[Contender]:
+def contenders_of(
+    method: Method, architecture: Architecture, whole: Callable[[Any], Inputs]
+) -> list[Contender]:
     found = [Contender(OURS, lambda inputs: wsfast(method, whole(inputs)))]
     if not method.a_pass_per_channel:  # else the oracle alone takes minutes
         reference = eager(lambda inputs: method.formula(whole(inputs), torch.float32))
         found.append(Contender("reference", reference))
     if method.grad_cam:
         build: Any = lambda inputs: grad_cam(method, whole(inputs))  # noqa: E731
-        found.append(Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",)))
+        needs = partial(resized_channels, architecture) if method.name == "FullGrad" else None
+        peer = Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",), needs=needs)
+        found.append(peer)
     if method.torchcam:
         options = method.torchcam_options
         build = lambda inputs: torchcam_whole(method.torchcam, whole(inputs), **options)  # noqa: E731
@@ -197,7 +210,7 @@ def bench_case(method: Method, architecture: Architecture) -> Case:
     def whole(inputs: tuple[Any, ...]) -> Inputs:
         return Inputs(shown, *inputs)
 
-    contenders = contenders_of(method, whole)
+    contenders = contenders_of(method, architecture, whole)
     if method.name == "AblationCAM" and architecture.tokens:
         contenders[1] = replace(contenders[1], same_work=False, note=ABLATION_VALUE)
     few = not method.a_pass_per_channel

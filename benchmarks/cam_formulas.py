@@ -11,6 +11,7 @@ from wsfast.ops.truncation import reference as truncation
 PERCENTILE = 50.0
 Layers = tuple[list[Tensor], list[Tensor]]
 Share = Callable[[Tensor], Tensor]
+BIASED = (nn.BatchNorm2d, nn.Conv2d)  # FullGrad's layers, where they have a bias
 
 
 def truncated(grads: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def fullgrad(
     def keep(module: nn.Module, _: object, output: Tensor) -> None:
         outputs.append((bias_of(module).to(dtype), output))
 
-    layers = (m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d)))
+    layers = (m for m in model.modules() if isinstance(m, BIASED))
     handles = [m.register_forward_hook(keep) for m in layers if m.bias is not None]
     x = images.clone().requires_grad_()
     score = model(x).amax(dim=1).sum()
@@ -68,7 +69,8 @@ def fullgrad(
     total = torch.zeros(len(images), *images.shape[2:], dtype=dtype, device=images.device)
     for share in shares:
         maps = fusion.normalize_cams(share.abs().flatten(0, 1)).view_as(share)
-        total += nn.functional.interpolate(maps, images.shape[2:], mode="bilinear").sum(1)
+        for part in maps.split(64, dim=1):  # VGG16's head has 4096 channels
+            total += nn.functional.interpolate(part, images.shape[2:], mode="bilinear").sum(1)
     return fusion.normalize_cams(total)
 
 

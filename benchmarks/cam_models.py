@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .cam_formulas import Layers
+from .cam_formulas import BIASED, Layers
 from .harness import Contender, MemoryLimit, Run
 from .records import Size
 
@@ -58,7 +58,7 @@ def make_inputs(
         for module in model.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # under it, plain hooks would see something else
-            elif isinstance(module, (nn.BatchNorm2d, nn.Conv2d)) and module.bias is not None:
+            elif isinstance(module, BIASED) and module.bias is not None:
                 nn.init.normal_(module.bias, std=0.2)
     images = torch.randn(size.batch, 3, *size.shape, generator=generator)
     layers = passes(architecture, model, images) if with_passes else ([], [])

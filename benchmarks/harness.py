@@ -49,6 +49,7 @@ class Contender:
         collect: Turns its result into the form of the oracle's, outside the timed region.
         tolerance: Its own tolerance where the case's does not fit; say why in ``note``.
         oracle: Its own expected result where it rightly computes something else; ``note`` says so.
+        needs: Bytes that it takes, about, for a size; without as many free it is left out.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Contender:
     collect: Callable[[Any], Any] = _as_is
     tolerance: float | None = None
     oracle: Callable[[Any], Any] | None = None
+    needs: Callable[[Size], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Case:
         memory: Bound on extra memory, measured in processes of its own.
         budget: Time per contender and size.
         figures: More about a result, in columns of their own, from the inputs and the result.
-        needs: Bytes that the hungriest contender takes, about, for a size; one that is not free
-            leaves the size out.
+        needs: Bytes that every contender takes, about, for a size; without as many free the size
+            is left out.
         grid: One of many: ``--grid`` chooses among its sizes, if any is chosen.
     """
 
@@ -279,7 +281,7 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
     """
     clock = clock or (cuda_clock if settings.device.type == "cuda" else wall_clock)
     budget = case.budget.quick() if settings.quick else case.budget
-    too_large = why_too_large(case, size, settings.device)
+    too_large = why_too_large(case.needs, size, settings.device)
     if too_large:
         return [_blank(case, size, contender, too_large) for contender in case.entries(size)]
     inputs = case.make_inputs(size, settings.device)
@@ -289,6 +291,7 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
     lanes: list[_Lane] = []
     for contender in case.entries(size):
         reason = why_absent(contender, settings)
+        reason = reason or why_too_large(contender.needs, size, settings.device)
         if not reason:
             try:
                 lanes.append(_prepare(case, contender, inputs, expected, budget, clock))
@@ -318,10 +321,10 @@ def _blank(
     )
 
 
-def why_too_large(case: Case, size: Size, device: torch.device) -> str:
+def why_too_large(needs: Callable[[Size], int] | None, size: Size, device: torch.device) -> str:
     """Return why ``size`` does not fit in the device's memory, or an empty string."""
-    free = free_memory(device) if case.needs else None
-    if not case.needs or free is None or (needed := case.needs(size)) <= free:
+    free = free_memory(device) if needs else None
+    if not needs or free is None or (needed := needs(size)) <= free:
         return ""
     return f"needs about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
 

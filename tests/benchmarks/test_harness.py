@@ -120,6 +120,14 @@ def test_a_size_that_does_not_fit_in_memory_is_left_out_and_says_so() -> None:
     )
 
 
+def test_a_contender_that_does_not_fit_in_memory_leaves_the_others_in() -> None:
+    double = eager(lambda x: 2 * x)
+    hungry = Contender("hungry", double, needs=lambda size: 10**18)
+    ours, left_out = measure(case_of(Contender("wsfast", double), hungry), SIZE, Settings())
+    assert (ours.state, left_out.state) == ("timed", "absent")
+    assert left_out.reason.startswith("needs about 1000000000 GB of memory")
+
+
 def test_inputs_are_the_same_in_every_run() -> None:
     case = case_of()
     first, second = (case.make_inputs(SIZE, torch.device("cpu")) for _ in range(2))
