@@ -273,7 +273,7 @@ def test_what_another_model_or_picture_gave_is_not_harvested_again(runs, tmp_pat
         maps = RunMaps(runs / "classifier", torch.device("cpu"))
         maps.config = dataclasses.replace(maps.config, method="ltgradcam", **settings)
         maps._explain = maps._method()
-        return harvesting.harvest(maps, files, tmp_path / "out", progress=False)
+        return harvesting.harvest(maps, files, tmp_path / "out", target=1, progress=False)
 
     first, layers, cut = harvested(), harvested(layers="last"), harvested(percentile=90.0)
     assert len({first.path, layers.path, cut.path}) == 3
@@ -286,6 +286,33 @@ def test_what_another_model_or_picture_gave_is_not_harvested_again(runs, tmp_pat
     replaced = harvested().records
     assert replaced[0] == first.records[0]
     assert replaced[1] != first.records[1]
+
+
+def test_what_a_classifier_calls_good_is_harvested_empty(runs, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, sample in zip(files, SyntheticDefects(3, size=(48, 24)), strict=True):
+        cv2.imwrite(str(file), sample.image[0].numpy())
+    plain = RunMaps.__call__
+    good_bad_good = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]])
+
+    def called(maps, images, target):
+        result = plain(maps, images, target)
+        return result._replace(cams=torch.ones_like(result.cams), logits=good_bad_good)
+
+    monkeypatch.setattr(RunMaps, "__call__", called)
+
+    def marked(recipe, **settings):
+        maps = RunMaps(runs / recipe, torch.device("cpu"))
+        assert maps.clean_class == 0
+        out = tmp_path / f"{recipe} {settings}"
+        records = harvesting.harvest(maps, files, out, progress=False, **settings).records
+        assert (records["boxes"][:, 0, 0] >= 0).tolist() == records["mask"].any((1, 2)).tolist()
+        return records["mask"].any((1, 2)).tolist()
+
+    assert marked("classifier") == [False, True, False]
+    assert marked("classifier", target=1) == [True, True, True]
+    assert marked("fcam") == [True, True, True]
 
 
 def test_boxes_at_threshold_0_are_those_of_the_masks(runs, tmp_path, monkeypatch):

@@ -45,6 +45,8 @@ class RunMaps:
         classifier: what gives the class scores where the model gives none; else None.
         config: settings of the run.
         threshold: the best one on masks or boxes of validation images; 0.5 where there were none.
+        clean_class: the class without an object; -1 where there is none, or an older version of
+            wsfast wrote the run.
 
     Raises:
         ValueError: no run, or a classifier that is not where it was.
@@ -64,6 +66,7 @@ class RunMaps:
         self.checkpoint: Checkpoint = load_run(folder)
         self.model = self.checkpoint.model.to(device)
         self.threshold = float(self.checkpoint.extra.get("threshold", 0.5))
+        self.clean_class = int(self.checkpoint.extra.get("clean_class", -1))
         self.classifier: nn.Module | None = None
         if not isinstance(self.model, GAPClassifier | FCAMModel):
             trained_with: str = self.config.classifier  # type: ignore[attr-defined]
@@ -86,15 +89,20 @@ class RunMaps:
         return _result(self.model(images), self.classifier(images), target)
 
     @property
+    def of_classes(self) -> bool:
+        """Whether the maps are those of a class, a CAM's, and not of the object."""
+        return isinstance(self.model, GAPClassifier)
+
+    @property
     def method_name(self) -> str:
         """The recipe, of a classifier with its CAM method."""
-        if isinstance(self.model, GAPClassifier):
+        if self.of_classes:
             return str(self.config.method)  # type: ignore[attr-defined]
         return self.config.recipe
 
     def __call__(self, images: Tensor, target: Tensor | int | None = None) -> CAMResult:
         """Maps (N, H, W) of 0-1 and class scores of normalised images (N, C, H, W)."""
-        if isinstance(self.model, GAPClassifier):
+        if self.of_classes:
             return self._explain(images, target)
         with torch.no_grad():
             return self._explain(images, target)

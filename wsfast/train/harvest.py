@@ -69,7 +69,8 @@ def harvest(
         out: folder of the results.
         threshold: of masks and boxes, ``"otsu"``, ``"otsu2"`` or 0-1; None takes the one that
             validation chose. Pixels of level 0 are in none, at threshold 0 either.
-        target: class to explain; None takes the predicted one.
+        target: class to explain; None takes the predicted one. A classifier's maps of images that
+            it predicts to be without an object are then empty.
         max_boxes: largest ones kept.
         min_area: smallest region of a mask, in pixels of the map.
         batch_size: images at a time.
@@ -91,6 +92,7 @@ def harvest(
         "std": list(maps.checkpoint.std),
         "threshold": limit,
         "target": target,
+        "clean_class": maps.clean_class,
         "min_area": min_area,
         "files": _listed(files),
     }
@@ -180,7 +182,12 @@ class _Worker:
 
     def _compute(self, images: Tensor, records: Array, places: list[int]) -> None:
         result = self.maps(images.to(next(self.maps.model.parameters()).device), self.target)
-        levels = quantized(result.cams)
+        probability, label = result.logits.float().softmax(1).max(1)
+        cams = result.cams
+        if self.target is None and self.maps.of_classes:
+            clean = label == self.maps.clean_class
+            cams = cams.masked_fill(clean[:, None, None], 0.0)  # the map of "good" is no object's
+        levels = quantized(cams)
         cams = dequantized(levels)  # what is kept is what is cut
         # Above level 0 at least, or threshold 0 would make one box of the whole map.
         limits = ops.cam_thresholds(cams, self.threshold).clamp_min(1 / 255)
@@ -188,7 +195,6 @@ class _Worker:
         found = ops.cam_boxes(
             cams.masked_fill(~masks, 0.0), limits, max_boxes=self.max_boxes, min_area=self.min_area
         )
-        probability, label = result.logits.float().softmax(1).max(1)
         for name, values in (
             ("map", levels), ("mask", masks), ("boxes", found.boxes), ("scores", found.scores),
             ("label", label), ("probability", probability),

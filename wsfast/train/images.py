@@ -280,7 +280,13 @@ class ImageRecipe(Recipe):
             mean=self.data.mean,
             std=self.data.std,
             input_size=self.data.input_size,
-            extra={"recipe": self.name, **split, **kept, **self.extra()},
+            extra={
+                "recipe": self.name,
+                "clean_class": self.data.clean_class,
+                **split,
+                **kept,
+                **self.extra(),
+            },
         )
 
     def extra(self) -> dict[str, Any]:
