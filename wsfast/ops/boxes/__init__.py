@@ -66,7 +66,17 @@ def _otsu_threshold(cams: Tensor, repeat: int = 1) -> Tensor:
     check_count("otsu_threshold", "repeat", repeat, 1)
     levels, valid = torch.ops.wsfast.otsu_level(cams.detach(), repeat)
     check_free_of_nan("otsu_threshold", "cams", valid)
-    return (levels + 1).to(_threshold_dtype(cams)) / 255
+    return lowest_above(levels, _threshold_dtype(cams))
+
+
+def lowest_above(levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """The lowest value whose level is above T, (T + 1) / 255 rounded to nearest.
+
+    On CUDA torch divides by a number through its reciprocal, an ulp off, and compiled float32 code
+    divides roughly: a map of exact levels would lose one. Doubles by a tensor are divided exactly.
+    """
+    above = (levels + 1).double()
+    return (above / torch.full_like(above, 255.0)).to(dtype)
 
 
 def _threshold_dtype(cams: Tensor) -> torch.dtype:

@@ -21,7 +21,7 @@ from ..._check import (
 )
 from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
-from ..boxes import cam_boxes
+from ..boxes import cam_boxes, lowest_above
 
 __all__ = ["Proposals", "blur_outside_boxes", "propose_boxes"]
 
@@ -58,7 +58,7 @@ def _propose_boxes(
     levels, valid = torch.ops.wsfast.otsu_level(flat, 1)
     check_free_of_nan(where, "maps", valid.view(n, m).all(dim=1))
     # Otsu's level kept within 1-254, as for seeds; a map that is constant in 8 bits has no boxes.
-    threshold = (levels.clamp(1, 254) + 1).to(wide) / 255
+    threshold = lowest_above(levels.clamp(1, 254), wide)
     lowest, highest = flat.amin(dim=(1, 2)).to(wide), flat.amax(dim=(1, 2)).to(wide)
     threshold = torch.where(_level(lowest) < _level(highest), threshold, torch.inf)
     boxes = cam_boxes(flat, threshold, max_boxes=max_boxes, connectivity=connectivity).boxes
