@@ -12,8 +12,8 @@ struct Shape {
   int64_t pixels() const { return int64_t{height} * width; }
 };
 
-// Columns and rows, rounded up to whole words and strips, are int32.
-inline constexpr int64_t kLongestSide = INT32_MAX - 63;
+// Columns and rows, rounded up to whole words, strips and thread blocks, are int32.
+inline constexpr int64_t kLongestSide = INT32_MAX - 1023;
 
 inline Shape shape_of(const char* op, const char* name, const Tensor& tensor) {
   check_rank(op, name, tensor, 3);
@@ -22,7 +22,7 @@ inline Shape shape_of(const char* op, const char* name, const Tensor& tensor) {
            height, " x ", width);
   WS_CHECK(height <= kLongestSide && width <= kLongestSide && height * width <= INT32_MAX,
            "wsfast::", op, ": ", name, " must have fewer than 2^31 pixels per image, and sides of at"
-           " most 2^31 - 64, got ", height, " x ", width);
+           " most 2^31 - 1024, got ", height, " x ", width);
   return {tensor.size(0), static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
