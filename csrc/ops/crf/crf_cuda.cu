@@ -1,5 +1,6 @@
-// CUDA launcher of the crf room. How many vertices a batch has is read back once, to size what lies
-// on them.
+// CUDA launcher of the crf room. How many vertices a batch has is read back once, when its lattices
+// are built, to size what lies on them.
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -195,12 +196,14 @@ Tensor lattice_filter_cuda(const Tensor& values, const Tensor& vertices, const T
   Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
   if (values.numel() == 0) return filtered;
   const Tensor x = as_contiguous(values), ends = as_contiguous(offsets);
-  const Counts counts(ends);
+  // Bounds that the host knows: every vertex is a corner of some point.
+  const int64_t total = neighbours.size(2);
+  const int64_t most = std::min(total, values.size(2) * vertices.size(2));
   const Direction way = direction_named(op, direction);
   dispatch_floating(values.scalar_type(), op, [&]<class T>() {
     const Lattices<acc_t<T>> lattices{as_contiguous(vertices), as_contiguous(weights),
                                       as_contiguous(neighbours), ends, values.size(0),
-                                      values.size(2), counts.total, counts.most,
+                                      values.size(2), total, most,
                                       static_cast<int>(vertices.size(2))};
     filter<T>(lattices, x, nullptr, values.size(1), way, nullptr, &filtered);
   });
