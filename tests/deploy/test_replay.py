@@ -48,6 +48,12 @@ def test_batches_are_filled_up_and_captured_once_per_size(monkeypatch) -> None:
     assert shapes == [[4, 1, 40, 40], [4, 1, 24, 24]]
 
 
+@pytest.mark.parametrize("count", [0, 5])
+def test_errors(count: int) -> None:
+    with pytest.raises(ValueError, match=f"images must be 1 to 4 of them, got {count}"):
+        ReplayedLocalizer(build(), 4)(pictures(count))
+
+
 class Noise:
     """Eleven pictures."""
 

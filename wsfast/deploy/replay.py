@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from wsfast._check import value_error
 from wsfast.deploy.cuda_graph import CapturedLocalizer, capture
 from wsfast.deploy.steps import LocalizerOutput
 
@@ -24,8 +25,15 @@ class ReplayedLocalizer:
         self._kind: tuple[torch.Size, torch.dtype] | None = None
 
     def __call__(self, images: Tensor) -> LocalizerOutput:
-        """Localise a batch; it may be smaller than ``batch_size``, not larger."""
+        """Localise a batch of 1 to ``batch_size`` images.
+
+        Raises:
+            ValueError: no image, or more than that.
+        """
         given = len(images)
+        if not 1 <= given <= self._batch_size:
+            expected = f"1 to {self._batch_size} of them"
+            value_error("deploy.ReplayedLocalizer", "images", expected, f"{given}")
         filling = images[-1:].expand(self._batch_size - given, -1, -1, -1)
         full = torch.cat([images, filling])
         kind = full.shape, full.dtype
