@@ -315,6 +315,17 @@ def test_what_validation_would_choose_needs_validation(folder, tmp_path):
         run(configure("classifier", settings), tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "choices"),
+    [("fcam", "classification, last"), ("dips", "classification, last"), ("pseudo", "last")],
+)
+def test_without_masks_to_choose_by_no_maps_are_made(folder, classifier, tmp_path, recipe, choices):
+    settings = {**TINY, "data": str(folder), "classifier": str(classifier)}
+    with pytest.raises(ValueError, match=f"select_on must be {choices} for this data, got local"):
+        run(configure(recipe, settings), tmp_path / "run", progress=False)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
 def test_a_run_on_synthetic_images_is_scored_on_those_it_had(tmp_path):
     settings = {**TINY, "images": 16, "holdout": 0.25, "split_seed": 5}
     run(configure("classifier", settings), tmp_path / "run", progress=False)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from wsfast._check import value_error
 from wsfast._files import remove_partial_files
 from wsfast.train import distributed
 from wsfast.train.config import TrainConfig
@@ -117,9 +116,7 @@ class _Run:
         self.agreement = distributed.Agreement()
         self.history: list[Record] = []
         self.log: RunLog | None = None
-        if config.select_on != "last" and config.select_on not in recipe.selections:
-            choices = ", ".join([*recipe.selections, "last"])
-            value_error("train", "select_on", f"{choices} for this data", config.select_on)
+        recipe.check_selection()
         if config.tensorboard:
             summary_writer()  # its absence is told before the run's folder is made
 

@@ -59,6 +59,9 @@ class LocalizerRecipe(ImageRecipe):
 
     Attributes:
         notes: what a user should know before anything is trained; told with the first epoch.
+
+    Raises:
+        ValueError: validation images cannot choose the best model by ``select_on``.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class LocalizerRecipe(ImageRecipe):
             self.selections = {"localization": "localization"}
         if classifier is not None and data.validation is not None:
             self.selections = {**self.selections, "classification": "masked_accuracy"}
+        self.check_selection()  # before maps are made, which may take hours
 
     @abstractmethod
     def foreground(self, images: Tensor) -> Tensor:

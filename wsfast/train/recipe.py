@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wsfast._check import value_error
 from wsfast.train.config import TrainConfig
 from wsfast.train.random_state import seeded
 from wsfast.train.sampling import BalancedSampler
@@ -88,6 +89,13 @@ class Recipe(ABC):
     def validate(self) -> dict[str, float]:
         """Figures on the validation images, the same in all processes."""
         return {}
+
+    def check_selection(self) -> None:
+        """Raise ValueError where the data cannot choose the best model by ``select_on``."""
+        wanted = self.config.select_on
+        if wanted != "last" and wanted not in self.selections:
+            choices = ", ".join([*self.selections, "last"])
+            value_error("train", "select_on", f"{choices} for this data", wanted)
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """What a user should know of an epoch's figures, in one line each."""
