@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -173,6 +174,21 @@ def test_out_and_plot_are_two_files(tmp_path: Path, capsys) -> None:
     assert run(split, "--out", out, "--plot", same) == 2
     assert "--plot must be another file than --out, got " in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    split = write_split(tmp_path, "CUB", images=1)
+    assert run(split, "--plot", tmp_path / "curve.png") == 2
+    assert 'matplotlib installed (pip install "wsfast[plots]"), got ' in capsys.readouterr().err
+
+
+def test_a_run_is_scored_where_the_other_commands_compute(tmp_path: Path, monkeypatch) -> None:
+    named = []
+    monkeypatch.setattr(evaluate, "parse_device", lambda *arguments: named.append(arguments[2]))
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda folder, **options: {})
+    assert main(["evaluate", "--run", str(tmp_path)]) == 0
+    assert named == ["auto"]
 
 
 def test_masks_beside_boxes_are_refused(tmp_path: Path, capsys) -> None:

@@ -76,7 +76,7 @@ def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:
     ("arguments", "message"),
     [
         (["--format", "tflite"], "--format must be one of torchscript, pt2, onnx, got tflite"),
-        ([], "--model must be given (or a wsfast --checkpoint), got neither"),
+        ([], "--model must be given, or --run, or a wsfast --checkpoint, got none of them"),
         (["--model", "resnet18x"], "--model must be a timm model name, got 'resnet18x'"),
         (["--model", "vit_tiny_patch16_224"], "model must be a classifier that ends in global"),
         (["--run", "nowhere"], "nowhere"),

@@ -399,7 +399,16 @@ def test_what_is_learnt_from_can_be_looked_at(runs, tmp_path, recipe):
     assert ((red == 255) & (blue == 40))[:, seeds].any()
     assert ((red == 40) & (blue == 255))[:, seeds].any()
     assert not (tmp_path / "run" / "last.pt").exists()
-    assert run("train", "classifier", *TINY, "--out", tmp_path / "c", "--preview", picture) == 2
+
+
+def test_there_is_no_preview_of_a_classifier(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("train", "classifier", *TINY, "--out", tmp_path / "c", "--preview", tmp_path / "p.png")
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --preview" in capsys.readouterr().err
+    config = configure("classifier", {})
+    with pytest.raises(ValueError, match="--preview must be of a recipe that learns from maps"):
+        preview(config, tmp_path / "c")
 
 
 def test_proposals_can_be_looked_at(runs, tmp_path):

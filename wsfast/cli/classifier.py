@@ -70,7 +70,8 @@ def open_classifier(
         if tscam:
             value_error(where, "--method tscam", "given with --model, a vision transformer", "none")
         if checkpoint is None:
-            value_error(where, "--model", "given (or a wsfast --checkpoint)", "neither")
+            expected = "given, or --run, or a wsfast --checkpoint"
+            value_error(where, "--model", expected, "none of them")
         assert checkpoint is not None
         saved = load_checkpoint(checkpoint)
         found = Classifier(

@@ -42,7 +42,7 @@ EXAMPLES = """examples:
 """
 
 # Options of one way of calling, refused in the other, with their defaults.
-_OF_RUNS = {"data": "", "format": "auto", "split": "test", "device": "cpu"}
+_OF_RUNS = {"data": "", "format": "auto", "split": "test", "device": "auto"}
 _OF_MAPS = {"scoremaps": None, "metadata": None, "masks": None, "interval": 0.001, "plot": None,
             "batch_size": 64}  # fmt: skip
 
@@ -55,14 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--data", help="other data than the run's own: a folder, a CSV file")
     run.add_argument("--format", help=f"of that data: auto (looks), {formats} (default: auto)")
     run.add_argument("--split", help="train, val or test (default: test)")
-    run.add_argument("--device", help="cpu, cuda ... (default: cpu)")
-    parser.add_argument("--scoremaps", type=Path, help="folder of .npy maps")
-    parser.add_argument("--metadata", type=Path, help="folder of the .txt files")
-    parser.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
-    parser.add_argument("--interval", type=float, help="threshold step (0.001)")
-    parser.add_argument("--out", type=Path, help="write the figures and curves as JSON")
-    parser.add_argument("--plot", type=Path, help="write the curves as PNG (needs matplotlib)")
-    parser.add_argument("--batch-size", type=int, help="maps at a time (default: 64)")
+    run.add_argument("--device", help="auto, cpu, cuda ... (default: auto)")
+    maps = parser.add_argument_group("saved heat maps")
+    maps.add_argument("--scoremaps", type=Path, help="folder of .npy maps")
+    maps.add_argument("--metadata", type=Path, help="folder of the .txt files")
+    maps.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
+    maps.add_argument("--interval", type=float, help="threshold step (default: 0.001)")
+    maps.add_argument("--plot", type=Path, help="write the curves as PNG (needs wsfast[plots])")
+    maps.add_argument("--batch-size", type=int, help="maps at a time (default: 64)")
+    parser.add_argument(
+        "--out", type=Path, help="write the figures (of maps the curves too) as JSON"
+    )
 
 
 def map_path(folder: Path, image_id: str) -> Path:
@@ -200,7 +203,8 @@ def check_options(options: argparse.Namespace) -> None:
         try:
             import matplotlib  # noqa: F401
         except ModuleNotFoundError:
-            value_error("evaluate", "--plot", "left out without matplotlib", f"{options.plot}")
+            expected = 'left out, or matplotlib installed (pip install "wsfast[plots]")'
+            value_error("evaluate", "--plot", expected, f"{options.plot}")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--method",
-        help="cam: take CAM's closed form for a classifier run of a method that needs gradients",
+        help="cam: take CAM's closed form for a classifier run of a method that needs gradients; "
+        "its threshold then is otsu by default",
     )
     boxes = parser.add_argument_group("pictures and boxes")
     boxes.add_argument(

@@ -7,6 +7,8 @@ SIGTERM finish the batch in progress, write results.json and end with exit code 
 folder with results of an earlier run these are replaced, overlays of other images left and counted;
 the folder of the images themselves is refused.
 
+Of a video every frame is an image, NAME_000012; --live writes one video instead.
+
 With --compare a contact sheet, compare.png, shows the maps of many methods side by side, and
 compare.json has their layers and times; a method that cannot explain the model says why.
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..train.classifier import ClassifierConfig
 from ..train.config import TrainConfig, documented
 from ..train.distributed import started_as_writer
 from ..train.images import TrainingSample
@@ -49,7 +50,7 @@ EXAMPLES = """examples:
   wsfast train fcam --config scripts/recipes/cub_fcam.yaml --data CUB/ --classifier runs/cub \\
       --out runs/cub_fcam --resume
   torchrun --nproc-per-node 4 -m wsfast train classifier --config my.yaml --out runs/four
-`wsfast train RECIPE ... --preview seeds.png` shows what would be learnt from.
+`wsfast train RECIPE ... --preview seeds.png`, not of classifier, shows what would be learnt from.
 `wsfast train RECIPE --help` explains every setting of a recipe.
 """
 
@@ -80,10 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--resume", action="store_true", default=False,
             help="continue the run in --out; begins it where there is none yet",
         )  # fmt: skip
-        one.add_argument(
-            "--preview", type=Path, default=None, metavar="FILE",
-            help="instead of training, draw maps, boxes and seeds of some images as a PNG",
-        )  # fmt: skip
+        if name == ClassifierConfig.recipe:
+            one.set_defaults(preview=None)  # it learns from no maps
+        else:
+            one.add_argument(
+                "--preview", type=Path, default=None, metavar="FILE",
+                help="instead of training, draw maps, boxes and seeds of some images as a PNG; "
+                "leaves the maps in --out for the run",
+            )  # fmt: skip
         one.add_argument("--config", type=Path, default=None, help="YAML file of settings")
         _add_settings(one, config)
 
@@ -91,17 +96,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser, config: type[TrainConfig]) -> None:
     hints = typing.get_type_hints(config)
     entries = {entry.name: entry for entry in dataclasses.fields(config)}
-    group = parser.add_argument_group("settings (they win over --config)")
+    group = parser.add_argument_group(
+        "settings (they win over --config)",
+        "Messages and YAML files write them with _: select_on is --select-on.",
+    )
     for name in sorted(entries, key=lambda n: (n not in _FIRST, list(entries).index(n))):
         default = entries[name].default
         shown = f" (default: {default})" if default not in ("", None) else ""
         told = (documented(name, config) + shown).replace("%", "%%")
         if name == "preset":
             told = "settings to start from: " + (", ".join(config.presets) or "none here")
+        parse = _parser_of(hints[name])
+        metavar = "N|HxW" if parse is _parse_size else "VALUE"
         group.add_argument(
             f"--{name.replace('_', '-')}",
             **({"action": argparse.BooleanOptionalAction} if hints[name] is bool else
-               {"type": _parser_of(hints[name]), "metavar": "VALUE"}),
+               {"type": parse, "metavar": metavar}),
             help=told,
         )  # fmt: skip
 
