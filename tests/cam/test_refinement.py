@@ -1,5 +1,8 @@
 """Refinements of maps by a CRF, superpixels, watershed and selective search."""
 
+import sys
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -50,6 +53,14 @@ def test_refinements_follow_the_images_edges() -> None:
     watershed = watershed_masks(images, cams, foreground=0.8, background=0.2)
     assert iou(watershed, mask) > 0.97 > plain
     assert not watershed_masks(images, cams * 0.5, foreground=0.8).any()
+
+
+@pytest.mark.parametrize("refine", [slic_cams, watershed_masks])
+def test_a_missing_extra_is_named(refine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    images, _, cams = squares()
+    with pytest.raises(ImportError, match=rf'{refine.__name__}: .*pip install "wsfast\[refine\]"'):
+        refine(images, cams)
 
 
 def test_superpixels_hold_the_mean_of_the_map() -> None:

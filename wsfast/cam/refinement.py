@@ -4,6 +4,7 @@ Superpixels (MS-CS) and watershed (MS-CW) need scikit-image (``pip install wsfas
 selective search (MS-CSS) an OpenCV with its contrib modules. These run on the CPU, image by image.
 """
 
+import importlib.util
 from typing import Any, Literal
 
 import cv2
@@ -84,6 +85,7 @@ def slic_cams(
     _check(where, images, cams)
     check_count(where, "segments", segments, 1)
     check_range(where, "compactness", compactness, 1e-6, 1e6)
+    _check_extra(where)
     from skimage.segmentation import slic
 
     averaged = []
@@ -120,6 +122,7 @@ def watershed_masks(
     _check(where, images, cams)
     check_range(where, "foreground", foreground, 0.0, 1.0)
     check_range(where, "background", background, 0.0, foreground)
+    _check_extra(where)
     from skimage.color import rgb2gray
     from skimage.filters import sobel
     from skimage.segmentation import watershed
@@ -219,6 +222,11 @@ def _box_means(cam: NDArray[np.float32], boxes: NDArray[np.int32]) -> NDArray[np
     inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
     means: NDArray[np.float64] = inside / ((x1 - x0) * (y1 - y0))
     return means
+
+
+def _check_extra(where: str) -> None:
+    if importlib.util.find_spec("skimage") is None:
+        raise ImportError(f'wsfast.{where}: needs scikit-image; pip install "wsfast[refine]"')
 
 
 def _check(where: str, images: Tensor, cams: Tensor) -> None:
