@@ -1,9 +1,10 @@
 """The site's pages: none is forgotten, every op has its place, and figures are the README's."""
 
+import ast
 import inspect
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from wsfast.cam import METHODS
 from wsfast.cli import _COMMANDS
+from wsfast.data import FORMATS
 from wsfast.train.runs import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,16 @@ def test_default_layers_are_those_of_the_methods() -> None:
         method.__name__: inspect.signature(method).parameters["layers"].default
         for method in METHODS.values()
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "names"), [("cam/methods.py", METHODS), ("data/opening.py", FORMATS)]
+)
+def test_the_names_to_choose_from_are_on_the_api_pages(file: str, names: Iterable[str]) -> None:
+    """METHODS and FORMATS have docstrings, without which their pages leave them out."""
+    body = ast.parse((ROOT / "wsfast" / file).read_text()).body[1:]
+    strings = [ast.literal_eval(node.value) for node in body if isinstance(node, ast.Expr)]
+    assert {*names} <= {*re.findall(r"``(\w+)``", " ".join(strings))}
 
 
 def test_every_picture_is_shown_and_small() -> None:

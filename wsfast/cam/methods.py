@@ -27,3 +27,9 @@ METHODS: dict[str, type[CAMMethod]] = {
         RACAM,
     )
 }
+"""Every CAM method by the name that commands and settings have for it, its class's in lower case.
+
+``cam``, ``gradcam``, ``gradcamplusplus``, ``smoothgradcamplusplus``, ``xgradcam``, ``hirescam``,
+``layercam``, ``fullgrad``, ``scorecam``, ``ablationcam``, ``ltgradcam``, ``ltlayercam``,
+``ltfullgrad``, ``racam``.
+"""

@@ -12,7 +12,7 @@ class CAMResult(NamedTuple):
         cams: fused maps, (N, H, W) float32 at input size, or (N, K, H, W) for an (N, K) target.
         per_layer: the unfused map of each layer, (N, h, w) or (N, K, h, w) float32, in the order
             in which the layers were asked for; not normalised.
-        logits: the model's output, (N, classes), detached.
+        logits: the model's output, (N, classes), detached unless ``create_graph``.
         target: the explained class of each image, (N,) or (N, K) int64; None for a callable.
         valid: (N,) bool, False where logits or maps are not finite, or where a class number on an
             accelerator does not exist. Such an image has zero maps, never NaN. A flat map, too, is

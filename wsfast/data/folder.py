@@ -27,18 +27,22 @@ class ImageFolder(ImageDataset):
 
     ``root/CLASS/…``, or ``root/train/CLASS/…`` with ``root/test/…`` and perhaps ``root/val/…``. A
     missing ``val`` is taken from the training images, ``test`` too where there are no such folders,
-    of each class the same share. A mask lies beside its image, with the same
-    name in a lossless format beside a JPEG (``a.jpg``, ``a.png``) or with ``_mask``, ``_GT``,
-    ``_label`` or ``_seg`` behind it, or in a parallel tree (``root/masks/CLASS/a.png``). Images of
-    the normal class need none.
+    of each class the same share. A mask lies beside its image, with the same name in a lossless
+    format beside a JPEG (``a.jpg``, ``a.png``) or with ``_mask``, ``_GT``, ``_gt``, ``_label`` or
+    ``_seg`` behind it, or in a parallel tree (``root/masks/CLASS/a.png``), with or without such an
+    ending. Images of the normal class need none where others have one.
 
     Args:
         root: the folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        masks: the parallel tree; by default ``masks``, ``ground_truth``, ``gt`` or ``annotations``
-            in ``root``.
-        mask_kind: see :func:`wsfast.data.masks.read_mask`.
-        normal: the class without an object, see :func:`wsfast.data.classes.number_classes`.
+        masks: the parallel tree; by default ``masks``, ``mask``, ``ground_truth``, ``gt`` or
+            ``annotations`` in ``root``.
+        mask_kind: what the object is in a mask file. ``"binary"``: what reaches half of 255, or is
+            1 in a file of 0 and 1; ``"nonzero"``: all that is not 0; ``"index"``: every class
+            number but 0 of a grey or palette file, where 255 is ignored.
+        normal: the class without an object, which is label 0. None takes the one that is called
+            good, normal, ok, free, clean, negative, no_defect, no_object or no_finding, also behind
+            a prefix (``MT_Free``); ``""`` says that there is none.
         merge: make all other classes one, ``"defect"``.
         holdout: share of the training images that ``val`` takes where it has no folder.
         test_share: share of all images that ``test`` takes where there are no such folders.
@@ -49,7 +53,8 @@ class ImageFolder(ImageDataset):
         verify: see :class:`ImageDataset`.
 
     Raises:
-        ValueError: a class without images, two images of one name, no image in the split.
+        ValueError: a class without images, two images of one name, no image in the split,
+            ``normal`` that is no class or left out where several fit.
 
     Example:
         >>> import cv2, numpy, tempfile

@@ -67,6 +67,7 @@ _FORMATS: dict[str, tuple[Any, Callable[..., LabelledDataset]]] = {
     "csv": (ImageTable, _open_table),
 }
 FORMATS = [*_FORMATS]
+"""What ``format`` takes beside ``"auto"``: ``wsol``, ``ksdd``, ``ksdd2``, ``folder``, ``csv``."""
 
 
 def open_dataset(

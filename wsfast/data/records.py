@@ -69,7 +69,7 @@ class ImageDataset(Dataset[Sample]):
         class_names: one per label.
         normal_label: the class without an object, None where every image has one.
         complete: every class must have an image.
-        mask_kind: see :func:`wsfast.data.masks.read_mask`.
+        mask_kind: see :class:`ImageFolder`.
         size: height and width to resize to, or None to keep each image as it is. Images as by
             :class:`JointTransform`; a pixel of a mask is the object's where any of it falls there.
         channels: 3 for RGB, 1 for grey.

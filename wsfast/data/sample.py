@@ -37,7 +37,8 @@ class Sample(NamedTuple):
     boxes: Tensor = NO_BOXES
 
 
-DefectSample = Sample  # its name while there were only defect data
+DefectSample = Sample
+"""The same, by its name while there were only defect data."""
 
 
 def inclusive_corners(boxes: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from wsfast.data.sample import SPLITS
 class WSOLImages(ImageDataset):
     """A split of a data set in the benchmark's format.
 
-    The metadata folder has ``train``, ``val`` and ``test``, each with ``image_ids.txt``,
-    ``class_labels.txt`` and, where they are known, ``localization.txt`` (boxes or masks) and
-    ``image_sizes.txt``; :mod:`wsfast.data.wsol` has their format. Boxes are scaled as the benchmark
-    scales them: :func:`wsfast.data.inclusive_corners` of ``Sample.boxes`` at 224 x 224 are its true
-    boxes, and ``Sample.mask`` is its mask (1, 0 and 255). Images are not turned as their EXIF
-    orientation says: the benchmark does not, and boxes, masks and sizes are of the pixels as they
-    lie in the file.
+    The metadata folder has ``train``, ``val`` and ``test``, each with ``image_ids.txt`` (a line is
+    ``ID``), ``class_labels.txt`` (``ID,CLASS``) and, where they are known, ``localization.txt``
+    (``ID,X0,Y0,X1,Y1`` with inclusive corners, or ``ID,MASK,IGNORE``) and ``image_sizes.txt``
+    (``ID,WIDTH,HEIGHT``). Boxes are scaled as the benchmark scales them:
+    :func:`wsfast.data.inclusive_corners` of ``Sample.boxes`` at 224 x 224 are its true boxes, and
+    ``Sample.mask`` is its mask (1, 0 and 255). Images are not turned as their EXIF orientation
+    says: the benchmark does not, and boxes, masks and sizes are of the pixels as they lie in the
+    file.
 
     Args:
         root: folder that the image ids are relative to.

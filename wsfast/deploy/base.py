@@ -26,7 +26,7 @@ from wsfast.deploy.steps import (
 
 
 class Boxing(TypedDict, total=False):
-    """The keyword arguments that every localizer takes, see :class:`Localizer`."""
+    """The keyword arguments that every localizer takes; :class:`Localizer` has their defaults."""
 
     threshold: float | str
     max_boxes: int

@@ -48,11 +48,12 @@ class Localizer(LocalizerBase):
         reduce: fusion over layers, see :func:`wsfast.fuse_cams`.
         norm: normalisation of the fused map; with None for it and ``layer_norm``, maps are taken as
             they are (probabilities), within 0-1.
-        threshold: t of ``map >= t``, or ``"otsu"`` or ``"otsu2"`` of each map.
-        max_boxes: B, the largest components that get a box.
-        connectivity: 4 or 8 neighbours.
-        min_area: smallest component with a box, in pixels of the result.
-        output_size: height and width of maps, masks and boxes; None for the images' own.
+        threshold: t of ``map >= t``, or ``"otsu"`` or ``"otsu2"`` of each map (default ``"otsu"``).
+        max_boxes: B, the largest components that get a box (default 16).
+        connectivity: 4 or 8 neighbours (default 8).
+        min_area: smallest component with a box, in pixels of the result (default 1).
+        output_size: height and width of maps, masks and boxes; None for the images' own (default
+            None).
 
     Attributes:
         input_size: height and width of the network's input.

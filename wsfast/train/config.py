@@ -35,9 +35,9 @@ class TrainConfig:
             ``"ksdd2"`` or ``"wsol"`` (the localisation benchmark's metadata); ``"auto"`` looks.
         images: training images of the synthetic data set.
         metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
-        masks: folder of mask files, for the formats that have one.
-        normal: class without an object, for folders and CSV files; empty finds it by its name.
-        merge: make all other classes one, ``defect``.
+        masks: folder of mask files, for ``"folder"`` and ``"wsol"``.
+        normal: class without an object, for ``"folder"`` and ``"csv"``; empty finds it by its name.
+        merge: make all other classes one, ``defect``, for the same.
         channels: 3 for RGB, 1 for grey; None takes the classifier's, and 3 for a new one.
         size: height and width that images are resized to; None takes the classifier's, and for a
             new one that of the first image.
@@ -64,8 +64,8 @@ class TrainConfig:
         decay_factor: what such a step multiplies the rate with.
         warmup_epochs: in which the rate first rises linearly; ``"onecycle"`` has its own rise.
         select_on: what makes the ``best`` model: ``"localization"`` (masks or boxes of the
-            validation images, which is supervision), ``"classification"`` (their labels only) or
-            ``"last"``.
+            validation images, which is supervision), ``"classification"`` (their labels only; not
+            of ``pseudo``) or ``"last"``.
         validate_every: epochs between two validations; the last epoch is always validated.
         seed: of weights, order, augmentation and sampling.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ….

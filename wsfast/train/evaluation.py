@@ -138,11 +138,14 @@ def evaluate_run(
         progress: show a bar.
 
     Returns:
-        Accuracies of the classes; with masks, pooled pixel scores of the images with an object at
-        the threshold chosen in training (``threshold``) and at Otsu's of each map (``otsu``), the
-        mean of the IoU per image, PxAP and the share of false pixels on images without an object;
-        with boxes, MaxBoxAcc, MaxBoxAccV2 and ``box_acc``, the share of images whose largest region
-        at ``threshold`` has a box of IoU >= 0.5.
+        ``recipe``, ``maps`` (the recipe, of a classifier its CAM method), ``split``, ``images``
+        (their number), ``accuracy`` and ``balanced_accuracy``; with masks or boxes ``threshold``,
+        the number chosen in training. With masks, pooled pixel scores of the images with an object
+        at that threshold (``at_threshold``) and at Otsu's of each map (``at_otsu``), the mean of
+        the IoU per image (``iou_per_image``), ``pxap`` and the share of false pixels on images
+        without an object (``false_positives``); with boxes ``max_box_acc``, ``max_box_acc_v2`` and
+        ``box_acc``, the share of images whose largest region at ``threshold`` has a box of
+        IoU >= 0.5.
 
     Raises:
         ValueError: no run, data of other classes or with another order of them.

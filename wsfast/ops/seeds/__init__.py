@@ -187,9 +187,10 @@ def sample_seeds(
     F-CAM eq. 1-2 with ``region="otsu"``; DiPS eq. 3-4 with ``region="top"``,
     ``foreground_weights="activation"`` and the proposal's box as ``roi``. Per image:
 
-    1. A map that is constant in 8 bits, trunc(255 c), has no seeds.
-    2. Foreground region: the pixels above Otsu's level (kept within 1-254), or the
-       int(``foreground_share`` · pixels) highest ones; only those inside the ROI; then eroded.
+    1. A map that is constant in 8 bits, trunc(255 c), has no seeds, but in images of
+       ``background_only``.
+    2. Foreground region: the pixels of the ROI above Otsu's level (kept within 1-254), or the
+       int(``foreground_share`` · pixels of the ROI) highest ones of the ROI; then eroded.
     3. ``foreground`` pixels of it without replacement, all of it where it is smaller.
     4. Background region: the int(``background_share`` · pixels) lowest of all pixels, or of those
        outside the ROI. ``background`` pixels of it, uniformly without replacement.
