@@ -49,8 +49,10 @@ PARSERS = Sybil(
 def readme_variables() -> dict[str, Any]:
     """What the README's blocks take as given."""
     generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 64, 64, generator=generator)
     return {
-        "images": torch.rand(2, 3, 64, 64, generator=generator) * 255,
+        "images": images,
+        "images_255": images * 255,
         "labels": torch.tensor([1, 2]),
         "ids": torch.arange(2),
         "cams": torch.rand(2, 64, 64, generator=generator),
