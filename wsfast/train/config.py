@@ -37,7 +37,7 @@ class TrainConfig:
         metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
         masks: folder of mask files, for ``"folder"`` and ``"wsol"``.
         normal: class without an object, for ``"folder"`` and ``"csv"``; empty finds it by its name.
-        merge: make all other classes one, ``defect``, for the same.
+        merge: make all other classes one, ``defect``, for ``"folder"`` and ``"csv"``.
         channels: 3 for RGB, 1 for grey; None takes the classifier's, and 3 for a new one.
         size: height and width that images are resized to; None takes the classifier's, and for a
             new one that of the first image.
