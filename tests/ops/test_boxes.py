@@ -59,7 +59,7 @@ def test_equals_opencv(family: str, height: int, width: int, connectivity: int, 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from(["noise", "smooth", "two", "few", "flat"]),
+    st.sampled_from(["noise", "smooth", "blobs", "two", "few", "flat"]),
     st.integers(1, 40),
     st.integers(2, 40),
     st.integers(0, 2**31 - 1),
@@ -70,6 +70,7 @@ def test_otsu_equals_opencv(family: str, height: int, width: int, seed: int) -> 
     image = {
         "noise": noise,
         "smooth": cv2.GaussianBlur(noise, (0, 0), 3),
+        "blobs": np.clip(5 * cv2.GaussianBlur(noise, (0, 0), 3) - 2.5, 0, 1),
         "two": np.where(noise < 0.3, 0.2, 0.7),
         "few": np.round(noise * 4) / 4,
         "flat": np.full_like(noise, 0.4),

@@ -82,8 +82,7 @@ struct Passes {
       for (int64_t j = 0; j < block; j += 16) {
         __builtin_prefetch(later + j);
         known &= find_sixteen(values + found + j, levels[now ^ 1] + j);
-        count_eight(levels[now] + j, tables);
-        count_eight(levels[now] + j + 8, tables);
+        count_sixteen(levels[now] + j, tables);
       }
     }
     numbers &= known == ~0u;
@@ -156,11 +155,16 @@ struct Passes {
     return find_each(values + i, n - i, levels + i) && known == ~0u;
   }
 
-  static void count_eight(const uint8_t* levels, uint32_t (*tables)[kLevels]) {
-    uint32_t words[2];
+  static void count_sixteen(const uint8_t* levels, uint32_t (*tables)[kLevels]) {
+    uint64_t words[2];
     std::memcpy(words, levels, sizeof(words));
-    for (uint32_t word : words) {
-      for (int table = 0; table < kTables; ++table, word >>= 8) ++tables[table][word & 255];
+    // A map's background is flat: counted one by one, each pixel would wait for the last.
+    if (words[0] == words[1] && words[0] == levels[0] * 0x0101010101010101u) {
+      tables[0][levels[0]] += 16;
+      return;
+    }
+    for (uint64_t word : words) {
+      for (int j = 0; j < 8; ++j, word >>= 8) ++tables[j % kTables][word & 255];
     }
   }
 };
