@@ -206,6 +206,7 @@ def train_classifier(
     model: nn.Module | None = None,
     epochs: int = 10,
     batch_size: int = 32,
+    optimizer: str = "sgd",
     learning_rate: float = 0.1,
     weight_decay: float = 1e-4,
     seed: int = 0,
@@ -214,8 +215,8 @@ def train_classifier(
 ) -> TrainedClassifier:
     """Train a classifier on the labels of a data set; masks are never looked at.
 
-    Cross-entropy, SGD with Nesterov momentum on a one-cycle schedule, classes balanced, random
-    horizontal and vertical flips. The last epoch's model is returned: nothing is selected.
+    Cross-entropy, a one-cycle schedule, classes balanced, random horizontal and vertical flips. The
+    last epoch's model is returned: nothing is selected.
 
     Args:
         dataset: samples of one size with ``labels``.
@@ -223,8 +224,10 @@ def train_classifier(
             ``seed``.
         epochs: passes over the data, at least 1.
         batch_size: images per step, at least 2 (batch normalisation needs them).
+        optimizer: ``"sgd"`` with Nesterov momentum, or ``"adamw"``, as transformers need it, with a
+            rate of about 1e-3.
         learning_rate: peak of the schedule.
-        weight_decay: as for ``torch.optim.SGD``.
+        weight_decay: as for ``torch.optim.SGD`` or ``AdamW``.
         seed: of the default model, order and flips. The global random state is left as it was.
         device: where to train.
         progress: show a bar with images per second and the time left.
@@ -252,8 +255,8 @@ def train_classifier(
     if len(dataset) < 2:
         value_error("train_classifier", "dataset", "at least 2 images", f"{len(dataset)}")
     config = ClassifierConfig(
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, flips="both",
-        weight_decay=weight_decay, schedule="onecycle", select_on="last", seed=seed,
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate,
+        flips="both", weight_decay=weight_decay, schedule="onecycle", select_on="last", seed=seed,
     )  # fmt: skip
     mean, std = image_statistics(dataset)
     classes = max(2, int(dataset.labels.max()) + 1)
