@@ -176,7 +176,7 @@ def to_propose(size: Size, generator: torch.Generator) -> Proposing:
 
 
 def our_proposals(inputs: Proposing) -> Run:
-    config = DiPSConfig(maps="cam", min_area=MIN_AREA, proposals=PROPOSALS)
+    config = DiPSConfig(select_on="last", maps="cam", min_area=MIN_AREA, proposals=PROPOSALS)
     recipe = WithMaps(config, nn.Identity(), inputs.batch, inputs.maps)
     rows = list(range(len(inputs.maps)))
     classifier = Pooled().to(inputs.maps.device)

@@ -37,7 +37,7 @@ class FCAMStandIn(nn.Module):
 
 
 def fcam_recipe(inputs: Iteration) -> FCAMRecipe:
-    config = FCAMConfig(maps="recompute", **bench_seeds.FCAM)
+    config = FCAMConfig(select_on="last", maps="recompute", **bench_seeds.FCAM)
     model: Any = FCAMStandIn(inputs)
     data = image_data(inputs.batch)
     return FCAMRecipe(config, model, inputs.logits.device, data, folder=Path())
@@ -90,7 +90,9 @@ class WithMaps(DiPSRecipe):
 
 
 def dips_recipe(inputs: Iteration) -> WithMaps:
-    config = DiPSConfig(maps="cam", class_weight=CLASS_WEIGHT, detach=True, **DIPS)
+    config = DiPSConfig(
+        select_on="last", maps="cam", class_weight=CLASS_WEIGHT, detach=True, **DIPS
+    )
     return WithMaps(config, Answer(inputs.logits), inputs.batch, inputs.batch.map)
 
 
