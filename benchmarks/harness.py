@@ -70,9 +70,9 @@ class Contender:
 class Budget:
     """How long a contender may be timed.
 
-    Rounds fill ``seconds`` but number at least ``min_rounds``; a contender whose single call takes
-    longer than ``one_round_above`` gets one. Calls shorter than ``round_seconds`` are repeated
-    within a round until they fill it.
+    Rounds fill ``seconds`` but number at least ``min_rounds``. Of a contender whose single call
+    takes longer than ``one_round_above``, the call that is checked is the only one. Calls shorter
+    than ``round_seconds`` are repeated within a round until they fill it.
     """
 
     seconds: float = 1.0
@@ -356,7 +356,7 @@ def _prepare(
     kept.clear()
     lane = _Lane(contender, run, error, figures)
     if once > budget.one_round_above:
-        lane.rounds = 1
+        lane.seconds, lane.round_numbers = [once], [0]
         return lane
     once = max(clock(run, 1), 1e-9)
     lane.iterations = max(1, math.ceil(budget.round_seconds / once))
