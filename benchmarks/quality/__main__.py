@@ -1,6 +1,7 @@
 """Command line of :mod:`benchmarks.quality`."""
 
 import argparse
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from benchmarks.quality.data import folder_splits, read_pairs, synthetic_splits
 from benchmarks.quality.measure import measure
-from benchmarks.quality.report import write_figure, write_page
+from benchmarks.quality.report import Runs, write_figure, write_page
 from wsfast._files import write_atomically
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,8 +27,8 @@ def rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
-def main() -> None:
-    """Measure, keep the numbers, write the page and the figure."""
+def parse_arguments() -> argparse.Namespace:
+    """What is asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality",
         description="Train on image labels, localise held-out defects with every CAM method, and "
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of NAME.jpg with masks NAME.png")
     parser.add_argument("--seeds", type=int, default=3, help="classifiers per data set (default 3)")
     parser.add_argument("--images", type=int, default=600, help="generated training images")
-    parser.add_argument("--epochs", type=int, default=10, help="of every training (default 10)")
+    parser.add_argument("--epochs", type=int, default=20, help="of every training (default 20)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the page (default docs)")
     parser.add_argument(
@@ -46,23 +47,36 @@ def main() -> None:
         "--tables-only", action="store_true", help="draw the tables again from results.json"
     )
     options = parser.parse_args()
+    if importlib.util.find_spec("skimage") is None:  # known now, and not after the training
+        parser.error("superpixels need scikit-image: pip install wsfast[refine]")
+    return options
+
+
+def measure_all(options: argparse.Namespace, runs: Runs, numbers: Path) -> None:
+    """Measure data set by data set and seed by seed, and keep the numbers after each."""
+    sources = {"synthetic": lambda seed: synthetic_splits(seed, options.images)}
+    if options.data is not None:
+        samples = read_pairs(options.data)
+        sources["folder"] = lambda seed: folder_splits(samples, seed)
+    for name, source in sources.items():
+        found = runs.get(name, []) if options.missing else []
+        runs[name] = found
+        for seed in sorted(set(range(options.seeds)) - {run["seed"] for run in found}):
+            start = time.perf_counter()
+            found.append(measure(source(seed), seed, options.epochs))
+            print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+            write_atomically(numbers, (json.dumps(rounded(runs)) + "\n").encode())
+
+
+def main() -> None:
+    """Measure, keep the numbers, write the page and the figure."""
+    options = parse_arguments()
     torch.set_num_threads(options.threads)
     numbers = options.out / "results.json"
-    runs = json.loads(numbers.read_text()) if numbers.exists() else {}
+    known = json.loads(numbers.read_text()) if numbers.exists() else {}
+    runs = {name: known[name] for name in TITLES if name in known}
     if not options.tables_only:
-        runs = {name: runs[name] for name in TITLES if name in runs}
-        sources = {"synthetic": lambda seed: synthetic_splits(seed, options.images)}
-        if options.data is not None:
-            samples = read_pairs(options.data)
-            sources["folder"] = lambda seed: folder_splits(samples, seed)
-        for name, source in sources.items():
-            found = runs.get(name, []) if options.missing else []
-            runs[name] = found
-            for seed in sorted(set(range(options.seeds)) - {run["seed"] for run in found}):
-                start = time.perf_counter()
-                runs[name].append(measure(source(seed), seed, options.epochs))
-                print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-                write_atomically(numbers, (json.dumps(rounded(runs)) + "\n").encode())
+        measure_all(options, runs, numbers)
     write_page(options.out / "results.md", runs, TITLES)
     write_figure(options.out / "results.png", runs, TITLES)
 

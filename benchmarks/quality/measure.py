@@ -1,21 +1,19 @@
-"""Trains one classifier and measures every method's masks of its held-out defects."""
+"""Trains the classifiers of one seed and measures every method's masks of held-out defects."""
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.quality.data import Splits
-from wsfast.cam import METHODS, CAMMethod
+from benchmarks.quality.methods import DEFECT, Explain, all_methods, explained_by, image_size
+from benchmarks.quality.models import train_models
 from wsfast.metrics import DefectSegmentation
-from wsfast.models import SmallVGG
 from wsfast.ops import otsu_threshold, score_histograms
-from wsfast.train import evaluate_classifier, train_classifier
+from wsfast.train import evaluate_classifier
 
-DEFECT = 1
 PERCENTILES = tuple(range(0, 100, 10))
 CURVES = ("LTGradCAM", "LTLayerCAM", "RACAM")
 THRESHOLDS = torch.arange(257) / 256  # exact in float32
@@ -35,7 +33,7 @@ class Explained(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Normalised images to explain and their masks."""
+    """uint8 images to explain and their masks."""
 
     validation: Tensor
     validation_masks: Tensor
@@ -44,53 +42,40 @@ class Images(NamedTuple):
     good: Tensor
 
 
-def entries() -> dict[str, tuple[type[CAMMethod], dict[str, Any]]]:
-    """Every method with its own default layers, and two of them on the last layer alone."""
-    found: dict[str, tuple[type[CAMMethod], dict[str, Any]]] = {
-        method.__name__: (method, {}) for method in METHODS.values()
-    }
-    for name in ("GradCAM", "LayerCAM"):
-        found[f"{name}, last layer"] = (METHODS[name.lower()], {"layers": "last"})
-    return found
-
-
 def measure(splits: Splits, seed: int, epochs: int) -> dict[str, Any]:
-    """Everything about one classifier, ready for JSON."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = SmallVGG().to(memory_format=torch.channels_last)
-    trained = train_classifier(splits.train, model=model, epochs=epochs, seed=seed)
-    test, test_masks = splits.test.of_class(DEFECT, MOST)
-    validation, validation_masks = splits.validation.of_class(DEFECT, MOST)
-    good, _ = splits.test.of_class(1 - DEFECT, MOST)
+    """Everything about one seed's classifiers, ready for JSON."""
+    models = train_models(splits.train, seed, epochs)
     images = Images(
-        trained.normalize(validation), validation_masks, trained.normalize(test), test_masks,
-        trained.normalize(good),
-    )  # fmt: skip
-    methods = {}
-    for name, (kind, options) in tqdm(entries().items(), desc="methods", unit="method"):
-        methods[name] = scores_of(explain(kind(trained.model, **options), images), images)
-    curves: dict[str, list[dict[str, Any]]] = {}
+        *splits.validation.of_class(DEFECT, MOST),
+        *splits.test.of_class(DEFECT, MOST),
+        splits.test.of_class(1 - DEFECT, MOST)[0],
+    )
+    methods = {
+        name: scores_of(explanations(explain, images), images)
+        for name, explain in tqdm(all_methods(models).items(), desc="methods", unit="method")
+    }
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in CURVES}
     for name in tqdm(CURVES, desc="percentiles", unit="method"):
-        curves[name] = [
-            scores_of(explain(build(trained.model), without_good(images)), images)
-            for build in (with_percentile(name, q) for q in PERCENTILES)
-        ]
+        for percentile in PERCENTILES:
+            explain = explained_by(models.classifier, name.lower(), percentile=float(percentile))
+            curves[name].append(scores_of(explanations(explain, without_good(images)), images))
     return {
         "seed": seed,
+        "epochs": epochs,
         "images": {split: len(getattr(splits, split)) for split in Splits._fields},
-        "explained": {"defects": len(test), "validation": len(validation), "good": len(good)},
-        "defect_share": test_masks.float().mean().item(),
-        "classifier": evaluate_classifier(trained, splits.test),
+        "explained": {
+            "defects": len(images.test),
+            "validation": len(images.validation),
+            "good": len(images.good),
+        },
+        "defect_share": images.test_masks.float().mean().item(),
+        **{
+            name: evaluate_classifier(trained, splits.test)
+            for name, trained in models._asdict().items()
+        },
         "methods": methods,
         "curves": curves,
     }
-
-
-def with_percentile(name: str, percentile: int) -> Callable[[nn.Module], CAMMethod]:
-    """From a model to a method of truncated gradients at one percentile."""
-    method: Any = METHODS[name.lower()]
-    return lambda model: method(model, percentile=float(percentile))
 
 
 def without_good(images: Images) -> Images:
@@ -98,13 +83,13 @@ def without_good(images: Images) -> Images:
     return images._replace(good=images.good[:0])
 
 
-def explain(method: CAMMethod, images: Images) -> Explained:
+def explanations(explain: Explain, images: Images) -> Explained:
     """Maps of the defect class for all images."""
 
-    def maps(batch: Tensor) -> Tensor:
-        if not len(batch):
-            return torch.zeros(0, *images.test.shape[2:])
-        return torch.cat([method(part, DEFECT).cams for part in batch.split(_BATCH)])
+    def maps(images: Tensor) -> Tensor:
+        if not len(images):
+            return torch.zeros(0, *image_size(images))
+        return torch.cat([explain(batch) for batch in images.split(_BATCH)])
 
     validation, good = maps(images.validation), maps(images.good)
     start = time.perf_counter()

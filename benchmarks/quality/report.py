@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.measure import CURVES, PERCENTILES
+from benchmarks.quality.models import Models
 from wsfast._files import write_atomically
 
 Run = dict[str, Any]
@@ -28,9 +29,9 @@ def mean(values: Iterable[float], factor: float = 100.0) -> str:
     return f"{factor * statistics.fmean(values):.1f}"
 
 
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table with figures to the right."""
-    lines = [header, [":--", *("--:" for _ in header[1:])], *rows]
+def table(header: list[str], rows: Iterable[list[str]], words: int = 1) -> str:
+    """A Markdown table with figures to the right of its first columns."""
+    lines = [header, [":--"] * words + ["--:"] * (len(header) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -98,12 +99,16 @@ def classifier_line(runs: list[Run]) -> str:
     """What was trained and tested on, in words."""
     first = runs[0]
     sizes, explained = first["images"], first["explained"]
-    accuracy = spread(run["classifier"]["balanced_accuracy"] for run in runs)
+    accuracy = {
+        name: spread(run[name]["balanced_accuracy"] for run in runs) for name in Models._fields
+    }
     share = mean(run["defect_share"] for run in runs)
     return (
         f"{sizes['train']} training, {sizes['validation']} validation and {sizes['test']} test "
-        f"images; seeds {', '.join(str(run['seed']) for run in runs)}. Balanced accuracy of the "
-        f"classifiers on the test images: {accuracy} %. Explained: {explained['defects']} "
+        f"images; {first['epochs']} epochs; seeds {', '.join(str(run['seed']) for run in runs)}. "
+        "Balanced accuracy on the test images: "
+        f"SmallVGG {accuracy['classifier']} %, transformer {accuracy['transformer']} %, "
+        f"TS-CAM {accuracy['tscam']} %. Explained: {explained['defects']} "
         f"defective test images ({share} % of their pixels are defect, which is the IoU of "
         "marking every pixel), "
         f"{explained['validation']} defective validation images, {explained['good']} good test "

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.data import SIDE, folder_splits, read_pairs, synthetic_splits
+from benchmarks.quality.data import SIDE, Samples, folder_splits, read_pairs, synthetic_splits
 from benchmarks.quality.measure import best_threshold, mask_scores
+from benchmarks.quality.methods import all_methods
+from benchmarks.quality.models import train_models
 from benchmarks.quality.report import BEGIN, END, table, write_page
+from wsfast.data import SyntheticDefects
 
 
 def test_splits_share_no_image(tmp_path: Path) -> None:
@@ -48,6 +51,19 @@ def test_best_threshold_against_all_of_them() -> None:
     all_of_them = {t / 256: mask_scores(cams >= t / 256, masks)["iou"] for t in range(256)}
     assert iou == pytest.approx(max(all_of_them.values()))
     assert all_of_them[found] == pytest.approx(iou)
+
+
+def test_every_method_explains_uint8_images() -> None:
+    pytest.importorskip("skimage")
+    torch.set_num_threads(1)
+    samples = Samples(SyntheticDefects(8, size=(64, 64)))
+    models = train_models(samples, seed=0, epochs=1)
+    images, _ = samples.of_class(1, 2)
+    for name, explain in all_methods(models).items():
+        maps = explain(images)
+        assert maps.shape == (2, 64, 64), name
+        assert 0 <= float(maps.min()) <= float(maps.max()) <= 1, name
+        assert not maps.requires_grad, name
 
 
 def test_scores() -> None:
