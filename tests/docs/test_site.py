@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import docs_cam_tables
 from wsfast.cam import METHODS
 from wsfast.cli import _COMMANDS
 from wsfast.data import FORMATS
@@ -73,6 +74,11 @@ def test_figures_are_in_the_results(path: Path) -> None:
     known = set(MEASURED.findall(results)) | NOT_MEASURED
     stated = [" ".join(figure.split()) for figure in MEASURED.findall(path.read_text())]
     assert [figure for figure in stated if figure not in known] == []
+
+
+def test_cam_tables_are_the_report_s() -> None:
+    page = docs_cam_tables.PAGE.read_text()
+    assert docs_cam_tables.tables(docs_cam_tables.RESULTS) in page
 
 
 def test_extras_are_those_of_the_package() -> None:
