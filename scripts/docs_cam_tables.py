@@ -13,9 +13,9 @@ from benchmarks.cam_formulas import FORMULAS
 from benchmarks.cam_models import ARCHITECTURES, BATCHES, SHAPES
 from benchmarks.figures import median, time_ratio
 from benchmarks.quality.report import replace_between, table
-from benchmarks.records import OURS, Row
+from benchmarks.records import OURS, MemoryRow, Row
 from benchmarks.store import load
-from benchmarks.tables import ratio_text, seconds_text
+from benchmarks.tables import bytes_text, ratio_text, seconds_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/guides/benchmarking.md"
@@ -35,7 +35,8 @@ def tables(results: Path) -> str:
     """All that stands between the marks."""
     rooms = load(results)
     grid = by_size(rooms["cam_grid"].rows)
-    parts = [whole_table(grid), beside_torchcam(grid), extractor_table(grid)]
+    memory = rooms["cam_grid"].memory
+    parts = [whole_table(grid), f"{beside_torchcam(grid)} {peaks(memory)}", extractor_table(grid)]
     if "cam_others" in rooms:
         parts.append(others_table(by_size(rooms["cam_others"].rows)))
     return "\n\n".join(parts)
@@ -76,6 +77,18 @@ def beside_torchcam(grid: dict[tuple[str, str], Timed]) -> str:
     )
 
 
+def peaks(memory: Iterable[MemoryRow]) -> str:
+    """Memory of GradCAM end to end beyond the image, of ours and the peer's."""
+    found = {(row.operation, row.contender): row.extra_bytes for row in memory}
+    told = []
+    for architecture in ARCHITECTURES:
+        height, width = SHAPES[0]
+        operation = f"GradCAM, {architecture.title}, {height}x{width}, end to end"
+        ours, theirs = (bytes_text(found[operation, name] or 0) for name in (OURS, PEER))
+        told.append(f"{architecture.title} {ours} (pytorch-grad-cam {theirs})")
+    return f"Beyond the image, one of {height} x {width} takes with {', '.join(told)}."
+
+
 def extractor_table(grid: dict[tuple[str, str], Timed]) -> str:
     """Ranges of ratios of the extractors alone."""
     header = ["", "beside", *(architecture.title for architecture in ARCHITECTURES)]
@@ -106,7 +119,8 @@ def others_table(others: dict[tuple[str, str], Timed]) -> str:
         for architecture in method.architectures:
             operation = f"{method.name}, {architecture.title}"
             cells = [cell(others.get((operation, label), {}), beside) for label in labels]
-            rows.append([f"`{method.name}`", architecture.title, beside, *cells])
+            if any(cells):
+                rows.append([f"`{method.name}`", architecture.title, beside, *cells])
     return table(header, rows, words=3)
 
 
