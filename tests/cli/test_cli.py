@@ -216,7 +216,7 @@ def test_demo_end_to_end(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "LTGrad-CAM" in said
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["methods"]) == {"Grad-CAM", "LayerCAM", "LTGrad-CAM"}
+    assert set(report["methods"]) == {"Grad-CAM", "LayerCAM", "LTGrad-CAM", "LTGrad-CAM, CRF"}
     assert cv2.imread(str(tmp_path / "contact_sheet.png")) is not None
     assert (tmp_path / "data" / "test" / "20000_GT.png").exists()
 

@@ -1,23 +1,25 @@
 """The main job end to end on data this command makes itself, in a few minutes on two cores.
 
 Generates a defect data set in KolektorSDD2's format, trains a small VGG-style classifier from
-scratch on the image labels alone, localises the held-out defects with Grad-CAM, LayerCAM and
-LTGrad-CAM, prints their scores and writes a contact sheet. The pixel masks are used to score only.
+scratch on the image labels alone, localises the held-out defects with Grad-CAM, LayerCAM,
+LTGrad-CAM and LTGrad-CAM refined by a CRF, prints their scores and writes a contact sheet. The
+pixel masks are used to score only.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from .._check import check_range
 from .._files import write_atomically
-from ..cam import GradCAM, GradientCAM, LayerCAM, LTGradCAM
+from ..cam import CAMMethod, GradCAM, LayerCAM, LTGradCAM, crf_cams
 from ..data import KSDD2, SyntheticDefects
 from ..metrics import DefectSegmentation
 from ..models import save_checkpoint
@@ -38,14 +40,11 @@ SUMMARY = "train a small classifier and localise defects, from nothing to pictur
 EXAMPLES = "example:\n  wsfast demo --out demo"
 
 _DEFECT = 1  # the class that is explained
-_METHODS: dict[str, type[GradientCAM]] = {
-    "Grad-CAM": GradCAM,
-    "LayerCAM": LayerCAM,
-    "LTGrad-CAM": LTGradCAM,
-}
 _BATCH = 50
 _SHEET_ROWS = 6
 _ZOOM = 2
+
+Explain = Callable[[Tensor, Tensor], Tensor]  # uint8 images and the network's input, to maps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +72,27 @@ def defective_samples(data: KSDD2) -> tuple[Tensor, Tensor, list[str]]:
     return images, masks, [sample.name for sample in samples]
 
 
-def localize(method: GradientCAM, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
+def methods(model: nn.Module) -> dict[str, Explain]:
+    """What is compared, by its name in the table."""
+
+    def maps_of(method: CAMMethod) -> Explain:
+        return lambda _, inputs: method(inputs, _DEFECT).cams
+
+    truncated = maps_of(LTGradCAM(model))
+    return {
+        "Grad-CAM": maps_of(GradCAM(model)),
+        "LayerCAM": maps_of(LayerCAM(model)),
+        "LTGrad-CAM": truncated,
+        "LTGrad-CAM, CRF": lambda images, inputs: crf_cams(images, truncated(images, inputs)),
+    }
+
+
+def localize(explain: Explain, images: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
     """Heat maps, Otsu masks and milliseconds per image."""
-    method(inputs[:1], _DEFECT)  # the first call allocates
+    explain(images[:1], inputs[:1])  # the first call allocates
     start = time.perf_counter()
-    cams = torch.cat([method(batch, _DEFECT).cams for batch in inputs.split(_BATCH)])
+    batches = zip(images.split(_BATCH), inputs.split(_BATCH), strict=True)
+    cams = torch.cat([explain(*batch) for batch in batches])
     masks = cams >= ops.otsu_threshold(cams)[:, None, None]
     return cams, masks, (time.perf_counter() - start) * 1000 / len(inputs)
 
@@ -91,10 +106,10 @@ def score(masks: Tensor, truth: Tensor) -> dict[str, float]:
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
     """The scores of every method, one line each."""
-    lines = [f"{'method':<12}{'IoU':>8}{'precision':>11}{'recall':>8}{'F1':>8}{'ms/image':>10}"]
+    lines = [f"{'method':<16}{'IoU':>8}{'precision':>11}{'recall':>8}{'F1':>8}{'ms/image':>10}"]
     for name, row in rows.items():
         lines.append(
-            f"{name:<12}{row['iou']:>8.3f}{row['precision']:>11.3f}{row['recall']:>8.3f}"
+            f"{name:<16}{row['iou']:>8.3f}{row['precision']:>11.3f}{row['recall']:>8.3f}"
             f"{row['f1']:>8.3f}{row['milliseconds']:>10.2f}"
         )
     return "\n".join(lines)
@@ -154,8 +169,8 @@ def run(options: argparse.Namespace) -> int:
     inputs = trained.normalize(images)
     rows: dict[str, dict[str, float]] = {}
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, method in _METHODS.items():
-        cams, masks, milliseconds = localize(method(trained.model), inputs)
+    for name, explain in methods(trained.model).items():
+        cams, masks, milliseconds = localize(explain, images, inputs)
         found[name] = (cams, masks)
         rows[name] = {**score(masks, truth), "milliseconds": milliseconds}
     chosen = list(range(0, len(names), max(1, len(names) // _SHEET_ROWS)))[:_SHEET_ROWS]
@@ -167,6 +182,6 @@ def run(options: argparse.Namespace) -> int:
     print(format_table(rows))
     print(f"\npictures: {out / 'contact_sheet.png'}   scores: {out / 'report.json'}")
     pattern = out / "data" / "test" / "*[0-9].png"  # not the masks beside them
-    print(f"next: wsfast localize '{pattern}' --checkpoint "
-          f"{out / 'classifier.safetensors'} --target 1 --out {out / 'localized'}")  # fmt: skip
+    print(f"next: wsfast localize '{pattern}' --checkpoint {out / 'classifier.safetensors'} "
+          f"--target 1 --refine crf --out {out / 'localized'}")  # fmt: skip
     return 0
