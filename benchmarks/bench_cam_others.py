@@ -2,7 +2,8 @@
 
 By default one 224² image runs for the methods of few passes. ``--grid axes`` adds eight images and
 one of 512x1408, and Score-CAM and Ablation-CAM of one 224² image: they take a pass per channel of
-the last layer (512, 2048 or 384), half an hour in all. ``--grid full`` adds their larger sizes.
+the last layer (512, 2048 or 384), over an hour in all, much of it for the float64 oracle.
+``--grid full`` adds their larger sizes.
 """
 
 from collections.abc import Callable, Mapping
@@ -203,12 +204,6 @@ def contenders_of(
     return found
 
 
-def precision(method: Method, images: Tensor) -> torch.dtype:
-    """Of the oracle: thousands of passes in float64 take ten minutes at the sizes of users."""
-    long = method.a_pass_per_channel and images.shape[2] > 112
-    return torch.float32 if long else torch.float64
-
-
 def bench_case(method: Method, architecture: Architecture) -> Case:
     """One method on one architecture."""
     shown = architecture._replace(layers=architecture.layers[method.layers])
@@ -227,7 +222,7 @@ def bench_case(method: Method, architecture: Architecture) -> Case:
         inputs=partial(make_inputs, shown, False),
         sizes=sizes,
         contenders=tuple(contenders),
-        oracle=lambda inputs: method.formula(whole(inputs), precision(method, inputs[1])),
+        oracle=lambda inputs: method.formula(whole(inputs), torch.float64),
         tolerance=method.tolerance,
         memory=memory_limit(SIZES[0] if few else Size(1, 112), contenders),
         budget=BUDGET,

@@ -24,8 +24,8 @@ class Models(NamedTuple):
     Attributes:
         classifier: what the methods of convolutional networks explain.
         tscam: a transformer that classifies by its patches.
-        transformer: that one, trained on to classify by its class token, whose attention MS-CA
-            takes. From scratch, nothing being pretrained, a class token learns nothing here.
+        transformer: a copy of that one, trained on to classify by its class token, whose attention
+            MS-CA takes. In a trial from scratch the class token stayed at chance.
     """
 
     classifier: TrainedClassifier
@@ -40,18 +40,17 @@ def train_models(samples: Samples, seed: int, epochs: int) -> Models:
         vgg = SmallVGG().to(memory_format=torch.channels_last)
         vit = small_transformer((height, width))
         tscam = TSCAM(vit, 2)
-    return Models(
-        train_classifier(samples, model=vgg, epochs=epochs, seed=seed),
-        train_transformer(tscam, samples, seed, epochs),
-        train_transformer(copy.deepcopy(vit), samples, seed, epochs),
-    )
+    classifier = train_classifier(samples, model=vgg, epochs=epochs, seed=seed)
+    by_patches = train_transformer(tscam, samples, seed, epochs)  # and with it vit
+    by_token = train_transformer(copy.deepcopy(vit), samples, seed, epochs)
+    return Models(classifier, by_patches, by_token)
 
 
 def small_transformer(size: tuple[int, int]) -> VisionTransformer:
     """A vision transformer of the classifier's order of cost.
 
-    Three convolutions of stride 2 make its patches: one of stride 8 learns nothing from a few
-    hundred images (Xiao et al. 2021).
+    Three convolutions of stride 2 make its patches (Xiao et al. 2021): with one of stride 8, trials
+    of 20 epochs ended anywhere between chance and 96 % of accuracy.
     """
     model = VisionTransformer(
         size, PATCH, in_chans=1, num_classes=2, embed_dim=WIDTHS[-1], depth=4, num_heads=3

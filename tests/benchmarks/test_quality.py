@@ -59,11 +59,17 @@ def test_every_method_explains_uint8_images() -> None:
     samples = Samples(SyntheticDefects(8, size=(64, 64)))
     models = train_models(samples, seed=0, epochs=1)
     images, _ = samples.of_class(1, 2)
-    for name, explain in all_methods(models).items():
-        maps = explain(images)
+    found = {name: explain(images) for name, explain in all_methods(models).items()}
+    for name, maps in found.items():
         assert maps.shape == (2, 64, 64), name
         assert 0 <= float(maps.min()) <= float(maps.max()) <= 1, name
         assert not maps.requires_grad, name
+    # No channel of a network that has learnt nothing lowers the score by its absence.
+    assert {name for name, maps in found.items() if not maps.any()} <= {"AblationCAM"}
+    for name, maps in found.items():
+        inner = name.removeprefix("MSCA of ").removesuffix(", 3 scales")
+        for plain in {inner, inner.partition(",")[0]} & found.keys() - {name}:
+            assert not torch.allclose(maps, found[plain]), (name, plain)
 
 
 def test_scores() -> None:

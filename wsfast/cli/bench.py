@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid",
         choices=("headlines", "axes", "full"),
         help="of the grids of models, batches and sizes: their headlines (default), all along "
-        "their axes, an hour or two on two cores, or all, many hours",
+        "their axes, some hours on two cores, or all, many hours",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(

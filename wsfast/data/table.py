@@ -27,13 +27,8 @@ class ImageTable(ImageDataset):
     Args:
         path: the file.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        mask_kind: what the object is in a mask file. ``"binary"``: what reaches half of 255, or is
-            1 in a file of 0 and 1; ``"nonzero"``: all that is not 0; ``"index"``: every class
-            number but 0 of a grey or palette file, where 255 is ignored.
-        normal: the class without an object, which is label 0. None takes the one that is called
-            good, normal, ok, free, clean, negative, no_defect, no_object or no_finding, also behind
-            a prefix (``MT_Free``); ``""`` says that there is none. With numbers as labels, ``"0"``
-            says that 0 is it.
+        mask_kind: see :class:`ImageFolder`.
+        normal: see :class:`ImageFolder`; with numbers as labels, ``"0"`` says that 0 is it.
         merge: see :class:`ImageFolder`.
         holdout: share of the training images that ``val`` takes where no line says so.
         test_share: share of all images that ``test`` takes without a column ``split``.
