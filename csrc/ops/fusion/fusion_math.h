@@ -39,13 +39,28 @@ WS_HD A factor_of(A divisor) {
   return divisor < std::numeric_limits<A>::min() ? A(0) : A(1) / divisor;
 }
 
-// minmax: (m - min) / (max(m - min) + eps); max: m / (max(m) + eps), 0 where no value is positive.
-// Where layers add up to more than A holds, what is still finite becomes 0 and the rest NaN.
+constexpr int kFlatEpsilons = 16;  // of the largest value
+
+// Whether the values differ by no more than sums of layers are rounded, which min-max would stretch
+// to the whole range.
+template <class A>
+WS_HD bool is_flat(A low, A high) {
+  const A below = low < A(0) ? -low : low, above = high < A(0) ? -high : high;
+  const A largest = below > above ? below : above;
+  return high - low <= kFlatEpsilons * std::numeric_limits<A>::epsilon() * largest;
+}
+
+// minmax: (m - min) / (max(m - min) + eps), 0 where m is flat; max: m / (max(m) + eps), 0 where no
+// value is positive. Where layers add up to more than A holds, what is still finite becomes 0 and
+// the rest NaN.
 template <class A>
 WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
   if (!stats.finite) return {A(0), A(0)};
   const A e = static_cast<A>(eps);
-  if (norm == Norm::minmax) return {stats.low, factor_of((stats.high - stats.low) + e)};
+  if (norm == Norm::minmax) {
+    const A range = stats.high - stats.low;
+    return {stats.low, is_flat(stats.low, stats.high) ? A(0) : factor_of(range + e)};
+  }
   if (norm == Norm::max) return {A(0), stats.high > A(0) ? factor_of(stats.high + e) : A(0)};
   return {A(0), A(1)};
 }

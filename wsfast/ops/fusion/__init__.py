@@ -189,8 +189,10 @@ def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> 
 
     Returns:
         A tensor like ``cams``. A flat map gives 0, and a map of finite range (max - min must not
-        overflow, for half types in float32) never NaN; a divisor below the smallest normal number
-        (1.2e-38 in float32) counts as flat. With ``"max"`` a map without a positive
+        overflow, for half types in float32) never NaN. With ``"minmax"`` a map counts as flat where
+        max - min is at most 16 machine epsilons of its largest absolute value (1.9e-6 of it in
+        float32): min-max would show rounding. So does, in both modes, one whose divisor is below
+        the smallest normal number (1.2e-38 in float32). With ``"max"`` a map without a positive
         value gives 0. A map that is not finite gives 0 where it cannot be seen without a device
         sync.
 

@@ -6,31 +6,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FLAT_EPSILONS = 16  # of the largest value
+
 
 def _accumulate(tensor: Tensor) -> Tensor:
     """Half types are computed in float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def divisor_of(high: Tensor, mode: str, eps: float) -> tuple[Tensor, Tensor]:
-    """What maps of these maxima are divided by, and which are flat and become 0: for those 1.
+def normalization(cams: Tensor, mode: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``minmax`` or ``max`` subtracts and divides by, and which maps are flat and become 0.
 
-    A divisor below the smallest normal number counts as flat: its reciprocal may overflow.
+    Flat are values that differ by no more than sums of layers are rounded, which min-max would
+    stretch to the whole range, and those divided by less than the smallest normal number, whose
+    reciprocal may overflow.
     """
-    divisor = high + eps
-    flat = divisor < torch.finfo(divisor.dtype).tiny
-    if mode == "max":
-        flat = flat | ~(high > 0)
-    return divisor.masked_fill(flat, 1), flat
+    high, number = cams.amax(dim=(1, 2), keepdim=True), torch.finfo(cams.dtype)
+    if mode == "minmax":
+        low = cams.amin(dim=(1, 2), keepdim=True)
+        rounding = FLAT_EPSILONS * number.eps * torch.maximum(high.abs(), low.abs())
+        flat = (high - low <= rounding) & rounding.isfinite()
+    else:
+        low, flat = torch.zeros_like(high), ~(high > 0)
+    divisor = (high - low) + eps
+    flat = flat | (divisor < number.tiny)
+    return low, divisor.masked_fill(flat, 1), flat
 
 
 def normalize(cams: Tensor, mode: str, eps: float) -> Tensor:
     """``minmax``, ``max`` or ``none`` of (N, H, W) maps, image by image."""
     if mode == "none":
         return cams
-    shifted = cams - cams.amin(dim=(1, 2), keepdim=True) if mode == "minmax" else cams
-    divisor, flat = divisor_of(shifted.amax(dim=(1, 2), keepdim=True), mode, eps)
-    return (shifted / divisor).masked_fill(flat, 0)
+    low, divisor, flat = normalization(cams, mode, eps)
+    return ((cams - low) / divisor).masked_fill(flat, 0)
 
 
 def resize(cams: Tensor, size: Sequence[int]) -> Tensor:

@@ -62,17 +62,10 @@ def _normalize_backward(cams: Tensor, grad: Tensor, mode: str, eps: float) -> Te
     """Gradient of :func:`reference.normalize` at ``cams``."""
     if mode == "none":
         return grad
-    low = (
-        cams.amin(dim=(1, 2), keepdim=True)
-        if mode == "minmax"
-        else torch.zeros_like(cams[:, :1, :1])
-    )
-    shifted = cams - low
-    high = shifted.amax(dim=(1, 2), keepdim=True)
-    divisor, flat = reference.divisor_of(high, mode, eps)
+    low, divisor, flat = reference.normalization(cams, mode, eps)
     by_divisor = grad / divisor
-    grad_high = -(by_divisor * (shifted / divisor)).sum(dim=(1, 2), keepdim=True)
-    grad_cams = by_divisor + grad_high * _shares(shifted == high, grad)
+    grad_high = -(by_divisor * ((cams - low) / divisor)).sum(dim=(1, 2), keepdim=True)
+    grad_cams = by_divisor + grad_high * _shares(cams == cams.amax(dim=(1, 2), keepdim=True), grad)
     if mode == "minmax":
         total = grad_cams.sum(dim=(1, 2), keepdim=True)
         grad_cams = grad_cams - total * _shares(cams == low, grad)
