@@ -42,7 +42,7 @@ from .harness import Budget, Case, Contender, Run, eager
 from .records import OURS, Size
 
 HEADLINES = ("GradCAM", "LTGradCAM")
-BUDGET = Budget(seconds=3.0, min_rounds=3)
+BUDGET = Budget(seconds=3.0, min_rounds=4)
 IN_TORCHCAM = ("GradCAM", "XGradCAM", "LayerCAM")
 IN_GRAD_CAM = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM")
 

@@ -90,9 +90,18 @@ def by_method(method: str) -> Contender:
 
 
 def brute_force(inputs: Inputs) -> list[Tensor]:
-    """Value and gradient with the exact Gaussian in float64."""
-    prob = inputs[1].detach().cpu().double().requires_grad_()
-    return with_gradient(partial(ours, method="exact"))((inputs[0].cpu().double(), prob))
+    """Value and gradient with the exact Gaussian in float64, pair by pair in plain PyTorch."""
+    images, prob = inputs[0].cpu().double(), inputs[1].detach().cpu().double()
+    height, width = prob.shape[2:]
+    grid = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    position = torch.stack(grid) / SIGMA_XY
+    filtered = torch.stack([
+        reference.gaussian_matvec(
+            torch.cat([image / SIGMA_RGB, position]).flatten(1).T, maps.flatten(1).T
+        ).T.view_as(maps)
+        for image, maps in zip(images, prob, strict=True)
+    ])  # fmt: skip
+    return [-(prob * filtered).sum() / len(prob), filtered * (-2 / len(prob))]
 
 
 def forward_only(inputs: Inputs) -> list[Tensor]:

@@ -50,7 +50,8 @@ from .tables import Section, Table, bytes_text, ratio_text, seconds_text
 ChangeKind = Literal["slower", "faster", "same", "too noisy to say", "WRONG", "right again"]
 SMALLEST_EFFECT = math.log(1.10)
 BLOCKS = 20
-Z = 1.96  # two-sided 95 %
+CONFIDENCE = 0.95
+Z = 1.96  # two-sided, of that confidence
 ENOUGH_SHIFTS = 12
 UNREST_DEVIATIONS = 3.0
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
@@ -122,7 +123,10 @@ def shift_between(old: Sequence[float], new: Sequence[float], against: str = "")
     pairs = len(differences)
     spread = Z * math.sqrt(pairs * (len(old) + len(new) + 1) / 12)
     rank = math.floor(pairs / 2 - spread)
-    ends = (-math.inf, math.inf) if rank < 0 else (differences[rank], differences[pairs - 1 - rank])
+    # Of three rounds against three, the whole range is a 90 % interval, whatever the normal
+    # approximation says.
+    known = rank >= 0 and 2 / math.comb(len(old) + len(new), len(old)) <= 1 - CONFIDENCE
+    ends = (differences[rank], differences[pairs - 1 - rank]) if known else (-math.inf, math.inf)
     return Shift(statistics.median(differences), *ends, against)
 
 
@@ -247,11 +251,7 @@ def _shifts_of_peers(old: Contenders, new: Contenders) -> list[Shift]:
 
 def _foreign(contenders: Contenders) -> Contenders:
     """Those that run no code of this project."""
-    return {
-        name: row
-        for name, row in contenders.items()
-        if not any(word in name for word in (OURS, "reference"))
-    }
+    return {name: row for name, row in contenders.items() if not row.ours}
 
 
 def _timed(contenders: Contenders) -> Contenders:

@@ -6,6 +6,7 @@ machine hits all alike. The result of each contender is compared with a float64 
 result outside its tolerance is reported as wrong and its time is not shown.
 """
 
+import copy
 import dataclasses
 import gc
 import importlib.util
@@ -18,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .machine import free_memory
-from .records import Grid, Row, Size, Target
+from .records import FAILED, Grid, Row, Size, Target
 
 Run = Callable[[], Any]
 WARM_UP = Size(batch=1, side=16)
@@ -70,15 +71,17 @@ class Contender:
 class Budget:
     """How long a contender may be timed.
 
-    Rounds fill ``seconds`` but number at least ``min_rounds``. Of a contender whose single call
-    takes longer than ``one_round_above``, the call that is checked is the only one. Calls shorter
-    than ``round_seconds`` are repeated within a round until they fill it.
+    Rounds fill ``seconds`` but number at least ``min_rounds``. A contender whose first call, the
+    one that is checked, takes longer than ``one_round_above`` has one more; above
+    ``one_call_above``, where what is done once at first is little of it, that call is the only one.
+    Calls shorter than ``round_seconds`` are repeated within a round until they fill it.
     """
 
     seconds: float = 1.0
     min_rounds: int = 5
     max_rounds: int = 200
     one_round_above: float = 5.0
+    one_call_above: float = 60.0
     round_seconds: float = 2e-3
 
     def quick(self) -> "Budget":
@@ -175,13 +178,22 @@ class Settings:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor and module in nested tuples and lists to ``device``."""
-    if isinstance(value, (Tensor, torch.nn.Module)):
-        return value.to(device)
+    movable = (Tensor, nn.Module)
+    return _mapped(lambda part: part.to(device) if isinstance(part, movable) else part, value)
+
+
+def with_own_modules(value: Any) -> Any:
+    """Copy every module in nested tuples and lists: hooks of one contender stay off the others."""
+    return _mapped(lambda part: copy.deepcopy(part) if isinstance(part, nn.Module) else part, value)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change what nested tuples and lists hold."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(part, device) for part in value))
+        return type(value)(*(_mapped(change, part) for part in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(to_device(part, device) for part in value)
-    return value
+        return type(value)(_mapped(change, part) for part in value)
+    return change(value)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[[Any], Run]:
@@ -295,8 +307,8 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
         if not reason:
             try:
                 lanes.append(_prepare(case, contender, inputs, expected, budget, clock))
-            except Exception as error:  # a peer that breaks must not hide the others
-                reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            except Exception as error:  # one that breaks must not hide the others
+                reason = f"{FAILED}{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         rows[contender.name] = _blank(case, size, contender, reason, traffic)
     del expected
     run_interleaved(lanes, clock)
@@ -341,11 +353,20 @@ def why_absent(contender: Contender, settings: Settings) -> str:
     return ""
 
 
+def why_memory_absent(case: Case, name: str, settings: Settings) -> str:
+    """Return why the memory of a contender cannot be measured here, or an empty string."""
+    contender, limit = case.contender(name), case.memory
+    too_large = "" if limit is None else why_too_large(case.needs, limit.size, settings.device)
+    if limit is not None and not too_large:
+        too_large = why_too_large(contender.needs, limit.size, settings.device)
+    return why_absent(contender, settings) or too_large
+
+
 def _prepare(
     case: Case, contender: Contender, inputs: Any, expected: Any, budget: Budget, clock: Clock
 ) -> _Lane:
     """Build and warm up a contender, check its result and plan its rounds."""
-    run = contender.build(inputs)
+    run = contender.build(with_own_modules(inputs))
     kept: list[Any] = []
     once = clock(lambda: kept.append(run()), 1)
     error, figures = None, {}
@@ -355,8 +376,11 @@ def _prepare(
         figures = case.figures(inputs, result) if case.figures else {}
     kept.clear()
     lane = _Lane(contender, run, error, figures)
-    if once > budget.one_round_above:
+    if once > budget.one_call_above:
         lane.seconds, lane.round_numbers = [once], [0]
+        return lane
+    if once > budget.one_round_above:
+        lane.rounds = 1
         return lane
     once = max(clock(run, 1), 1e-9)
     lane.iterations = max(1, math.ceil(budget.round_seconds / once))

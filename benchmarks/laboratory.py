@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from . import machine, memory
-from .harness import Case, Contender, Settings, measure
+from .harness import Case, Contender, Settings, measure, why_memory_absent
 from .records import Declared, MemoryRow, Rooms, Row, Size, by_room
 
 
@@ -61,17 +61,22 @@ class Laboratory:
     def record_time(self, benchmark: Any, case: Case, size: Size, contender: Contender) -> None:
         """Hand the times of one contender to pytest-benchmark; fail if ours are wrong."""
         row = self.row(case, size, contender)
+        if row.broken:
+            pytest.fail(row.reason)
         if row.state == "absent":
             pytest.skip(row.reason)
         PLAYBACK.load(row.seconds)
         benchmark.group = f"{case.operation}, {size.label}"
         benchmark.extra_info = row.to_json()
         benchmark.pedantic(PLAYBACK.advance, rounds=len(row.seconds))
-        if row.state == "wrong" and contender.name in ("wsfast", "reference"):
+        if row.state == "wrong" and row.ours:
             pytest.fail(f"relative error {row.error:.2e} exceeds {row.tolerance:.0e}")
 
     def record_memory(self, module: str, case: Case, contender: str) -> None:
         """Measure the extra memory of one contender in a fresh process."""
+        reason = why_memory_absent(case, contender, self.settings)
+        if reason:
+            pytest.skip(reason)
         device = self.settings.device.type
         row = memory.measure_in_subprocess(module, case, contender, self.threads, device)
         self.memory.append(row)

@@ -75,6 +75,7 @@ def free_memory(device: torch.device) -> int | None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     try:
         text = Path("/proc/meminfo").read_text()

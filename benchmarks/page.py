@@ -70,7 +70,7 @@ def summary_table(rooms: Rooms) -> Table:
         ratios = [time_ratio(peer, ours).value for ours, peer in _pairs(results.rows)]
         targets = target_table(results)
         verdicts = [line[-1] for line in targets.rows] if targets else []
-        wrong = sum(row.state == "wrong" and row.contender == OURS for row in results.rows)
+        wrong = sum(row.state == "wrong" and row.ours for row in results.rows)
         faster = sum(ratio >= 1 for ratio in ratios)
         met = sum(verdict in ("met", "aim met") for verdict in verdicts)
         counts = (faster, len(ratios) - faster, met, verdicts.count("MISSED"), wrong)
@@ -84,8 +84,7 @@ def _pairs(rows: Sequence[Row]) -> Iterable[tuple[Row, Row]]:
     for together in sizes_of(rows).values():
         ours = _ours(together)
         for row in together:
-            foreign = not row.contender.startswith(OURS)
-            if ours and foreign and row.state == "timed" and row.same_work:
+            if ours and not row.ours and row.state == "timed" and row.same_work:
                 yield ours, row
 
 

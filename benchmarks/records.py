@@ -9,6 +9,7 @@ State = Literal["timed", "wrong", "absent"]
 Grid = Literal["headlines", "axes", "full"]
 GRIDS: tuple[Grid, ...] = ("headlines", "axes", "full")
 OURS = "wsfast"
+FAILED = "failed: "  # begins the reason of a contender that broke
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,16 @@ class Row:
     note: str = ""
     traffic: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it runs code of this project: an op in any form, or a reference."""
+        return any(word in self.contender for word in (OURS, "reference"))
+
+    @property
+    def broken(self) -> bool:
+        """Whether ours raised an error instead of giving a result."""
+        return self.ours and self.state == "absent" and self.reason.startswith(FAILED)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON-ready values; times to a millionth of themselves."""

@@ -13,7 +13,7 @@ from wsfast._files import write_atomically
 
 from . import page, store
 from .layout import PREAMBLE, memory_table, room_section, target_table
-from .records import OURS, Rooms
+from .records import Rooms
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -41,12 +41,13 @@ def write(rooms: Rooms, folder: Path) -> Path:
 
 
 def failures(rooms: Rooms, *, strict: bool) -> list[str]:
-    """Return what makes the run a failure: our wrong rows and, if strict, missed targets."""
+    """Return what fails a run: our wrong and broken rows and, if strict, missed targets."""
     found = []
     for results in rooms.values():
         for row in results.rows:
-            if row.state == "wrong" and row.contender in (OURS, "reference"):
-                found.append(f"{row.operation}, {row.size.label}: {row.contender} is wrong")
+            if row.broken or (row.ours and row.state == "wrong"):
+                what = "is wrong" if row.state == "wrong" else row.reason
+                found.append(f"{row.operation}, {row.size.label}: {row.contender} {what}")
         tables = (target_table(results), memory_table(results.memory))
         for table in tables:
             lines = table.rows if table and strict else ()

@@ -71,6 +71,10 @@ def test_interval_covers_the_shift(n: int, m: int) -> None:
     assert hits >= 460
     two = shift_between([0.0] * 2, [1.0] * 2)
     assert (two.low, two.high) == (-math.inf, math.inf)
+    three = shift_between([0.0] * 3, [1.0] * 3)  # 10 % of unchanged ones lie as far apart
+    assert (three.low, three.high) == (-math.inf, math.inf)
+    four = shift_between([0.0] * 4, [1.0] * 4)
+    assert (four.low, four.high) == (1.0, 1.0)
 
 
 def test_a_machine_slower_as_a_whole_is_no_regression() -> None:

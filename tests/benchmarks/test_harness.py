@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from benchmarks import report
 from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
 from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
-from benchmarks.records import Row, Size, Target
+from benchmarks.records import Declared, Row, Size, Target, by_room
 from tests.benchmark_rows import FACTS, SIZE, row
 
 MODULES = (
@@ -40,6 +41,60 @@ def case_of(*contenders: Contender) -> Case:
         oracle=lambda x: 2 * x.double(),
         tolerance=1e-6,
     )
+
+
+def raising(_: object) -> object:
+    raise RuntimeError("no kernel")
+
+
+def test_a_contender_of_ours_that_breaks_fails_the_run() -> None:
+    case = case_of(Contender("wsfast", raising), Contender("peer", raising))
+    ours, peer = measure(case, SIZE, Settings())
+    assert (ours.state, ours.broken) == ("absent", True)
+    assert (peer.state, peer.broken) == ("absent", False)
+    rooms = by_room(FACTS, [Declared("room", "double", ())], [ours, peer], [])
+    assert report.failures(rooms, strict=False) == [
+        f"double, {SIZE.label}: wsfast failed: RuntimeError: no kernel"
+    ]
+    wrong = dataclasses.replace(row("wsfast, torch.compile", [1.0]), state="wrong")
+    rooms = by_room(FACTS, [Declared(wrong.room, wrong.operation, ())], [wrong], [])
+    assert len(report.failures(rooms, strict=False)) == 1
+
+
+def test_contenders_have_modules_of_their_own() -> None:
+    """Hooks of one would run, and keep what they see, in the calls of all."""
+    seen = []
+
+    def hooking(inputs: tuple[torch.nn.Module, torch.Tensor]) -> object:
+        inputs[0].register_forward_hook(lambda *_: seen.append(1))
+        return lambda: inputs[0](inputs[1])
+
+    case = dataclasses.replace(
+        case_of(Contender("wsfast", lambda i: lambda: i[0](i[1])), Contender("peer", hooking)),
+        inputs=lambda size, generator: (torch.nn.Identity(), torch.ones(2)),
+        oracle=lambda inputs: inputs[1].double(),
+    )
+    ours, peer = measure(case, SIZE, Settings(quick=True))
+    assert ours.state == peer.state == "timed"
+    assert len(seen) == 2 + peer.iterations * len(peer.seconds)  # checked, and warmed up
+
+
+@pytest.mark.parametrize(("first", "calls", "rounds"), [(70.0, 1, 1), (6.0, 2, 1), (0.1, 3, 50)])
+def test_a_first_call_is_the_timed_one_only_where_it_is_very_slow(
+    first: float, calls: int, rounds: int
+) -> None:
+    """It may compile, or meet a cold cache."""
+    times = itertools.chain([first], itertools.repeat(0.02))
+
+    def clock(run: Callable[[], object], count: int) -> float:
+        run()
+        return next(times) * count
+
+    (found,) = measure(
+        case_of(Contender("wsfast", eager(lambda x: 2 * x))), SIZE, Settings(), clock
+    )
+    assert len(found.seconds) == rounds
+    assert found.seconds[0] == pytest.approx(first if calls == 1 else 0.02)
 
 
 @pytest.mark.parametrize(
