@@ -142,6 +142,17 @@ def test_the_tensor_before_an_identity_may_be_overwritten() -> None:
     torch.testing.assert_close(grad, expected.view(1, 4, 1, 1).expand_as(grad))
 
 
+def test_so_it_may_where_the_whole_graph_is_asked_for() -> None:
+    model, images = Residual(), torch.randn(2, 3, 5, 5)
+    captured = LayerCapture("test", model, {"same": model.same}).run(images, graph="whole")
+    (activation,) = captured.activations()
+    torch.testing.assert_close(activation, model.conv(images))
+    scores, weights = captured.logits[:, 1], torch.ones(2)
+    (grad,) = captured.gradients(scores, weights, keep_graph=True)
+    expected = 3 * model.head.weight[1].detach() / 25
+    torch.testing.assert_close(grad.detach(), expected.view(1, 4, 1, 1).expand_as(grad))
+
+
 @pytest.mark.parametrize(("between", "passes"), [(F.relu, [1, 1]), (F.relu_, [2, 1])])
 def test_a_copy_is_made_only_where_needed(
     between: Callable[[Tensor], Tensor], passes: list[int]

@@ -268,6 +268,18 @@ def test_cam_says_when_it_cannot_be_right() -> None:
         approximate(images)
 
 
+def test_the_layer_that_is_pooled_is_reached_through_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose own forward pass prepares the reduction of gradients."""
+    model, calls = timm.create_model("test_efficientnet", num_classes=5).eval(), []
+    reducer = nn.Sequential(model)
+    reducer.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr("wsfast.cam.base.reducer_of", lambda _: reducer)
+    method = CAM(model)
+    method(torch.randn(2, 3, 64, 64), 2, create_graph=True)
+    assert method.layer_names == ("bn2",)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "last", "pooled"),
     [

@@ -96,6 +96,17 @@ def test_msca_equals_equations_4_to_7(relative: bool) -> None:
     assert torch.equal(kept, kept.sort(descending=True).values)
 
 
+def test_what_has_no_score_is_not_marked() -> None:
+    model, vit, images = gapnet(), small_vit(), torch.randn(3, 3, 64, 64)
+    images[1, 0, 5, 5] = math.nan
+    for threshold, relative in ((0.5, True), (0.0, True), (0.0, False)):
+        method = GradCAM(model, "act3")
+        found = MSCA(method, vit, threshold=threshold, relative=relative)(images, 1)
+        assert found.valid.tolist() == [True, False, True]
+        assert found.masks.flatten(1).any(1).tolist() == [True, False, True]
+        assert found.boxes.counts[1] == 0
+
+
 def test_msca_otsu_and_images_of_its_own_for_the_transformer() -> None:
     model, vit, images = gapnet(), small_vit(), torch.randn(1, 3, 64, 64)
     msca = MSCA(GradCAM(model, "act3"), vit, threshold="otsu", attention_scale=1.0)

@@ -58,6 +58,38 @@ def test_model_is_left_as_found(method: str, training: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
 
 
+class Normalizing(nn.Module):
+    """A model that normalises its input where it lies, or a copy of it."""
+
+    def __init__(self, net: nn.Module, *, inplace: bool) -> None:
+        super().__init__()
+        self.net, self.inplace = net, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.inplace else x.clone()
+        return self.net(x.sub_(0.5).mul_(3.0))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "cam"])
+def test_images_are_normalised_once(method: str, count: int) -> None:
+    torch.manual_seed(0)
+    net, images = SmallNet(inplace=True).eval(), torch.rand(count, 3, 16, 16)
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(1)  # of the noise
+        model, given = Normalizing(net, inplace=inplace), images.clone()
+        layers = () if "full" in method else (["net.conv2", "net.conv3"],)
+        cam = METHODS[method](model, *layers)
+        for _ in range(2):
+            result = cam(given, 1)
+            found.append((result.logits, result.cams))
+            assert torch.equal(given, images)
+    for logits, cams in found[1:]:
+        torch.testing.assert_close(logits, found[0][0])
+        torch.testing.assert_close(cams, found[0][1], rtol=0, atol=1e-5)
+
+
 class Broken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("broken")

@@ -12,6 +12,7 @@ from tests.leaks import assert_no_growth
 from wsfast import cam as methods
 from wsfast.compat import grad_cam as compat
 from wsfast.compat.grad_cam.eigen import principal_maps
+from wsfast.compat.grad_cam.targets import finer_score
 
 EIGEN = ["EigenCAM", "EigenGradCAM", "SegEigenCAM"]
 SUMS = [
@@ -412,14 +413,28 @@ def test_targets_of_that_name_are_called(model: nn.Module) -> None:
 FINER = [{}, {"alpha": 0.6}, {"comparison_categories": [1, 2]}, {"target_idx": 2}]
 
 
+@pytest.mark.parametrize("name", ["ScoreCAM", "AblationCAM"])
+def test_finer_compares_the_same_classes_in_all_passes(model: nn.Module, name: str) -> None:
+    """Masks change which class has the highest score."""
+    logits = model(IMAGES).detach()
+    order = (logits - logits.amax(1, keepdim=True)).abs().argsort(dim=1, stable=True)
+    targets = [
+        lambda row, o=o: finer_score(row[None], o[None, :1], o[None, 1:], 1.0)[0] for o in order
+    ]
+    expected = getattr(compat, name)(model, [model.act3])(IMAGES, targets)
+    found = compat.FinerCAM(model, [model.act3], base_method=getattr(compat, name))(IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.peers
+@pytest.mark.parametrize("base", ["LayerCAM", "ScoreCAM"])
 @pytest.mark.parametrize("options", FINER)
-def test_finer(model: nn.Module, options: dict[str, Any]) -> None:
+def test_finer(model: nn.Module, options: dict[str, Any], base: str) -> None:
     peer = pytest.importorskip("pytorch_grad_cam")
-    layers = [model.act2, model.act3]
-    theirs = peer.FinerCAM(model, layers, base_method=peer.LayerCAM)
+    layers = [model.act2, model.act3] if base == "LayerCAM" else [model.act3]
+    theirs = peer.FinerCAM(model, layers, base_method=getattr(peer, base))
     expected = theirs(IMAGES.clone(), None, **options)
-    ours = compat.FinerCAM(model, layers, base_method=compat.LayerCAM)
+    ours = compat.FinerCAM(model, layers, base_method=getattr(compat, base))
     for cam in (ours, compat.accelerate(theirs)):
         np.testing.assert_allclose(cam(IMAGES, None, **options), expected, rtol=0, atol=5e-6)
 

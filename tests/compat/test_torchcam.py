@@ -307,3 +307,29 @@ def test_errors(model: nn.Module, case: int) -> None:
 
     with pytest.raises(kind, match=message):
         act(model, watching)
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "ScoreCAM", "SSCAM", "ISCAM", "SmoothGradCAMpp"])
+def test_layers_of_a_wrapped_model(model: nn.Module, name: str) -> None:
+    kind, options = getattr(compat, name), OPTIONS.get(name, {})
+    maps = []
+    for called, layer in ((model, "act3"), (nn.DataParallel(model), model.act3)):
+        torch.manual_seed(3)
+        with kind(called, layer, **options) as extractor:
+            maps.append(extractor(1, called(IMAGES))[0])
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("name", ["ScoreCAM", "SmoothGradCAMpp"])
+def test_the_images_are_those_of_the_call(model: nn.Module, name: str) -> None:
+    """Whatever is written to their buffer before maps are asked for."""
+    maps = []
+    for value in (None, 0.0):
+        images = IMAGES.clone()
+        torch.manual_seed(3)
+        with getattr(compat, name)(model, "act3") as extractor:
+            scores = model(images)
+            if value is not None:
+                images.fill_(value)
+            maps.append(extractor(1, scores)[0])
+    torch.testing.assert_close(maps[0], maps[1])

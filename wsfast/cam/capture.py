@@ -123,7 +123,8 @@ class LayerCapture:
             if graph == "whole":
                 model, around = self._trained, _as_trained
             with around(model, images.device):
-                captured.logits = logits_of(self.where, model(images), images)
+                output = model(images.clone())  # a model may normalise its input in place
+                captured.logits = logits_of(self.where, output, images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -197,6 +198,8 @@ class Captured:
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later
                 output = pass_on_filter(output, start_graph(output))
+            elif self._graph == "whole" and name in self._copied:
+                output = pass_on_filter(output, output.clone())  # it was the layer's input, too
             self._edges[name] = get_gradient_edge(output)
             arrived: list[Tensor] = []
             self._grads[name] = arrived

@@ -129,7 +129,9 @@ class CAM(CAMMethod):
             if found is not None:
                 name, layout = found
                 module = self.model.get_submodule(name)
-                return LayerCapture(self._where, self.model, {name: module}, layout.to_maps)
+                return LayerCapture(
+                    self._where, self.model, {name: module}, layout.to_maps, self._reducer
+                )
         if _APPROXIMATE < off < math.inf:
             warnings.warn(
                 f"wsfast.{self._where}: the logits are not the linear layer on the mean of the "

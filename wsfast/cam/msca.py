@@ -14,6 +14,8 @@ from .result import CAMResult
 from .targets import Target
 from .wrappers import unwrap
 
+_NOTHING = 2.0  # a threshold that no score reaches
+
 
 class MSCAResult(NamedTuple):
     """What MS-CA finds in one batch.
@@ -152,7 +154,7 @@ class MSCA:
         valid = cam.valid & finite.to(cam.valid.device)
         scores = 0.5 * (attention.to(cam.cams.device) + cam.cams)
         scores = scores.masked_fill(~valid[:, None, None], 0.0)
-        limits = self._limits(scores)
+        limits = self._limits(scores).masked_fill(~valid, _NOTHING)
         boxes = ops.cam_boxes(
             scores,
             limits,
@@ -167,5 +169,6 @@ class MSCA:
     def _limits(self, scores: Tensor) -> Tensor:
         """(N,) thresholds."""
         if self.relative and not isinstance(self.threshold, str):
-            return self.threshold * scores.amax(dim=(1, 2))
+            highest = scores.amax(dim=(1, 2))
+            return (self.threshold * highest).where(highest > 0, _NOTHING)
         return ops.cam_thresholds(scores, self.threshold)

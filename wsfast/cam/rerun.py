@@ -88,8 +88,11 @@ class Rerun:
 
     def _agrees(self) -> bool:
         """Whether the layer's own features lead to the model's own logits."""
+        # Of one image twice: only then do stand-ins share memory, which an in-place op refuses.
+        copies = 2 if len(self.images) == 1 else 1
+        features = self.features.repeat(copies, *(1,) * (self.features.dim() - 1))
         try:
-            found = self.logits(self.features.clone(), 1)  # an in-place op may follow
+            found = self.logits(features, copies)
         except (RuntimeError, ValueError, IndexError, TypeError):
             return False  # a stand-in met something that looks at it
         scale = self._logits.abs().amax().clamp_min(1e-6)
@@ -97,7 +100,7 @@ class Rerun:
 
     def logits(self, features: Tensor, copies: int) -> Tensor:
         """Logits (copies * N, classes) for features (copies * N, ...), versions of the batch."""
-        images = self.images[:1].expand(len(features), *self.images.shape[1:])
+        images = self.images[:1].clone().expand(len(features), *self.images.shape[1:])
         if not self._outputs:
             images = self.images.repeat(copies, *(1,) * (self.images.dim() - 1))
         with (
@@ -203,7 +206,8 @@ def _record(where: str, model: nn.Module, layer: nn.Module, images: Tensor) -> _
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(leave))
         with undisturbed(model, images.device):
-            record.logits = logits_of(where, model(images), images)
+            # A model may normalise its input in place.
+            record.logits = logits_of(where, model(images.clone()), images)
     finally:
         for handle in handles:
             handle.remove()
@@ -227,7 +231,7 @@ def bytes_per_image(model: nn.Module, images: Tensor) -> int:
     handles = [module.register_forward_hook(leave) for module in model.modules()]
     try:
         with undisturbed(model, images.device):
-            model(images[:1])
+            model(images[:1].clone())  # it may normalise its input in place
     finally:
         for handle in handles:
             handle.remove()

@@ -162,11 +162,11 @@ class ShapleyCAM(BaseCAM):
     """Grad-CAM with the curvature of the score: weights ``mean(g - H A / 2)`` (ShapleyCAM 2025).
 
     Two backward passes. Several layers are allowed. H A is that of the layer's whole output, a
-    transformer's class token included.
+    transformer's class token included. Attention runs unfused, as fused attention has no second
+    derivative.
 
     Raises:
-        RuntimeError: an operation behind the layer has no second derivative. Fused attention has
-            none: call under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+        RuntimeError: another operation behind the layer has no second derivative.
     """
 
     method = _Shapley

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ... import ops
 from ..._check import type_error
 from ...cam import filtered_backprop
+from ...cam.capture import logits_of, undisturbed
+from ...cam.perturbation import PerturbationCAM
 from .._shared import Managed, OutputTarget
 from .base import BaseCAM, Maps, Reshape, to_numpy
 from .methods import FullGrad, GradCAM, GradCAMPlusPlus
@@ -76,10 +78,11 @@ class FinerCAM(Managed):
         Returns:
             (N, H, W) float32, each map in 0-1.
         """
+        fixed = self._unperturbed(input_tensor) if targets is None else None
 
         def objective(logits: Tensor) -> Tensor:
             ranks = (1, 2, 3) if comparison_categories is None else comparison_categories
-            scores = logits.detach()
+            scores = (logits if fixed is None else fixed).detach()
             score = scores.amax(dim=1) if target_idx is None else scores[:, target_idx]
             order = (scores - score[:, None]).abs().argsort(dim=1, stable=True)
             others = [rank for rank in ranks if rank < scores.shape[1]]
@@ -87,6 +90,14 @@ class FinerCAM(Managed):
 
         chosen = objective if targets is None else targets
         return to_numpy(self.base_cam.explain(input_tensor, chosen, eigen_smooth).cams)
+
+    def _unperturbed(self, input_tensor: Tensor) -> Tensor | None:
+        """Logits of the images as they are, for methods that ask for scores of changed ones."""
+        if not issubclass(type(self.base_cam).method or object, PerturbationCAM):
+            return None
+        model, images = self.base_cam.model, input_tensor.to(self.base_cam.device)
+        with undisturbed(model, images.device):
+            return logits_of("compat.grad_cam.FinerCAM", model(images.clone()), images)
 
 
 class RefineCAM(Managed):

@@ -1,5 +1,6 @@
 """From torchcam's extractors to this package's."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -41,15 +42,17 @@ def accelerate(extractor: Any) -> Any:
     if name in ("RefineCAM", "FinerCAM"):
         base: Any = extractor.base_cam
         kind, options = _described(base)
-        names = list(base.target_names)
-        base.remove_hooks()
-        if name == "RefineCAM":
-            return RefineCAM(base.model, names, base_method=kind, **options)
-        finer = {"gamma": extractor.gamma, "num_references": extractor.num_references}
-        return FinerCAM(base.model, names, base_method=kind, **finer, **options)  # type: ignore[arg-type]
-    kind, options = _described(extractor)
-    extractor.remove_hooks()
-    return kind(extractor.model, list(extractor.target_names), **options)
+        wrapper: Any = RefineCAM
+        if name == "FinerCAM":
+            finer = {"gamma": extractor.gamma, "num_references": extractor.num_references}
+            wrapper = partial(FinerCAM, **finer)
+        ours = wrapper(base.model, list(base.target_names), base_method=kind, **options)
+    else:
+        base = extractor
+        kind, options = _described(base)
+        ours = kind(base.model, list(base.target_names), **options)
+    base.remove_hooks()  # only now: an error leaves the extractor as it was
+    return ours
 
 
 def _described(extractor: Any) -> tuple[type[Extractor], dict[str, Any]]:

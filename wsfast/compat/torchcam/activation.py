@@ -143,7 +143,7 @@ class ScoreCAM(InputExtractor):
         self._method = self._build()
 
     def _build(self) -> methods.ScoreCAM:
-        return _NormalizedFirst(self.model, list(self.target_names), reshape=self._reshape)
+        return _NormalizedFirst(self.model, self._layers, reshape=self._reshape)
 
     def _maps(self, class_idx: Any, scores: Any, targets: Any, retain_graph: bool) -> list[Tensor]:
         with self.watching_nothing() as images:
@@ -189,7 +189,7 @@ class SSCAM(ScoreCAM):
     def _build(self) -> methods.ScoreCAM:
         return _Noisy(
             self.model,
-            list(self.target_names),
+            self._layers,
             reshape=self._reshape,
             samples=self.num_samples,
             std=self.std,
@@ -224,5 +224,6 @@ class ISCAM(ScoreCAM):
         super().__init__(model, target_layer, batch_size, input_shape, **kwargs)
 
     def _build(self) -> methods.ScoreCAM:
-        names = list(self.target_names)
-        return _Integrated(self.model, names, reshape=self._reshape, samples=self.num_samples)
+        return _Integrated(
+            self.model, self._layers, reshape=self._reshape, samples=self.num_samples
+        )

@@ -53,6 +53,11 @@ class Extractor(Managed):
             for i, name in enumerate(self.target_names)
         ]
 
+    @property
+    def _layers(self) -> list[nn.Module]:
+        """The target layers themselves: wsfast.cam looks into a wrapper, where names differ."""
+        return [self.submodule_dict[name] for name in self.target_names]
+
     def _names(
         self, target_layer: Layer | list[Layer] | None, input_shape: tuple[int, ...]
     ) -> list[str]:
@@ -215,7 +220,7 @@ class InputExtractor(Extractor):
 
     def _keep_input(self, module: nn.Module, inputs: Sequence[Any]) -> None:
         if self._hooks_enabled:
-            self._input = inputs[0].detach()
+            self._input = inputs[0].detach().clone()  # the model or the caller may write to it
 
     @contextmanager
     def watching_nothing(self) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ class GradientExtractor(Extractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, target_layer, input_shape, **kwargs)
-        self._formula = self.formula(model, list(self.target_names))
+        self._formula = self.formula(model, self._layers)
 
     def _maps(self, class_idx: Any, scores: Any, targets: Any, retain_graph: bool) -> list[Tensor]:
         outputs = [output for output in self._outputs if output is not None]
