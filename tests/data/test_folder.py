@@ -65,6 +65,14 @@ def test_defects_can_be_one_class_and_are_still_spread_evenly(tiles):
     assert len(names) == len(set(names)) == 18
 
 
+def test_hidden_folders_hold_no_images(tmp_path):
+    for folder in (".thumbs", "deep/.ipynb_checkpoints", "deep"):
+        picture(tmp_path / "a" / folder / "1.png")
+    picture(tmp_path / "b" / "_mask.png")
+    data = ImageFolder(tmp_path, "train", **WHOLE)
+    assert data.names == ["a/deep/1", "b/_mask"]
+
+
 def test_names_can_end_in_what_a_mask_is_called(tmp_path):
     for ending in ("_mask", "_GT", "_label", "_seg"):
         picture(tmp_path / "a" / f"x{ending[1:]}.png")

@@ -90,6 +90,15 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
     nested = data[:2] + thumbnail + data[2:]
     assert not _is_cut_short(nested)
     assert _is_cut_short(nested[:-2])
+    assert not _is_cut_short(data[:20] + b"stray" + data[20:])
+
+
+def test_markers_behind_the_picture_are_not_its_own():
+    """A phone's JPEG with its video behind, where each pair of bytes comes up by chance."""
+    data = cv2.imencode(".jpg", NOISE)[1].tobytes()
+    for video in (b"\xff\xda and more", b"\xff\xd9 and \xff\xda"):
+        assert not _is_cut_short(data + video)
+        assert not _is_cut_short(with_orientation(data, 1) + video)
 
 
 def test_missing_files_and_folders_say_so(tmp_path):

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,24 @@ def test_binary_masks_are_cut_at_half_and_zero_one_files_at_one(tmp_path):
     assert read_mask([small], "binary").tolist() == [[False, True, True]]
     empty = write(tmp_path / "empty.png", [[0, 0]])
     assert not read_mask([empty], "binary").any()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_may_hold_small_numbers(tmp_path, suffix):
+    def saved(values):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.{suffix}"
+        assert cv2.imwrite(str(path), np.array([values], np.uint16))
+        return path
+
+    ones, instances, bytes_, wide = map(
+        saved, ([0, 1, 1], [0, 1, 90], [0, 100, 255], [0, 100, 300, 32767, 32768, 65535])
+    )
+    for path in (ones, instances, bytes_):
+        assert read_mask([path], "nonzero").tolist() == [[False, True, True]]
+    assert read_mask([wide], "nonzero").tolist() == [[False] + 5 * [True]]
+    assert read_mask([ones], "binary").tolist() == [[False, True, True]]
+    assert read_mask([bytes_], "binary").tolist() == [[False, False, True]]
+    assert read_mask([wide], "binary").tolist() == [4 * [False] + [True, True]]
 
 
 def test_an_image_with_several_masks_has_their_union(tmp_path):

@@ -131,6 +131,12 @@ def test_what_is_no_video_is_one_plain_error(tmp_path: Path, source: str | int, 
     assert "VIDEOIO" not in capfd.readouterr().err
 
 
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch) -> None:
+    write_clip(tmp_path / "clip.avi", range(0, 60, 10)).rename(tmp_path / "2024-01-01T12:30.avi")
+    monkeypatch.chdir(tmp_path)
+    assert VideoFrames("2024-01-01T12:30.avi").read() is not None
+
+
 def test_image_files_go_on_after_a_damaged_frame(tmp_path: Path) -> None:
     clip = damage_clip(write_clip(tmp_path / "clip.avi", range(0, 100, 10), fps=10), [3])
     images = ImageFiles([clip])

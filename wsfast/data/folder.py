@@ -168,7 +168,8 @@ def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | Non
     files = [
         path
         for path in sorted(class_folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(class_folder).parts)
     ]
     beside = _masks_beside(files)
     masks = set(beside.values())
@@ -197,7 +198,8 @@ def _masks_beside(files: list[Path]) -> dict[Path, Path]:
         if len(photographs) == len(lossless) == 1:
             found[photographs[0]] = lossless[0]
         for ending in _MASK_ENDINGS:
-            owner = by_name.get(name.with_name(name.name.removesuffix(ending)), [])
+            stem = name.name.removesuffix(ending)
+            owner = by_name.get(name.with_name(stem), []) if stem else []
             if name.name.endswith(ending) and owner:
                 found[owner[0]] = alike[0]
     return found

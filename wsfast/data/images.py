@@ -59,6 +59,15 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
         [0, 0, 255]
     """
     path = Path(path)
+    return _to_rgb(to_8_bit(path, read_samples(path, upright=upright)))
+
+
+def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:
+    """A file's samples as they are: (H, W), or (H, W, 3) in OpenCV's order, without alpha.
+
+    Raises:
+        UnreadableImageError: the file is missing, not an image, or cut short.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -74,19 +83,37 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
         decoded = None
     if decoded is None:
         raise UnreadableImageError(path, "not an image or damaged")
-    return _to_rgb(_to_8_bit(path, decoded))
+    return decoded
 
 
 def _is_cut_short(data: bytes) -> bool:
     """Whether a JPEG or PNG ends before its end marker."""
     if data.startswith(b"\xff\xd8"):
-        # An EXIF thumbnail brings an end marker too, but before the main scan starts.
-        # Equal positions mean that neither was found.
-        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+        scan = _first_scan(data)
+        return scan < 0 or data.find(b"\xff\xd9", scan) < 0
     return data.startswith(b"\x89PNG") and b"IEND" not in data
 
 
-def _to_8_bit(path: Path, image: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _first_scan(data: bytes) -> int:
+    """Where a JPEG's scan begins, -1 where it does not.
+
+    Segment by segment: an EXIF thumbnail in one of them brings markers of its own, and so may what
+    follows the picture (a phone's video).
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]):
+        if marker == b"\xda":
+            return at
+        at += 1 if marker == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.rfind(b"\xff\xda")  # stray bytes between segments
+
+
+def to_8_bit(path: Path, image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Samples scaled as :func:`read_image` says.
+
+    Raises:
+        UnreadableImageError: samples of another type, or floats outside 0-1.
+    """
     if image.dtype == np.uint8:
         return image.astype(np.uint8, copy=False)
     if image.dtype == np.uint16:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 
-from wsfast.data.images import UnreadableImageError, read_image
+from wsfast.data.images import UnreadableImageError, read_samples, to_8_bit
 
 IGNORED = 255
 MASK_KINDS = ["binary", "nonzero", "index"]
@@ -23,7 +23,8 @@ def read_mask(paths: Sequence[Path], kind: str, ignore: Path | None = None) -> M
     """The object's pixels: of any of the files.
 
     Args:
-        paths: at least one file, of one size.
+        paths: at least one file, of one size. 16-bit files are scaled to 255 where a sample is
+            above 255.
         kind: ``"nonzero"`` takes every pixel that is not 0. ``"binary"`` takes what reaches half of
             255, or is 1 in a file of 0 and 1: the noise of a mask that has been through JPEG stays
             out. ``"index"`` takes every class number but 0, of grey or palette files; 255 is
@@ -77,8 +78,15 @@ def _union(paths: Sequence[Path], kind: str) -> NDArray[np.bool_]:
 
 
 def _pixels(path: Path, kind: str) -> NDArray[np.bool_]:
-    red, green, blue = np.moveaxis(read_image(path), 2, 0)
-    values = np.maximum(np.maximum(red, green), blue)  # a maximum over the last axis takes 10x
+    values: NDArray[Any] = read_samples(path)
+    if values.ndim == 3:
+        blue, green, red = np.moveaxis(values, 2, 0)
+        values = np.maximum(np.maximum(red, green), blue)  # a maximum over the last axis takes 10x
+    whole = values.dtype in (np.uint8, np.uint16)  # not scaled: 16 bits may hold small numbers
+    if kind == "nonzero" and whole:
+        return np.asarray(values > 0)
+    if not whole or values.max() > 255:
+        values = to_8_bit(path, values)
     high = 1 if kind == "nonzero" or values.max() <= 1 else 128
     return np.asarray(values >= high)
 

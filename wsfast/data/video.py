@@ -147,6 +147,8 @@ def _open(source: str | PathLike[str] | int) -> cv2.VideoCapture:
                 cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT,
             ]  # fmt: skip
             return cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, limits)
+        if Path(source).exists():  # FFmpeg would take what stands before a colon for a protocol
+            source = Path(source).absolute()
         return cv2.VideoCapture(str(source))
     finally:
         _set_log_level(level)
