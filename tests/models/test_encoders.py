@@ -1,6 +1,8 @@
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.inception import Inception3
 
@@ -140,6 +142,13 @@ def test_a_classifiers_file_starts_its_encoder(tmp_path, saved_as):
     encoder = create_encoder("timm/resnet10t", checkpoint=file)
     pairs = zip(encoder.parameters(), classifier.encoder.parameters(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)
+
+
+def test_timms_own_file_starts_an_encoder(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=5)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    encoder = create_encoder("timm/resnet10t", checkpoint=tmp_path / "w.safetensors")
+    assert torch.equal(encoder.body.layer1[0].conv1.weight, network.layer1[0].conv1.weight)
 
 
 def test_a_file_of_another_network_is_refused_by_what_differs(tmp_path):

@@ -222,11 +222,12 @@ def test_data_that_changed_harmlessly_or_are_others_are_taken(grown, folder, tmp
     assert pseudo(run, folder).learnt_before == set()  # two data sets with the same names
     (data / "crack" / "new.png").unlink()
     learnt = run / "learnt.txt"
-    learnt.write_text(learnt.read_text() + "\ncrack/since gone")
+    learnt.write_text(learnt.read_text() + "\ncrack/since gone.png")
     recipe = pseudo(run, data)
-    assert recipe.learnt_before == {*recipe.names, "crack/since gone"}
+    images = [f"{name}.png" for name in recipe.names]
+    assert recipe.learnt_before == {*images, "crack/since gone.png"}
     save_learnt(tmp_path, recipe)
-    assert (tmp_path / "learnt.txt").read_text().split("\n") == [*recipe.names, "crack/since gone"]
+    assert (tmp_path / "learnt.txt").read_text().split("\n") == [*images, "crack/since gone.png"]
     learnt.unlink()  # as before there was one
     picture(data / "crack" / "new.png", size=(32, 16), value=200)
     assert pseudo(run, data).learnt_before == set()
@@ -240,6 +241,30 @@ def test_scoring_warns_of_images_that_were_learnt_from(grown, folder):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             evaluate_run(run, **options, progress=False)
+
+
+def test_splits_in_folders_may_have_images_of_the_same_names(tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "val", "test"):
+        for number in range(8):
+            for name, value in (("good", 40), ("crack", 140)):
+                picture(data / split / name / f"{number}.png", size=(32, 16), value=value + number)
+    first = tmp_path / "first"
+    run(configure("classifier", {**TINY, "data": str(data)}), first, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for split in ("val", "test"):
+            evaluate_run(first, split=split, progress=False)
+    (data / "train" / "crack" / "3.png").unlink()  # another is still there for the test
+    assert pseudo(first, data).learnt_before
+
+
+def test_crops_are_taken_at_the_classifiers_size(folder, tmp_path):
+    first, settings = tmp_path / "first", {"size": [24, 12], "crop": [8, 8], "data": str(folder)}
+    run(configure("classifier", {**TINY, **settings}), first, progress=False)
+    for options, size in (({}, (24, 12)), ({"crop": None}, (8, 8)), ({"size": [16, 8]}, (16, 8))):
+        recipe = pseudo(first, folder, **{"size": None, "crop": [8, 8], **options})
+        assert recipe.data.size == size
 
 
 def test_maps_of_other_synthetic_images_are_made_anew(classifier):

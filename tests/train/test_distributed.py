@@ -76,6 +76,23 @@ def test_synchronized_batch_normalisation_is_the_layers_own_on_one_process(
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_synchronized_batch_normalisation_sums_half_types_in_float32(dtype, monkeypatch):
+    """Sums of squares of a batch overflow float16, and bfloat16 forgets the mean."""
+    torch.manual_seed(0)
+    plain, images = nn.BatchNorm2d(3), torch.randn(8, 3, 160, 64).mul(4).add(20).to(dtype)
+    synchronized = copy.deepcopy(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: 2)
+        synchronize_batchnorm(synchronized, torch.device("cpu"))
+    with _single_process_group():
+        found = synchronized(images)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, plain(images), rtol=0.02, atol=0.02)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(synchronized, name), getattr(plain, name))
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_network_keeps_the_activations_inside_its_normalisation(device, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from tests.train.tiny import BrightOrDark, assert_same_result, make_recipe, resu
 from wsfast.models import load_checkpoint
 from wsfast.train import Interrupted, fit
 from wsfast.train.log import RunLog, read_log
+from wsfast.train.state import save_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,6 +156,35 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, unbroken):
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
     train_tiny(tmp_path, resume=True)
     assert_same_result(result(tmp_path), result(unbroken))
+
+
+def test_the_disk_is_named_when_it_is_full(tmp_path):
+    save_state(tmp_path, {"epoch": 1})
+    before = (tmp_path / "last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # as if it were
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_state(tmp_path, {"epoch": 2, "model": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_models_are_not_overwritten_where_the_state_is_gone(tmp_path, unbroken, resume):
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    (out / "last.pt").unlink()  # the largest file
+    before = (out / "best.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"--out must be a new folder .*without its last\.pt"):
+        train_tiny(out, resume=resume)
+    assert (out / "best.safetensors").read_bytes() == before
+    assert len(read_log(out)) == 3
+    (out / "log.jsonl").unlink()  # as of a run that was killed in its first epoch
+    if resume:
+        train_tiny(out, resume=True)
+        assert_same_result(result(out), result(unbroken))
 
 
 def test_accumulated_parts_make_the_gradient_of_the_whole_batch(tmp_path):

@@ -6,16 +6,21 @@ import os
 import signal
 import time
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from wsfast.train import state
-from wsfast.train.runs import configure, run
+from wsfast.train.evaluation import RunMaps
+from wsfast.train.harvest import harvest
+from wsfast.train.runs import configure, preview, run
 from wsfast.train.state import only_run_in
 
-TINY = configure(
-    "classifier",
-    {"size": [32, 16], "channels": 1, "images": 8, "batch_size": 8, "epochs": 1, "device": "cpu"},
-)
+SMALL = {
+    "size": [32, 16], "channels": 1, "images": 8, "batch_size": 8, "epochs": 1, "device": "cpu",
+}  # fmt: skip
+TINY = configure("classifier", SMALL)
 
 
 @pytest.fixture
@@ -49,6 +54,20 @@ def test_a_folder_that_a_run_is_in_is_refused_until_that_run_dies(holder):
     run(TINY, out, progress=False)
     assert (out / "last.pt").exists()
     assert not (out / ".lock").exists()
+
+
+def test_neither_a_preview_nor_a_harvest_gets_into_a_folder_in_use(holder, tmp_path):
+    _, out = holder
+    first = tmp_path / "first"
+    run(TINY, first, progress=False)
+    config = configure("pseudo", {**SMALL, "classifier": str(first)})
+    with pytest.raises(ValueError, match=r"wsfast\.train: --out must be a folder that no other"):
+        preview(config, out, progress=False)
+    file = tmp_path / "1.png"
+    assert cv2.imwrite(str(file), np.zeros((32, 16), np.uint8))
+    with pytest.raises(ValueError, match=r"wsfast\.harvest: --out must be a folder that no other"):
+        harvest(RunMaps(first, torch.device("cpu")), [file], out, progress=False)
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_a_lock_that_was_deleted_since_it_was_opened_is_none(tmp_path, monkeypatch):

@@ -281,6 +281,13 @@ def test_proposals_are_ranked_by_the_classifier(tmp_path, classifier):
     assert checked >= 12
 
 
+def test_maps_without_a_box_have_no_proposals(tmp_path, classifier):
+    recipe = built("dips", classifier, tmp_path, proposals=3)
+    recipe.maps = np.zeros_like(recipe.maps)
+    found = recipe._propose(load_run(classifier).model, [int(recipe.labels.nonzero()[0, 0])])
+    assert bool((found == -1).all())
+
+
 def test_every_box_of_the_maps_is_scored_however_small(tmp_path, classifier):
     recipe = built("dips", classifier, tmp_path, proposals=20)
     levels = np.zeros_like(recipe.maps)

@@ -63,8 +63,8 @@ def load_encoder_state(
     Args:
         where: name of the calling function, for messages.
         encoder: receives the weights.
-        state: of torchvision's network or of one of this package's; of an image with three
-            channels also for an encoder of one.
+        state: of torchvision's or timm's network, where timm names its features alike, or of one of
+            this package's; of an image with three channels also for an encoder of one.
         source: where the state dict is from, for messages.
 
     Raises:
@@ -72,7 +72,10 @@ def load_encoder_state(
     """
     own = encoder.state_dict()
     found = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
-    found = {name: x for name, x in _without_prefixes(found, own).items() if name in own}
+    found = _without_prefixes(found, own)
+    if not any(name in own for name in found):
+        found = {f"body.{name}": x for name, x in found.items()}  # timm's own file
+    found = {name: x for name, x in found.items() if name in own}
     for name in own:
         if name.startswith(tuple(f"{layer}." for layer in encoder.without_weights)):
             found.setdefault(name, own[name])

@@ -12,7 +12,7 @@ from wsfast.data import detect_format, open_dataset
 from wsfast.data.opening import SYNTHETIC
 from wsfast.models import Checkpoint
 from wsfast.train.config import CONFIG, HELD_OUT, TrainConfig, as_saved, read_recipe
-from wsfast.train.images import ImageData
+from wsfast.train.images import ImageData, identities
 from wsfast.train.state import read_learnt
 
 
@@ -110,7 +110,7 @@ def check_shared_split(config: TrainConfig, known: Mapping[str, Any]) -> None:
 
 
 def learnt_before(config: Any) -> set[str]:
-    """Names of the images in a run's data that its classifier learnt from, as far as is known."""
+    """The images in a run's data that its classifier learnt from, as far as is known."""
     known = settings_around(Path(config.classifier))
     same = same_images(str(known.get("data", SYNTHETIC)), config.data)
     return read_learnt(_run_of(Path(config.classifier))) if same else set()
@@ -125,24 +125,25 @@ def check_unseen(config: TrainConfig, data: "OpenedData") -> None:
         config: of the run that starts from the classifier.
         data: of the run.
     """
-    doubtful = learnt_before(config).difference(data.train.names)
+    doubtful = learnt_before(config).difference(identities(data.train, config.data) or ())
     if not doubtful:
         return
     parts = {} if data.validation is None else {"val": data.validation}
     with suppress(ValueError):  # there are none for test
         parts["test"] = open_split(config, "test", channels=1, size=None)
     for split, part in parts.items():
-        seen = told_seen(part.names, doubtful)
+        seen = told_seen(part, config.data, doubtful)
         if seen:
             expected = f"one that learnt from no image of {split}"
             remedy = "images have come or gone since; train it anew, or split the data in files"
             value_error("train", "classifier", expected, f"one that did from {seen}: {remedy}")
 
 
-def told_seen(names: Sequence[str], learnt: Container[str]) -> str:
-    """How many images were learnt from, with the first one's name; empty where none was."""
-    seen = [name for name in names if name in learnt]
-    return f"{len(seen)} of {len(names)} ({seen[0]}, ...)" if seen else ""
+def told_seen(dataset: Any, data: str, learnt: Container[str]) -> str:
+    """How many of a split's images were learnt from, with the first one; empty where none was."""
+    images = identities(dataset, data) or []
+    seen = [image for image in images if image in learnt]
+    return f"{len(seen)} of {len(images)} ({seen[0]}, ...)" if seen else ""
 
 
 def same_images(first: str, second: str) -> bool:
@@ -175,6 +176,18 @@ def _drawn(config: TrainConfig, split: str) -> int | None:
     return max(2, round(config.images * config.holdout))
 
 
+def _size_of(config: Any, classifier: Checkpoint) -> tuple[int, int] | None:
+    """The size of a classifier's images: of its input, and where both runs crop, before its crop.
+
+    None where its run did not say.
+    """
+    known = settings_around(Path(config.classifier)) or classifier.extra
+    if not (config.crop and known.get("crop")):
+        return classifier.input_size
+    size = known.get("size")
+    return (int(size[0]), int(size[1])) if size else None
+
+
 class OpenedData:
     """Images of a configuration, before it is known what they are normalised with.
 
@@ -197,8 +210,8 @@ class OpenedData:
         self.config = config
         synthetic = config.data == SYNTHETIC
         self.size = config.size
-        if self.size is None and config.crop is None and like is not None:
-            self.size = like.input_size
+        if self.size is None and like is not None:
+            self.size = _size_of(config, like)
         channels = config.channels or (3 if like is None else len(like.mean))
         drawn = self.size if synthetic else None  # other images are resized when augmented
         self.train = open_split(config, "train", channels=channels, size=drawn)

@@ -214,7 +214,8 @@ class DiPSRecipe(LocalizerRecipe):
         labels = self.labels[rows].to(self.device)
         scores = torch.full(sources.shape, -1.0, device=self.device)
         with torch.inference_mode():
-            for some in torch.arange(len(image), device=self.device).split(64):
+            for start in range(0, len(image), 64):  # split would give a part of nothing
+                some = slice(start, start + 64)
                 at, slot = image[some], place[some]
                 first, last = int(at[0]), int(at[-1])  # the boxes are in the order of images
                 seen = ops.blur_outside_boxes(

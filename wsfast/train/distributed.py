@@ -132,9 +132,10 @@ class CPUSyncBatchNorm(_BatchNorm):
         """Take any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, ...) by the statistics of all processes' batches."""
+        """Normalise (N, C, ...) by all processes' batches, in float32 at least."""
         if not self.training:
             return super().forward(input)
+        given, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
         dims = [0, *range(2, input.dim())]
         shape = [-1] + [1] * (input.dim() - 2)
         count = input.numel() // input.shape[1] * world_size()
@@ -145,7 +146,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
-        return scaled
+        return scaled.to(given)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if not self.track_running_stats:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from wsfast import ops
 from wsfast._check import value_error
-from wsfast.cam import CAMResult
+from wsfast.cam import CAMMethod, CAMResult
 from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import DefectSegmentation, MaxBoxAcc, MaxBoxAccV2, PxAP
 from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
@@ -89,6 +89,11 @@ class RunMaps:
         return _result(self.model(images), self.classifier(images), target)
 
     @property
+    def cam(self) -> CAMMethod | None:
+        """The CAM method of a classifier's run."""
+        return self._explain if isinstance(self._explain, CAMMethod) else None
+
+    @property
     def of_classes(self) -> bool:
         """Whether the maps are those of a class, a CAM's, and not of the object."""
         return isinstance(self.model, GAPClassifier)
@@ -163,7 +168,7 @@ def evaluate_run(
     check_classes(maps.checkpoint.class_names, dataset.class_names, dataset.normal_label)
     own = maps.config.data
     learnt = read_learnt(folder) if split != "train" and same_images(own, data or own) else ()
-    seen = told_seen(dataset.names, learnt)
+    seen = told_seen(dataset, data or own, learnt)
     if seen:
         told = f"the run has learnt from images of {split}: {seen}; some have come or gone since"
         warnings.warn(f"wsfast.train: {told}", stacklevel=2)

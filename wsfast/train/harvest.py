@@ -21,6 +21,7 @@ from wsfast.train.evaluation import RunMaps
 from wsfast.train.images import normalization
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.pseudo import without_small
+from wsfast.train.state import only_run_in
 from wsfast.train.store import Array, ArrayStore, weights_digest
 
 
@@ -101,7 +102,7 @@ def harvest(
     kind = _record(size, max_boxes)
     store = ArrayStore(out, "harvest", settings, (len(files),), kind)
     worker = _Worker(maps, files, limit, target, max_boxes, min_area, strict, kind)
-    with made_folder(out):
+    with made_folder(out), only_run_in(out, "harvest"):
         try:
             records = store.fill(
                 worker, batch_size=batch_size, description="harvesting", progress=progress
@@ -124,7 +125,7 @@ def _listed(files: Sequence[Path]) -> str:
     # Uncompressed pictures of one camera are all of one size in bytes: the time tells them apart.
     found = [(file, file.stat()) for file in files]
     lines = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _record(size: tuple[int, int], boxes: int) -> Any:

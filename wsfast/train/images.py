@@ -1,5 +1,6 @@
 """Image data as recipes need them: training samples, validation batches, normalisation."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 
 from wsfast.data import JointTransform
 from wsfast.data.opening import SYNTHETIC
+from wsfast.data.records import ImageDataset
 from wsfast.models import save_checkpoint
 from wsfast.models.checkpoint import saved_normalization
 from wsfast.models.encoders import NOT_OF_TIMM
@@ -169,6 +171,19 @@ def images_at_once(config: TrainConfig) -> int:
     return min(_AT_ONCE, max(1, config.batch_size // parts))
 
 
+def identities(dataset: Any, data: str) -> list[str] | None:
+    """The files of a split's images, seen from the folder of all splits; None where it has none.
+
+    Names do not do: in folders of their own, splits may have images of the same names.
+    """
+    if not isinstance(dataset, ImageDataset):
+        return getattr(dataset, "names", None)
+    place = Path(data)
+    folder = (place if place.is_dir() else place.parent).resolve()
+    files = ((dataset.root / record.image).resolve() for record in dataset.records)
+    return [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+
+
 class ImageRecipe(Recipe):
     """Base of the recipes on images: reading, validation batches and checkpoints."""
 
@@ -189,6 +204,12 @@ class ImageRecipe(Recipe):
         """Name of every training image, its number where it has none."""
         known: Sequence[str] | None = getattr(self.data.train, "names", None)
         return known if known is not None else [str(i) for i in range(len(self.data.train))]
+
+    @property
+    def identities(self) -> Sequence[str]:
+        """The files of the training images, see :func:`identities`."""
+        found = identities(self.data.train, self.config.data)
+        return self.names if found is None else found
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """What is to be learnt from in a training image.

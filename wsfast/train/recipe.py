@@ -71,6 +71,11 @@ class Recipe(ABC):
     def names(self) -> Sequence[str]:
         """Name of every training image."""
 
+    @property
+    def identities(self) -> Sequence[str]:
+        """What tells every training image from those of other splits."""
+        return self.names
+
     @abstractmethod
     def read(self, draw: Draw) -> Any:
         """One augmented sample; torch's generator is seeded for it. May run in another process."""
@@ -118,6 +123,6 @@ class Recipe(ABC):
 
     def fingerprint(self) -> str:
         """What tells whether the training images are the same: their number, names and labels."""
-        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
         digest.update(self.labels.numpy().tobytes())
         return f"{len(self.labels)} images, {digest.hexdigest()[:12]}"

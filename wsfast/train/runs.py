@@ -125,12 +125,14 @@ def preview(
         The augmented images with their boxes, and their maps and seeds.
 
     Raises:
-        ValueError: the recipe ``classifier``, which has none; as :func:`run`.
+        ValueError: the recipe ``classifier``, which has none; a run that is training in ``out``;
+            as :func:`run`.
     """
     device = parse_device("train", "device", config.device)
     if config.recipe == ClassifierConfig.recipe:
         value_error("train", "--preview", "of a recipe that learns from maps", config.recipe)
-    recipe = _BUILDERS[config.recipe](config, device, out, progress)
+    with made_folder(out), only_run_in(out):
+        recipe = _BUILDERS[config.recipe](config, device, out, progress)
     assert isinstance(recipe, LocalizerRecipe)
     recipe.model.to(device)
     recipe.begin_epoch(0)

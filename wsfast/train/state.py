@@ -13,6 +13,7 @@ from wsfast._check import value_error
 from wsfast._files import atomic_file, write_atomically
 from wsfast.train import distributed
 from wsfast.train.config import changes_on_resume
+from wsfast.train.log import read_log
 from wsfast.train.recipe import Recipe
 
 try:
@@ -33,7 +34,12 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         OSError: the disk refuses the file; the old one is untouched.
     """
     with atomic_file(folder / STATE, durable=True) as file:
-        torch.save({"format": _FORMAT, **state}, file)
+        try:
+            torch.save({"format": _FORMAT, **state}, file)
+        except RuntimeError as error:  # while it closes what could not be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def has_state(folder: Path) -> bool:
@@ -42,8 +48,10 @@ def has_state(folder: Path) -> bool:
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path, where: str = "train") -> Iterator[None]:
     """Keep other runs out of a folder inside the block; a collective call.
+
+    ``where`` is the command that messages name.
 
     A process that dies in whatever way gives the folder free. Where the system or the drive knows
     no locks, nothing is kept out.
@@ -58,7 +66,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             taken = True
     if any(distributed.gather_objects(taken)):
-        value_error("train", "--out", "a folder that no other run is training in", f"{folder}")
+        value_error(where, "--out", "a folder that no other run is writing to", f"{folder}")
     try:
         yield
     finally:
@@ -95,25 +103,34 @@ def _locked(path: Path) -> int | None:
 
 
 def save_learnt(folder: Path, recipe: Recipe) -> None:
-    """Write the names of the images that a run's model or its classifier learns from, a line each.
+    """Write which images a run's model or its classifier learns from, a line each.
 
     Which images are held out may change with the data; this says which ones still can be.
     """
-    names = dict.fromkeys([*recipe.names, *sorted(recipe.learnt_before)])
-    write_atomically(folder / _LEARNT, "\n".join(names).encode())
+    images = dict.fromkeys([*recipe.identities, *sorted(recipe.learnt_before)])
+    write_atomically(folder / _LEARNT, "\n".join(images).encode(errors="surrogateescape"))
 
 
 def read_learnt(folder: Path) -> set[str]:
-    """The names that :func:`save_learnt` wrote; none where a run is older than it."""
+    """The images that :func:`save_learnt` wrote; none where a run is older than it."""
     path = folder / _LEARNT
-    return set(path.read_bytes().decode().split("\n")) if path.is_file() else set()
+    if not path.is_file():
+        return set()
+    return set(path.read_bytes().decode(errors="surrogateescape").split("\n"))
 
 
 def check_out(folder: Path, *, resume: bool) -> None:
-    """Raise ValueError where a run would be overwritten."""
-    if has_state(folder) and not resume:
-        expected = "a new folder, or --resume to continue the run in it"
-        value_error("train", "--out", expected, f"{folder}")
+    """Raise ValueError where a run, or the models of one, would be overwritten."""
+    if has_state(folder):
+        if not resume:
+            expected = "a new folder, or --resume to continue the run in it"
+            value_error("train", "--out", expected, f"{folder}")
+        return
+    models = any((folder / f"{name}.safetensors").is_file() for name in ("best", "last"))
+    # A run that is killed in its first epoch may have written a model and no state.
+    if models and not (resume and len(read_log(folder)) <= 1):
+        expected = f"a new folder (a run without its {STATE} cannot be continued)"
+        value_error("train", "--out", expected, f"{folder}, which has models")
 
 
 def load_state(folder: Path, recipe: Recipe) -> dict[str, Any]:

@@ -25,9 +25,10 @@ class ClassScores:
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of (N, classes) logits."""
-        right = (logits.argmax(1) == labels).long()
-        self._right.index_add_(0, labels.cpu(), right.cpu())
-        self._seen.index_add_(0, labels.cpu(), torch.ones_like(right).cpu())
+        labels = labels.cpu()
+        right = (logits.argmax(1).cpu() == labels).long()
+        self._right.index_add_(0, labels, right)
+        self._seen.index_add_(0, labels, torch.ones_like(right))
 
     def compute(self) -> dict[str, float]:
         """``accuracy`` and ``balanced_accuracy``, the one to read where defects are rare."""
