@@ -1,6 +1,7 @@
 #include "image_file.h"
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -15,19 +16,33 @@ namespace {
 std::string read_bytes(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw UnreadableFile(std::strerror(errno));
-  std::string data{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad()) throw UnreadableFile("cannot be read");
+  std::string data;
+  try {
+    data.assign(std::istreambuf_iterator<char>(file), {});
+  } catch (const std::ios_base::failure&) {  // the buffer throws, whatever the stream is set to
+    throw UnreadableFile(std::strerror(errno));
+  }
   if (data.empty()) throw UnreadableFile("empty file");
   if (data.size() > std::numeric_limits<int>::max()) throw UnreadableFile("file is too large");
   return data;
 }
 
+// Where a JPEG's scan begins. Segment by segment: an EXIF thumbnail in one of them brings markers of
+// its own, and so may what follows the picture (a phone's video).
+std::size_t first_scan(const std::string& data) {
+  const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(data[at]); };
+  for (std::size_t at = 2; at + 3 < data.size() && byte(at) == 0xff;) {
+    if (byte(at + 1) == 0xda) return at;
+    at += byte(at + 1) == 0xff ? 1 : 2 + (byte(at + 2) << 8 | byte(at + 3));
+  }
+  return data.rfind("\xff\xda");  // stray bytes between segments
+}
+
 // Whether a JPEG or PNG ends before its end marker; some decoders fill the rest with grey.
 bool is_cut_short(const std::string& data) {
   if (data.starts_with("\xff\xd8")) {
-    // An EXIF thumbnail brings an end marker too, but before the main scan starts.
-    const auto end = data.rfind("\xff\xd9"), scan = data.rfind("\xff\xda");
-    return end == std::string::npos || (scan != std::string::npos && end < scan);
+    const std::size_t scan = first_scan(data);
+    return scan == std::string::npos || data.find("\xff\xd9", scan) == std::string::npos;
   }
   return data.starts_with("\x89PNG") && data.find("IEND") == std::string::npos;
 }
@@ -53,7 +68,8 @@ cv::Mat to_8_bit(const cv::Mat& image) {
       return result;
     case CV_32F:
     case CV_64F:
-      if (!cv::checkRange(image, true, nullptr, 0.0, 1.0 + 1e-12)) {
+      // Half-open, in the image's own type; -0.0 counts as 0.
+      if (!cv::checkRange(image, true, nullptr, -0.0, std::nextafter(1.0F, 2.0F))) {
         throw UnreadableFile("float samples outside 0-1");
       }
       image.convertTo(result, CV_8U, 255.0);

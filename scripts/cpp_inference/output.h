@@ -10,7 +10,8 @@ namespace wsfast {
 
 class LineWriter {
  public:
-  // An empty path is standard output; otherwise `.NAME.PID.partial` is written beside the target.
+  // An empty path is standard output; otherwise `.NAME.PID.partial` is written beside the target,
+  // or beside what a link leads to. What is no file, such as /dev/null or a FIFO, is written into.
   explicit LineWriter(const std::filesystem::path& target);
   // Without finish() the lines of all flushes stay in the partial file, and a message says where.
   ~LineWriter();
@@ -25,7 +26,7 @@ class LineWriter {
   void finish();
 
  private:
-  [[noreturn]] void fail(const std::string& what) const;
+  [[noreturn]] void fail(const std::string& what, int error) const;
 
   std::filesystem::path target_, partial_;
   std::FILE* file_ = nullptr;

@@ -121,7 +121,8 @@ std::optional<Frame> FrameSource::next() {
 
 void FrameSource::open_video() {
   frames_read_ = 0;
-  if (video_.open(files_[position_].string())) return;
+  // FFmpeg would take what stands before a colon for a protocol.
+  if (video_.open(fs::absolute(files_[position_]).string())) return;
   report("not a video or damaged");
   ++broken_videos_;
   ++position_;

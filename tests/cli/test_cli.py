@@ -10,7 +10,7 @@ import torch
 
 from wsfast import native
 from wsfast.cam import METHODS, LayerCAM
-from wsfast.cli import compare, main
+from wsfast.cli import compare, demo, main
 from wsfast.data import SyntheticDefects
 from wsfast.models import SmallVGG, save_checkpoint
 
@@ -219,6 +219,20 @@ def test_demo_end_to_end(tmp_path: Path, capsys) -> None:
     assert set(report["methods"]) == {"Grad-CAM", "LayerCAM", "LTGrad-CAM", "LTGrad-CAM, CRF"}
     assert cv2.imread(str(tmp_path / "contact_sheet.png")) is not None
     assert (tmp_path / "data" / "test" / "20000_GT.png").exists()
+
+
+def test_demo_replaces_its_own_data_only(tmp_path: Path, capsys) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "1.png").write_bytes(b"mine")
+    assert run("demo", "--out", tmp_path, "--images", 24, "--test-images", 8) == 2
+    assert "--out must be a folder without data/ but that of a" in capsys.readouterr().err
+    for split in ("train", "test"):
+        assert (tmp_path / "data" / split / "1.png").read_bytes() == b"mine"
+    out = tmp_path / "other"
+    for length in (8, 6):
+        _, test = demo.make_data(out, 12, length, 0)
+        assert len(test) == length
 
 
 def test_info(capsys) -> None:

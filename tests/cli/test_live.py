@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,12 +343,21 @@ def test_messages_that_cannot_be_written_stop_no_frame(
     assert "30 written" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("of", ["file", "run"])
 @pytest.mark.parametrize(
     ("method", "batch_size", "patience"),
     [("cam", 8, 120.0), ("ltgradcam", 8, 120.0), ("scorecam", 1, 3600.0)],
 )
 def test_slow_methods_are_not_taken_for_hanging(
-    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch, method, batch_size, patience
+    runs,
+    clip: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch,
+    method,
+    batch_size,
+    patience,
+    of,
 ) -> None:
     built: list[dict[str, Any]] = []
 
@@ -359,7 +369,14 @@ def test_slow_methods_are_not_taken_for_hanging(
     monkeypatch.setattr(Camera, "live", False)
     monkeypatch.setattr(Camera, "limit", 2)
     monkeypatch.setattr(live, "VideoSource", Camera)
-    assert run("0", tmp_path, checkpoint, "--method", method, "--no-video") == 0
+    source = ["--checkpoint", checkpoint, "--method", method]
+    if of == "run":
+        folder = shutil.copytree(runs["classifier"], tmp_path / "run")
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("method: cam", f"method: {method}"))
+        source = ["--run", folder]
+    command = ["localize", "0", "--live", *source, "--out", tmp_path / "out", "--no-video"]
+    assert main([str(argument) for argument in command]) == 0
     (options,) = built
     assert (options["batch_size"], options["patience"]) == (batch_size, patience)
     assert options["queue"] == 8

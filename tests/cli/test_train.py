@@ -262,6 +262,16 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
         assert record["mask"][y0:y1, x0:x1].any()
 
 
+def test_a_file_name_of_any_bytes_is_harvested(runs, tmp_path):
+    file = tmp_path / os.fsdecode(b"M\xfcnchen.png")  # Latin-1, from an old archive
+    (tmp_path / "1.png").write_bytes(cv2.imencode(".png", np.zeros((32, 32, 3)))[1].tobytes())
+    (tmp_path / "1.png").rename(file)
+    maps = RunMaps(runs / "fcam", torch.device("cpu"))
+    found = harvesting.harvest(maps, [file], tmp_path / "out", progress=False)
+    assert found.records["readable"].all()
+    assert json.loads((tmp_path / "out" / "harvest.json").read_text())["files"] == [str(file)]
+
+
 def test_what_another_model_or_picture_gave_is_not_harvested_again(runs, tmp_path):
     torch.set_num_threads(1)
     pictures = [s.image[0].numpy() for s in SyntheticDefects(4, size=(48, 24))]

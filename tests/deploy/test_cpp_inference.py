@@ -353,6 +353,24 @@ def test_sixteen_bit_images_are_scaled(program: Path, folder: Path, tmp_path: Pa
     assert deep["scores"] == plain["scores"]
 
 
+def test_float_images_and_markers_behind_the_picture(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    floats = np.linspace(0, 1, 96 * 48, dtype=np.float32).reshape(96, 48)
+    floats[0, 0] = -0.0
+    cv2.imwrite(str(tmp_path / "floats.tif"), floats)
+    cv2.imwrite(str(tmp_path / "above.tif"), floats + np.float32(1e-6))
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), np.uint8(255 * floats))
+    picture = photo.read_bytes()
+    photo.write_bytes(picture + b"a video: \xff\xd9 and \xff\xda")  # as phones do
+    (tmp_path / "cut.jpg").write_bytes(picture[:-40])
+    done = run(program, "--model", folder / "net.ts", *ops(), tmp_path)
+    assert [Path(line["file"]).name for line in lines(done.stdout)] == ["floats.tif", "photo.jpg"]
+    assert "above.tif: float samples outside 0-1" in done.stderr
+    assert "cut.jpg: file is cut short" in done.stderr
+
+
 def test_bench_prints_percentiles_and_frames_per_second(
     program: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -444,6 +462,25 @@ def test_lines_that_cannot_get_their_name_are_told_of(
     assert len(lines(partial.read_text())) == 2
 
 
+def test_what_is_no_file_is_written_into(program: Path, folder: Path, tmp_path: Path) -> None:
+    """As root, /dev/null would else become a file."""
+    fifo, link, kept = tmp_path / "fifo", tmp_path / "link", tmp_path / "kept.jsonl"
+    os.mkfifo(fifo)
+    link.symlink_to(kept)
+    picture = folder / "pictures" / "00.png"
+    command = [program, "--model", folder / "net.ts", *ops(), picture, "--out"]
+    process = subprocess.Popen([*command, fifo])
+    found = lines(fifo.read_text())  # opens when the program does
+    assert process.wait(60) == 0
+    assert len(found) == 1
+    assert fifo.is_fifo()
+    for _ in range(2):  # its target does not exist, then it does
+        subprocess.run([*command, link], check=True, timeout=120)
+        assert link.is_symlink()
+        assert lines(kept.read_text())[0]["boxes"] == found[0]["boxes"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "kept.jsonl", "link"]
+
+
 def test_help_teaches(program: Path) -> None:
     done = run(program, "--help")
     assert done.returncode == 0
@@ -490,6 +527,10 @@ BAD = [
     (["--model", "{tmp}/wrong.ts", *OPS, PICTURE], "the model must return (logits, cams, masks"),
     (["--model", "{tmp}/failing.ts", *OPS, PICTURE], "the model failed: "),
     ([*NET, *OPS, PICTURE, "--out", "{tmp}"], "--out must be a file"),
+    (
+        [*NET, *OPS, PICTURE, "--out", "{tmp}/loop"],
+        "--out {tmp}/loop cannot be written: Too many l",
+    ),
     ([*NET, *OPS, PICTURE, "--out", "{tmp}/no/such.jsonl"], "cannot be written: No such file"),
 ]
 

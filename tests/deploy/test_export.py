@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,19 @@ def test_bad_arguments(tmp_path) -> None:
         export_torchscript(localizer, tmp_path / "no" / "it.ts")
     with pytest.raises(ValueError, match="path must be a file, got the folder"):
         export_torchscript(localizer, tmp_path)
+    fifo = tmp_path / "it.ts"
+    os.mkfifo(fifo)  # as /dev/null, it is not to be replaced
+    with pytest.raises(ValueError, match=r"path must be a file, got .*which is none"):
+        export_torchscript(localizer, fifo)
+    assert fifo.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path) -> None:
+    (tmp_path / "v1.pt2").write_text("before")
+    (tmp_path / "latest.ts").symlink_to("v1.pt2")
+    export_torchscript(small_localizer(), tmp_path / "latest.ts")
+    assert (tmp_path / "latest.ts").is_symlink()
+    assert (tmp_path / "v1.pt2").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["it.ts", "it.pt2", "it.onnx"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -166,6 +167,35 @@ def test_it_stays_in_eval_mode_and_moves_as_a_module() -> None:
     half = small_localizer().to(torch.bfloat16)
     assert half(defects(2)).cams.dtype == torch.float32
     assert "threshold=otsu" in repr(localizer)
+
+
+@pytest.mark.parametrize("kind", [Localizer, GradientLocalizer])
+def test_pictures_are_prepared_for_the_model_as_it_is(kind) -> None:
+    images = defects(2)
+    plain = kind.from_model(small_model(), **FEED)(images)
+    exact = kind.from_model(small_model().double(), **FEED)(images)
+    torch.testing.assert_close(exact.cams, plain.cams, atol=1e-4, rtol=0)
+    assert exact.cams.dtype == plain.cams.dtype == torch.float32
+
+
+def test_whole_numbers_of_normalisation_do_not_cut_pictures() -> None:
+    localizer = Localizer.from_model(small_model(), mean=[0], std=[1], input_size=INPUT)
+    prepared = localizer.prepare(defects(2))
+    assert prepared.dtype == torch.float32
+    assert len(prepared.unique()) > 10
+    again = localizer.with_network(localizer.network)
+    assert torch.equal(again.prepare(defects(2)), prepared)
+
+
+@pytest.mark.parametrize("kind", [Localizer, GradientLocalizer])
+def test_timms_normalisation_is_of_three_channels(kind) -> None:
+    grey = timm.create_model("resnet10t", in_chans=1, num_classes=2).eval()
+    with pytest.raises(ValueError, match="mean must be given for this ResNet, got None"):
+        kind.from_model(grey)
+    given = kind.from_model(grey, mean=(0.4,), std=(0.2,), input_size=(32, 32))
+    assert given(defects(2)).logits.shape == (2, 2)
+    colour = kind.from_model(timm.create_model("resnet10t", num_classes=2).eval())
+    assert colour.channels == 3
 
 
 def test_gradient_methods_have_the_same_call() -> None:

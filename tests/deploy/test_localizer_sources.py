@@ -153,6 +153,10 @@ def test_runs_of_gradient_methods_say_what_to_do(runs, tmp_path) -> None:
     assert torch.equal(closed(defects(2)).cams, file(defects(2)).cams)
     with pytest.raises(ValueError, match=r"target must be a class of 0 to 1, got 9"):
         GradientLocalizer.from_checkpoint(folder, target=9)
+    with pytest.raises(ValueError, match=r"method_options must be given with a method, got {'lay"):
+        GradientLocalizer.from_checkpoint(folder, method_options={"layers": "last"})
+    with pytest.raises(ValueError, match="target must be left out for a model that learnt its ma"):
+        GradientLocalizer.from_checkpoint(runs["fcam"], target=1)
     with pytest.raises(ValueError, match="method must be left out for a model that learnt"):
         Localizer.from_checkpoint(runs["fcam"], method="cam")
     with pytest.raises(ValueError, match="classifier must be left out for a model with class sco"):
@@ -188,7 +192,7 @@ def test_bad_networks_and_paths(tmp_path) -> None:
         Localizer(lambda images: images, **FEED)
     with pytest.raises(ValueError, match="reduce must be"):
         Localizer(TwoLayers(), **FEED, reduce="median")
-    with pytest.raises(ValueError, match="mean must be given for a SmallVGG"):
+    with pytest.raises(ValueError, match="mean must be given for this SmallVGG"):
         Localizer.from_model(small_model())
     with pytest.raises(ValueError, match="nowhere"):
         Localizer.from_checkpoint(tmp_path / "nowhere.safetensors")

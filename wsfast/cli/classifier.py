@@ -43,7 +43,10 @@ class Classifier:
 
         The whole picture is resized: a crop would hide part of what is to be localised.
         """
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None]
+            for values in (self.mean, self.std)
+        )
         picture = image_to_tensor(image, self.channels)
         return prepare_images(picture[None], self.size, mean, std)[0]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._check import check_range
+from .._check import check_range, value_error
 from .._files import write_atomically
 from ..cam import CAMMethod, GradCAM, LayerCAM, LTGradCAM, crf_cams
 from ..data import KSDD2, SyntheticDefects
@@ -39,6 +39,8 @@ NAME = "demo"
 SUMMARY = "train a small classifier and localise defects, from nothing to pictures"
 EXAMPLES = "example:\n  wsfast demo --out demo"
 
+_REPORT = "report.json"
+_MARK = ".wsfast-demo"  # in data that may be replaced
 _DEFECT = 1  # the class that is explained
 _BATCH = 50
 _SHEET_ROWS = 6
@@ -59,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make_data(out: Path, train: int, test: int, seed: int) -> tuple[KSDD2, KSDD2]:
     """Write both splits in KolektorSDD2's format and open them as a user's data would be."""
     root = out / "data"
+    if root.exists() and not any(mark.exists() for mark in (root / _MARK, out / _REPORT)):
+        value_error("demo", "--out", "a folder without data/ but that of a demonstration", f"{out}")
+    root.mkdir(parents=True, exist_ok=True)
+    (root / _MARK).touch()  # before what another demonstration may replace
     for split, length in (("train", train), ("test", test)):
         SyntheticDefects(length, split=split, seed=seed).write_ksdd2(root, overwrite=True)
     return KSDD2(root, "train", channels=1), KSDD2(root, "test", channels=1)
@@ -176,7 +182,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = list(range(0, len(names), max(1, len(names) // _SHEET_ROWS)))[:_SHEET_ROWS]
     write_png(out / "contact_sheet.png", draw_sheet(images, truth, found, chosen))
     report = {"accuracy": accuracy, "defective_test_images": len(names), "methods": rows}
-    write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
+    write_atomically(out / _REPORT, json.dumps(report, indent=1).encode())
 
     print(f"\nOtsu masks of {len(names)} held-out defects, all stages fused, pooled pixels:")
     print(format_table(rows))

@@ -177,14 +177,19 @@ def run(
     return exit_code(loop.statistics, request.number)
 
 
+def _makes_many_passes(method: Any) -> bool:
+    """Whether a CAM method does, or the one inside a command's or a run's."""
+    inside = (getattr(method, name, None) for name in ("inner", "cam"))
+    return any(isinstance(found, _MANY_PASSES) for found in (method, *inside))
+
+
 def _build_loop(
     source: VideoSource,
     localizer: Localizer | GradientLocalizer,
     output: Output,
     options: argparse.Namespace,
 ) -> LiveLoop:
-    method = getattr(localizer, "method", None)
-    slow = isinstance(getattr(method, "inner", method), _MANY_PASSES)
+    slow = _makes_many_passes(getattr(localizer, "method", None))
     batch_size = options.batch_size or (_CAMERA_BATCH if source.live or slow else _FILE_BATCH)
     device = localizer.mean.device
     replayed = device.type == "cuda" and isinstance(localizer, Localizer)

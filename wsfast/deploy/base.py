@@ -78,12 +78,19 @@ class LocalizerBase(nn.Module):
         self.min_area = min_area
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            per_channel = torch.tensor([float(value) for value in values])  # whole numbers, too
+            self.register_buffer(name, per_channel.reshape(-1, 1, 1))
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: a localizer is not trained."""
         return super().train(False)
+
+    def _prepare_for(self, model: nn.Module) -> None:
+        """Make inputs on the model's device and of its dtype."""
+        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if weight is not None:
+            self.mean, self.std = self.mean.to(weight), self.std.to(weight)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Turn pictures into the network's input, see :func:`prepare_images`."""
@@ -140,8 +147,21 @@ def input_settings(
     known: dict[str, Any] = {}
     if hasattr(model, "pretrained_cfg"):
         data = timm.data.resolve_model_data_config(model)
-        known = {"mean": data["mean"], "std": data["std"], "input_size": data["input_size"][1:]}
+        known = {"input_size": data["input_size"][1:]}
+        if _input_channels(model) in (None, len(data["mean"])):
+            known |= {"mean": data["mean"], "std": data["std"]}
     for name, value in given.items():
         if value is None and name not in known:
-            value_error(where, name, f"given for a {type(model).__name__}", "None")
+            value_error(where, name, f"given for this {type(model).__name__}", "None")
     return {name: known[name] if value is None else value for name, value in given.items()}
+
+
+def _input_channels(model: Any) -> int | None:
+    """What timm's first convolution takes: its settings have three whatever ``in_chans`` was."""
+    first = model.pretrained_cfg.get("first_conv")
+    if not isinstance(first, str):
+        return None
+    try:
+        return getattr(model.get_submodule(first), "in_channels", None)
+    except AttributeError:
+        return None

@@ -250,8 +250,12 @@ def _replacing(where: str, path: Path) -> Iterator[Path]:
         value_error(where, "path", "in an existing folder", f"{path}")
     if path.is_dir():
         value_error(where, "path", "a file", f"the folder {path}")
+    if path.exists() and not path.is_file():  # the system's own, such as /dev/null
+        value_error(where, "path", "a file", f"{path}, which is none")
+    name = path.name  # torch goes by its suffix
+    path = path.resolve()  # what a link leads to is replaced, not the link
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        partial = Path(folder) / path.name
+        partial = Path(folder) / name
         with _explained(where):
             yield partial
         os.replace(partial, path)

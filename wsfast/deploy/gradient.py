@@ -58,6 +58,7 @@ class GradientLocalizer(LocalizerBase):
         if not isinstance(method, (CAMMethod, RunMaps)):
             type_error(self.where, "method", "a method of wsfast.cam", type(method).__name__)
         self.method = method
+        self._prepare_for(method.model)
         self.model = method.model  # so that the device follows; the classifier's, too
         self.classifier = getattr(method, "classifier", None)
         _check_target(self.where, target, class_names, method.model)
@@ -90,21 +91,28 @@ class GradientLocalizer(LocalizerBase):
                 threshold that validation chose, and of a file ``"ltgradcam"``.
             target: class to explain; None takes the predicted one.
             input_size: height and width of the network's input.
-            method_options: of the method, ``layers``, ``percentile``, ….
+            method_options: of the method, ``layers``, ``percentile``, …; with ``method`` only
+                where the run has its own.
             **boxing: ``threshold``, ``max_boxes`` and others of :class:`Localizer`.
+
+        Raises:
+            ValueError: no run or checkpoint, an argument without an effect on this model.
         """
+        where = "deploy.GradientLocalizer.from_checkpoint"
         folder = Path(path)
         run = RunMaps(folder, torch.device("cpu")) if folder.is_dir() else None
         saved = load_checkpoint(folder) if run is None else run.checkpoint
         found: CAMMethod | RunMaps
         if run is not None and method is None:
+            if method_options:
+                value_error(where, "method_options", "given with a method", f"{method_options}")
+            if target is not None and not run.of_classes:
+                expected = "left out for a model that learnt its maps"
+                value_error(where, "target", expected, f"{target}")
             found = run
             boxing.setdefault("threshold", run.threshold)
         else:
-            found = _method(
-                "deploy.GradientLocalizer.from_checkpoint", saved.model, method or "ltgradcam",
-                method_options,
-            )  # fmt: skip
+            found = _method(where, saved.model, method or "ltgradcam", method_options)
         return cls(
             found, mean=saved.mean, std=saved.std, input_size=input_size or saved.input_size,
             class_names=saved.class_names, target=target, **boxing,

@@ -100,6 +100,7 @@ class Localizer(LocalizerBase):
                 check_choice(self.where, name, mode, ["minmax", "max"])
         check_choice(self.where, "reduce", reduce, ["mean", "sum", "max", "prod"])
         self.network = network
+        self._prepare_for(network)
         self.layer_norm = layer_norm
         self.reduce = reduce
         self.norm = norm

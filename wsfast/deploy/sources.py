@@ -84,6 +84,8 @@ class VideoSource:
         self.missing = self._video.missing
         if image is None:
             return None
+        if self.live and self._index == 0:  # a model may have been loaded since it was opened
+            self._seconds_before = -self._video.seconds
         frame = LiveFrame(self._index, self._seconds_before + self._video.seconds, image)
         self._index += 1
         return frame

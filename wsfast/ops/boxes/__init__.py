@@ -190,7 +190,8 @@ def cam_thresholds(cams: Tensor, threshold: float | str | Tensor) -> Tensor:
         (N,) t of ``map >= t`` on the maps' device, float64 for float64 maps, else float32.
 
     Raises:
-        ValueError: wrong rank, empty maps, unknown threshold; on the CPU also NaN in a map.
+        ValueError: wrong rank, empty maps, unknown threshold; on the CPU also NaN in a map
+            whose threshold is Otsu's.
         TypeError: not a floating-point tensor.
 
     Note:
