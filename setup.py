@@ -199,9 +199,15 @@ def static_cudart_folder() -> str | None:
     return next((str(f) for f in folders if (f / "libcudart_static.a").exists()), None)
 
 
+def choose_architectures() -> None:
+    """Say what to compile for; of an empty list torch would ask the GPUs."""
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHITECTURES
+
+
 def cuda_extension() -> CUDAExtension:
     """The library with the CUDA kernels; static cudart where there is one: only a driver needed."""
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    choose_architectures()
     extension = CUDAExtension(
         "wsfast._C_cuda",
         [*sources("csrc/core/*.cu"), *sources("csrc/ops/*/*_cuda.cu")],

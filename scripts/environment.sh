@@ -25,11 +25,12 @@ fi
 # A stamp of everything the build depends on makes a second run start at once.
 stamp_of() {
   { python -c "import sys; print(sys.version)"; cat setup.py pyproject.toml; find csrc -type f -print0 | sort -z | xargs -0 cat; \
-    echo "${WSFAST_CUDA:-auto} ${TORCH_CUDA_ARCH_LIST:-}"; } | sha256sum | cut -d' ' -f1
+    echo "$PWD ${WSFAST_CUDA:-auto} ${WSFAST_NATIVE:-1} ${TORCH_CUDA_ARCH_LIST:-}"; } | sha256sum | cut -d' ' -f1
 }
-STAMP_FILE="$ENVIRONMENT/.wsfast-$(pwd | sha256sum | cut -c1-12)"
+# One for the environment, as it holds one wsfast: that of the checkout that was installed last.
+STAMP_FILE="$ENVIRONMENT/.wsfast"
 STAMP=$(stamp_of)
-if [[ "$(cat "$STAMP_FILE" 2>/dev/null || true)" != "$STAMP" ]]; then
+if [[ "$(cat "$STAMP_FILE" 2>/dev/null || true)" != "$STAMP" || ( ${WSFAST_NATIVE:-1} != 0 && ! -e wsfast/_C.so ) ]]; then
   echo "wsfast: installing torch and the build tools (torch is several GB the first time)"
   python -m pip install --quiet --upgrade pip
   python -m pip install --quiet "setuptools>=77" wheel ninja "torch>=2.11" torchvision

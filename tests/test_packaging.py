@@ -120,6 +120,20 @@ def test_architectures(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
         assert setup.architectures() == "8.0/9.0+PTX"
 
 
+@pytest.mark.parametrize("given", [None, "", " "])
+def test_an_empty_list_of_architectures_is_none(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    """As an unset build argument leaves it: torch would ask the GPUs, and there may be none."""
+    if given is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    setup.choose_architectures()
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == setup.DEFAULT_ARCHITECTURES
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    setup.choose_architectures()
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0"
+
+
 def test_torch_without_the_stable_abi_is_refused(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

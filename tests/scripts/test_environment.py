@@ -20,10 +20,10 @@ echo "export VIRTUAL_ENV=$PWD/$3 PATH=$PWD/$3/bin:\\$PATH" > "$3/bin/activate"
 def project(tmp_path: Path) -> Path:
     """A project with the script and what it reads, and three interpreters beside it."""
     project = tmp_path / "project"
-    for folder in ("scripts", "csrc"):
+    for folder in ("scripts", "csrc", "wsfast"):
         (project / folder).mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "environment.sh", project / "scripts")
-    for name in ("setup.py", "pyproject.toml", "csrc/a.h"):
+    for name in ("setup.py", "pyproject.toml", "csrc/a.h", "wsfast/_C.so"):
         (project / name).write_text("")
     for name in ("mine/bin/python", "conda/bin/python", "system/bin/python3"):
         program = tmp_path / name
@@ -63,3 +63,17 @@ def test_condas_base_and_an_environment_not_on_the_path_are_left_alone(
     conda = {"CONDA_PREFIX": str(project.parent / "conda"), "CONDA_DEFAULT_ENV": name}
     assert taken(project, first, **conda) == ("project/.venv", 3)
     assert not list(project.parent.glob("conda/.wsfast*"))
+
+
+def test_what_is_no_longer_installed_is_installed_again(project: Path) -> None:
+    mine = {"VIRTUAL_ENV": str(project.parent / "mine")}
+    assert taken(project, "mine", **mine) == ("mine", 3)
+    (project / "wsfast/_C.so").unlink()  # as `git clean` does
+    assert taken(project, "mine", WSFAST_NATIVE="0", **mine) == ("mine", 3)
+    assert taken(project, "mine", WSFAST_NATIVE="0", **mine) == ("mine", 0)
+    assert taken(project, "mine", **mine) == ("mine", 3)
+    (project / "wsfast/_C.so").write_text("")
+    other = shutil.copytree(project, project.parent / "other")
+    assert taken(other, "mine", **mine) == ("mine", 3)  # now the environment's wsfast is this one
+    assert taken(project, "mine", **mine) == ("mine", 3)
+    assert taken(project, "mine", **mine) == ("mine", 0)
