@@ -186,3 +186,26 @@ def test_errors() -> None:
         cls_attention(model, torch.zeros(1, 3, 32, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match="mode must be one of"):
         attention_map(model, torch.randn(1, 3, 32, 32), mode="cubic")
+
+
+class Adapter(nn.Module):
+    """As of LoRA: ``weight`` is that of the layer inside, not all that the module does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+        self.down, self.up = nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+def test_adapters_take_part_in_attention() -> None:
+    vit, images = small_vit(), torch.randn(2, 3, 32, 32)
+    before = attention_map(vit, images)
+    for block in vit.blocks:
+        block.attn.qkv = Adapter(block.attn.qkv)
+    expected = matrices(vit, images)[-1][:, :, 0, 1:]
+    found = cls_attention(vit, images)
+    torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(attention_map(vit, images), before, atol=0.01)

@@ -225,3 +225,8 @@ def test_tscam_trains_and_takes_other_sizes() -> None:
         model.explain(torch.randn(1, 3, 32, 48), lambda logits: logits[:, 0])
     with torch.inference_mode(), pytest.raises(ValueError, match="inference"):
         model.explain(torch.randn(1, 3, 32, 48))
+
+
+def test_tscam_refuses_a_transformer_that_drops_patches() -> None:
+    with pytest.raises(ValueError, match="vit must be a transformer that drops no patches"):
+        TSCAM(small_vit(patch_drop_rate=0.25), 3)

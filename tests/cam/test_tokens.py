@@ -238,11 +238,22 @@ def torchvision_swin() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [small_vit, swin, torchvision_vit, torchvision_swin])
+def hiera() -> nn.Module:
+    return Hiera(img_size=(64, 64), embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), num_classes=3)
+
+
+def convnet() -> nn.Module:
+    return timm.create_model("test_efficientnet", num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "make", [small_vit, swin, torchvision_vit, torchvision_swin, levit, hiera, convnet]
+)
 def test_a_wrapper_changes_nothing(make) -> None:
     torch.manual_seed(0)
-    model = make()
-    size = {swin: (32, 64), small_vit: (32, 48), torchvision_vit: (32, 32)}.get(make, (64, 64))
+    model = make().eval()
+    sizes = {swin: (32, 64), small_vit: (32, 48), torchvision_vit: (32, 32), levit: (64, 96)}
+    size = sizes.get(make, (64, 64))
     images, plain = torch.randn(2, 3, *size), GradCAM(model)
     expected, wrapped = plain(images, 1), GradCAM(Wrapper(model))
     assert torch.equal(wrapped(images, 1).cams, expected.cams)
@@ -334,7 +345,7 @@ class OwnTransformer(nn.Module):
 
 def test_the_patch_convolution_alone_is_no_stage() -> None:
     model, images = OwnTransformer().eval(), torch.randn(2, 3, 32, 48)
-    with pytest.raises(ValueError, match=r"layers must be given by name.*norm.*, got the patch"):
+    with pytest.raises(ValueError, match=r"layers must be given by name.*norm.*, got the conv"):
         GradCAM(model)(images)
     message = r"lambda x: x\[:, 1:\].unflatten\(1, \(4, 6\)\).movedim\(3, 1\).*'patches'.*'norm'"
     with pytest.raises(ValueError, match=message):
@@ -379,6 +390,48 @@ def test_ablation_drops_the_channels_that_reshape_names() -> None:
     ):
         with pytest.raises(ValueError, match="reshape must be a rearrangement that keeps a dim"):
             AblationCAM(model, "turn", reshape=other)(images, 1)
+
+
+@pytest.mark.parametrize("layers", ["stages", "last"])
+@pytest.mark.parametrize("name", ["mvitv2_tiny", "twins_pcpvt_small"])
+def test_convolutions_among_tokens_are_no_stages(name: str, layers: str) -> None:
+    """They pool queries, reduce keys or encode positions; one of the first block is no stage."""
+    torch.manual_seed(0)
+    model, images = timm.create_model(name, num_classes=3).eval(), torch.randn(1, 3, 224, 224)
+    with pytest.raises(ValueError, match=r"layers must be given by name .*, got the convolution '"):
+        GradCAM(model, layers)(images, 1)
+    found = GradCAM(model, "norm", reshape=lambda x: raster(x, (7, 7)))(images, 1)
+    assert found.valid.all()
+    assert found.per_layer[0].shape == (1, 7, 7)
+
+
+def test_tokens_behind_a_network_are_told_of() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+            self.mix = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.mix(self.body(x).flatten(2).mT).mean(1))
+
+    torch.manual_seed(0)
+    model, images = Head().eval(), torch.randn(1, 3, 32, 32)
+    with pytest.warns(UserWarning, match=r"layers ends with 'body', behind which rows of tokens"):
+        found = GradCAM(model)(images, 1)
+    assert found.valid.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GradCAM(model, "body")(images, 1)
+
+
+def test_a_model_that_says_channels_last_is_not_believed_of_its_stem() -> None:
+    model = timm.create_model("mambaout_femto", num_classes=3).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert GradCAM(model)(images, 1).valid.all()
+    with pytest.raises(ValueError, match="layout that can be told"):
+        GradCAM(model, "stem.act")(images, 1)
 
 
 def test_other_token_outputs_are_refused() -> None:

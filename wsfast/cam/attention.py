@@ -256,17 +256,21 @@ def _through(attention: nn.Module, tokens: Tensor, row: Tensor) -> Tensor:
 
 def _queries_and_keys(attention: Any, tokens: Tensor, queries: int) -> tuple[Tensor, Tensor]:
     """(N, heads, queries, d) scaled queries of the first tokens and (N, heads, tokens, d) keys."""
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    width = weight.shape[0] // 3
+    query, key = _projected(attention.qkv, tokens, queries)
+    query, key = (x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key))
+    return attention.q_norm(query).float() * attention.scale, attention.k_norm(key).float()
 
-    def heads(first: int, x: Tensor) -> Tensor:
-        part = slice(first, first + width)
-        projected = F.linear(x, weight[part], None if bias is None else bias[part])
-        return projected.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
 
-    query = attention.q_norm(heads(0, tokens[:, :queries])).float()
-    key = attention.k_norm(heads(width, tokens)).float()
-    return query * attention.scale, key
+def _projected(qkv: nn.Module, tokens: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """(N, queries, C) queries of the first tokens and (N, tokens, C) keys of all."""
+    if type(qkv) is not nn.Linear:  # an adapter: its weight is not all that it does
+        query, key, _ = qkv(tokens).chunk(3, dim=2)
+        return query[:, :queries], key
+    width = qkv.out_features // 3
+    weights = qkv.weight[: 2 * width].split(width)
+    biases = (None, None) if qkv.bias is None else qkv.bias[: 2 * width].split(width)
+    query = F.linear(tokens[:, :queries], weights[0], biases[0])
+    return query, F.linear(tokens, weights[1], biases[1])
 
 
 def _attention(model: nn.Module, block: int) -> nn.Module:

@@ -195,11 +195,13 @@ class Captured:
                 return None
             if self._graph == "none":
                 return self._keep(name, output)
+            # With a graph it keeps, a layer that returns its input must keep another tensor.
+            apart = output.clone() if self._graph == "whole" and name in self._copied else output
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later
-                output = pass_on_filter(output, start_graph(output))
-            elif self._graph == "whole" and name in self._copied:
-                output = pass_on_filter(output, output.clone())  # it was the layer's input, too
+                apart = start_graph(apart)
+            if apart is not output:
+                output = pass_on_filter(output, apart)
             self._edges[name] = get_gradient_edge(output)
             arrived: list[Tensor] = []
             self._grads[name] = arrived

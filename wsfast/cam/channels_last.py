@@ -42,16 +42,23 @@ def is_channels_last(
         return False
     told = [owner for owner in owners if hasattr(owner, "output_fmt")]
     if told:
-        return says_channels_last(told[-1])
-    first, second, last = output.shape[1:]
+        return _checked(where, layer, output, images, says_channels_last(told[-1]))
+    first, _, last = output.shape[1:]
     if last not in _widths(owners[0], _last_width):
         return False
     runs_last = last in _widths(layer, _last_width)
     runs_first = first in _widths(layer, _last_width) | _widths(layer, _first_width)
     decided = runs_last if runs_last != runs_first else _by_size(output, at_twice_the_height())
     decided = _by_shape(output, images) if decided is None else decided
-    aspect = images.shape[3] / images.shape[2]
-    if decided is None or (decided and abs(second - first * aspect) > 1 + aspect):
+    return _checked(where, layer, output, images, decided)
+
+
+def _checked(
+    where: str, layer: nn.Module, output: Tensor, images: Tensor, decided: bool | None
+) -> bool:
+    """What was decided, unless (N, h, w, C) would be of another shape than the images."""
+    aspect, (rows, columns) = images.shape[3] / images.shape[2], output.shape[1:3]
+    if decided is None or (decided and abs(columns - rows * aspect) > 1 + aspect):
         expected = "of a layout that can be told, (N, C, h, w) or (N, h, w, C); reshape= tells it"
         value_error(
             where, "layers", expected, f"{list(output.shape)} from a {type(layer).__name__}"

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from .._check import value_error
 from .capture import undisturbed
-from .channels_last import says_channels_last
 from .tokens import token_stages
 
 # Area ratio of two neighbouring stages at least: half a pooling step, so that the rims cut off by
 # unpadded convolutions open no stage while 5x5 after 3x3 still does.
 _STAGE_RATIO = 2.0
+
+# Class, distillation and register tokens.
+_MOST_PREFIX_TOKENS = 16
 
 # torch's, timm's and most people's own: MaxPool2d, AvgPool2dSame, BlurPool2d, GlobalAvgPooling ...
 _POOL_NAME = re.compile(r"pool(ing)?(2d)?(same)?$", re.IGNORECASE)
@@ -26,7 +29,7 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
 
     timm's ``feature_info`` less a trailing pool where the model has one (VGG: the last ReLU before
     each pool), else what a dry run on the first image, twice, shows. Of a transformer inside a
-    wrapper that is the patch convolution alone, so its own stages are taken.
+    wrapper that is its stem alone, so its own stages are taken.
 
     Args:
         where: name of the calling function, for messages.
@@ -34,56 +37,71 @@ def stage_names(where: str, model: nn.Module, images: Tensor) -> list[str]:
         images: a batch the model takes.
 
     Raises:
-        ValueError: the dry run meets no (N, C, h, w) tensor, or that of a patch convolution alone.
+        ValueError: the dry run meets no (N, C, h, w) tensor, or none but a transformer's patches.
+
+    Warns:
+        UserWarning: rows of tokens follow the last of these layers.
     """
     if names := timm_stages(model):
         return names
     calls = record_calls(model, images)
     found = dry_run_stages(calls)
-    names = [stage.name for stage in found]
-    if inner := _transformer_inside(model, names):
-        return inner
-    if not names:
+    found = _known_inside(model, calls, found) or found
+    if not found:
         value_error(where, "layers", "given by name for this model", "no (N, C, h, w) feature maps")
-    if _is_patch_convolution(found[-1].module):
-        _refuse_tokens(where, calls, found[-1])
-    return names
+    if found[-1].area:  # not rows of tokens or channels-last maps themselves
+        _check_what_follows(where, calls, found)
+    return [stage.name for stage in found]
 
 
-def _transformer_inside(model: nn.Module, names: list[str]) -> list[str]:
-    """Stages of the one transformer in which all layers lie that a dry run has found."""
+def _known_inside(model: nn.Module, calls: "_Call", found: list["_Call"]) -> list["_Call"]:
+    """Stages of the one known network in which all layers lie that a dry run has found.
+
+    None where not all of them run, as the model uses a part of that network, or give a tensor.
+    """
+    last = {call.name: call for call in _descendants(calls) if call.last}
     for prefix, part in model.named_modules():
-        if token_stages(part) or says_channels_last(part) or _torchvision_swin_stages(part):
-            dotted = f"{prefix}." if prefix else ""
-            if all(name.startswith(dotted) for name in names):
-                return [dotted + name for name in timm_stages(part)]
+        dotted = f"{prefix}." if prefix else ""
+        if all(call.name.startswith(dotted) for call in found) and (inside := timm_stages(part)):
+            names = [dotted + name for name in inside]
+            usable = all(name in last and last[name].is_tensor for name in names)
+            return [last[name] for name in names] if usable else []
     return []
 
 
-def _is_patch_convolution(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == module.stride
-        and max(module.kernel_size) > 1
-    )
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether it is one alone, as those that make patches or mix tokens are."""
+    if isinstance(module, nn.Sequential) and len(module) == 1:
+        module = module[0]
+    return isinstance(module, nn.Conv2d)
 
 
-def _refuse_tokens(where: str, calls: "_Call", patches: "_Call") -> None:
-    """Raise where rows of tokens follow the patches: the explanation lies in them."""
-    norms = [
-        call
-        for call in _descendants(calls)
-        if isinstance(call.module, nn.LayerNorm) and call.tokens >= patches.area
-    ]
-    if norms:
-        h, w = patches.grid
-        expected = (
-            "given by name for this model: a norm inside its last block, with reshape="
-            f"lambda x: x[:, {norms[-1].tokens - h * w}:].unflatten(1, ({h}, {w})).movedim(3, 1)"
+def _check_what_follows(where: str, calls: "_Call", found: list["_Call"]) -> None:
+    """Warn, or raise of nothing but convolutions, where rows of tokens follow the last maps.
+
+    The explanation lies in them.
+    """
+    last, order = found[-1], list(_descendants(calls))
+    start = 1 + next(place for place, call in enumerate(order) if call is last)
+    after = order[start + len(list(_descendants(last))) :]
+    norms = [call for call in after if isinstance(call.module, nn.LayerNorm) and call.tokens > 1]
+    if not any(call.tokens >= last.area for call in norms):
+        return
+    told = ", ".join(f"'{call.name}'" for call in norms[-3:])
+    if not all(_is_convolution(call.module) for call in found):
+        warnings.warn(
+            f"wsfast.{where}: layers ends with '{last.name}', behind which rows of tokens follow "
+            f"(the last norms of such: {told}); a norm and reshape= explain those",
+            stacklevel=2,
         )
-        last = ", ".join(f"'{call.name}'" for call in norms[-3:])
-        actual = f"the patch convolution '{patches.name}' alone (its last norms of tokens: {last})"
-        value_error(where, "layers", expected, actual)
+        return
+    (h, w), before = last.grid, norms[-1].tokens - last.area
+    reshape = "reshape= from (N, tokens, C) to (N, C, h, w)"
+    if 0 <= before <= _MOST_PREFIX_TOKENS:
+        reshape = f"reshape=lambda x: x[:, {before}:].unflatten(1, ({h}, {w})).movedim(3, 1)"
+    expected = f"given by name for this model: a norm inside its last block, with {reshape}"
+    actual = f"the convolution '{last.name}' (the last norms of tokens behind it: {told})"
+    value_error(where, "layers", expected, actual)
 
 
 def timm_stages(model: nn.Module) -> list[str]:
@@ -124,6 +142,7 @@ class _Call:
     module: nn.Module
     grid: tuple[int, int] = (0, 0)
     tokens: int = 0
+    is_tensor: bool = False
     pooled: bool = False
     last: bool = False
     inside: list["_Call"] = field(default_factory=list)
@@ -198,6 +217,7 @@ def record_calls(model: nn.Module, images: Tensor) -> _Call:
         call = stack.pop()
         call.grid = _grid(output, images)
         call.tokens = _tokens(output, images)
+        call.is_tensor = isinstance(output, Tensor)
         # A block that returns its pool's output is pooled too.
         call.pooled = _is_pool(call.module) or (output is previous[0] and previous[1])
         previous[:] = [output, call.pooled]

@@ -55,6 +55,9 @@ class TSCAM(nn.Module):
         vit = unwrap("cam.TSCAM", vit)
         check_model("cam.TSCAM", vit)
         check_count("cam.TSCAM", "num_classes", num_classes, 1)
+        if not isinstance(getattr(vit, "patch_drop", nn.Identity()), nn.Identity):
+            expected = "a transformer that drops no patches"
+            value_error("cam.TSCAM", "vit", expected, "one with a patch_drop_rate")
         self.vit = vit
         self.head = nn.Conv2d(int(vit.embed_dim), num_classes, 3, padding=1)  # type: ignore[arg-type]
 
