@@ -152,6 +152,29 @@ def test_normalized_sizes_do_not_depend_on_resolution():
     torch.testing.assert_close(loss(prob), loss(larger))
 
 
+@pytest.mark.parametrize("epoch", [1024, 71_400, 10**9])
+@pytest.mark.parametrize("growth", [1.01, 2.0])
+def test_the_barrier_stays_at_its_cap_however_long(epoch, growth):
+    loss = SizeConstraintLoss(t_growth=growth)
+    loss.set_epoch(epoch)
+    assert loss.t == 10.0
+    endless = SizeConstraintLoss(t_growth=growth, t_max=math.inf)
+    endless.set_epoch(epoch)
+    assert endless.t > 1e4
+
+
+@pytest.mark.parametrize("epoch", [0, 9, 50])
+def test_normalized_sizes_defend_what_nearly_vanished(epoch):
+    """With the slope of the logarithm: that of shares would cancel between the two regions."""
+    loss = SizeConstraintLoss(normalize=True)
+    loss.set_epoch(epoch)
+    share = torch.tensor(0.02, dtype=torch.float64, requires_grad=True)
+    prob = torch.stack([1 - share, share]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    (slope,) = torch.autograd.grad(loss(prob), share)
+    expected = -0.1 / 2 / loss.t * (1 / 0.02 - 1 / 0.98)
+    assert slope.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_barrier_grows_by_a_hundredth_per_epoch_up_to_its_cap():
     loss = SizeConstraintLoss()
     for epoch, t in ((0, 1.0), (50, 1.01**50), (231, 1.01**231), (232, 10.0), (500, 10.0)):

@@ -448,7 +448,7 @@ def test_script_and_trace(device: torch.device) -> None:
     "name",
     [
         "dense_crf_energy", "build_lattice", "build_bilateral_lattice", "lattice_filter",
-        "gaussian_filter", "level_boxes", "level_best_iou",
+        "gaussian_filter", "level_boxes", "level_best_iou", "non_maximum_suppression",
     ],
 )  # fmt: skip
 def test_ops_that_wait_for_the_device_stay_out_of_cuda_graphs(name: str) -> None:
@@ -504,3 +504,42 @@ for image, classes in ((noise, 5), (noise, 2), (flat, 2)):
         values.append([float(number) for number in done.stdout.split()])
     assert values[1] == pytest.approx(values[0], rel=1e-5)
     assert values[2] == pytest.approx(values[0], rel=1e-5)
+
+
+def test_a_lattice_of_inference_mode_serves_training(device: torch.device) -> None:
+    image, prob = smooth_image(1, 8, 9).to(device), soft(1, 2, 8, 9).to(device).requires_grad_()
+    expected = wsfast.dense_crf_loss(image, prob, sigma_rgb=15.0, sigma_xy=40.0)
+    with torch.inference_mode():
+        lattices = [
+            wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=40.0),
+            wsfast.Lattice(torch.rand(1, 2, 8, 9, device=device)),
+        ]
+    loss = wsfast.dense_crf_loss(None, prob, lattice=lattices[0])
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    wsfast.lattice_filter(prob, lattices[1]).sum().backward()
+    assert prob.grad.isfinite().all()
+
+
+def test_a_mask_of_bytes_is_inside_where_it_is_not_zero(device: torch.device) -> None:
+    image, prob = smooth_image(1, 8, 9).to(device), soft(1, 2, 8, 9).to(device)
+    inside = torch.rand(1, 8, 9, device=device) > 0.4
+    losses = [
+        wsfast.dense_crf_loss(
+            image, prob, sigma_rgb=15.0, sigma_xy=40.0, roi=roi, normalize="pixels"
+        )
+        for roi in (inside, inside * torch.tensor(255, dtype=torch.uint8))
+    ]
+    assert torch.equal(*losses)
+
+
+def test_one_channel_compiles(device: torch.device) -> None:
+    image, prob = smooth_image(1, 8, 9).to(device), soft(1, 2, 8, 9).to(device)[:, :1]
+
+    def loss(image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
+        return wsfast.dense_crf_loss(image, prob, sigma_rgb=15.0, sigma_xy=40.0)
+
+    with pytest.warns(UserWarning, match="with one channel"):
+        expected = loss(image, prob)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image, prob), expected)

@@ -43,7 +43,7 @@ def test_matches_the_numpy_lattice(device: torch.device, d: int) -> None:
 @pytest.mark.parametrize("d", [1, 2, 5, 8])
 def test_forward_matches_reference(device: torch.device, d: int, dtype: torch.dtype) -> None:
     """Vertices are numbered by key in both, but a key's axes may be packed in another order."""
-    features = torch.randn(3, d, 301, device=device) * 2
+    features = (torch.randn(3, d, 301) * 2).to(device)  # the same on every device
     for channels in (1, 2, 5, 21):
         values = torch.randn(3, channels, 301, device=device).to(dtype)
         ours = wsfast.Lattice(features.to(dtype))
@@ -245,8 +245,9 @@ def test_gradcheck(device: torch.device) -> None:
     for method in ("exact", "dense"):
         features = cloud(3, 20).to(device)
         smooth = lambda x, m=method, f=features: OPS.gaussian_filter(x, f, m).square()  # noqa: E731
-        assert torch.autograd.gradcheck(smooth, (values,))
-        assert torch.autograd.gradgradcheck(smooth, (values,))
+        # The dense grid is splatted by torch's float atomics on CUDA.
+        assert torch.autograd.gradcheck(smooth, (values,), nondet_tol=1e-9)
+        assert torch.autograd.gradgradcheck(smooth, (values,), nondet_tol=1e-9)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -254,8 +255,12 @@ def test_opcheck(device: torch.device, requires_grad: bool) -> None:
     features = torch.randn(2, 3, 12, device=device)
     values = torch.rand(2, 2, 12, device=device, requires_grad=requires_grad)
     image = torch.rand(2, 3, 4, 5, device=device) * 255
-    opcheck(OPS.build_lattice.default, (features,))
-    opcheck(OPS.build_bilateral_lattice.default, (image, [15.0] * 3, 9.0, False))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if device.type == "cpu":  # CUDA numbers vertices as threads arrive
+        checks.append("test_aot_dispatch_dynamic")
+    opcheck(OPS.build_lattice.default, (features,), test_utils=checks)
+    bilateral = (image, [15.0] * 3, 9.0, False)
+    opcheck(OPS.build_bilateral_lattice.default, bilateral, test_utils=checks)
     tensors = OPS.build_lattice(features)
     opcheck(OPS.lattice_filter.default, (values, *tensors, "forward"))
     opcheck(OPS.gaussian_filter.default, (values, features, "exact"))

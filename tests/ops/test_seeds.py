@@ -439,7 +439,7 @@ ERRORS = [
     ({"erode": 2**40 + 1}, ValueError, "erode must be below 2^31, got 1099511627777"),
     ({"dilate": 4}, ValueError, "dilate must be 0 or odd, got 4"),
     ({"roi": BOXES[:1]}, ValueError, "roi must be boxes of shape (2, 4)"),
-    ({"roi": BOXES.float()}, TypeError, "roi must be integer boxes (N, 4) or a bool mask"),
+    ({"roi": BOXES.float()}, TypeError, "roi must be integer boxes (N, 4) or a bool or uint8 mask"),
     ({"roi": CAMS[:, :4] > 0}, ValueError, "roi must be of the maps' shape"),
     ({"background_outside_roi": True}, ValueError, "must be False without a roi"),
     ({"background_only": torch.ones(3) > 0}, ValueError, "background_only must be of shape (2,)"),
@@ -467,3 +467,13 @@ def test_nan_is_found_anywhere(place: int) -> None:
     cams[1].view(-1)[place] = math.nan
     with pytest.raises(ValueError, match="free of NaN, got NaN in image 1"):
         wsfast.sample_seeds(cams)
+
+
+def test_a_mask_of_bytes_is_inside_where_it_is_not_zero(device: torch.device) -> None:
+    cams = torch.rand(2, 9, 8, device=device)
+    inside = torch.rand(2, 9, 8, device=device) > 0.4
+    found = [
+        wsfast.sample_seeds(cams, seed=1, roi=roi)
+        for roi in (inside, inside * torch.tensor(255, dtype=torch.uint8))
+    ]
+    assert torch.equal(*found)

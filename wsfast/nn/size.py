@@ -7,6 +7,11 @@ from torch import Tensor
 
 from .._check import check_floating, check_range, check_rank, check_tensor
 
+# Of shares themselves all would lie in the barrier's linear branch, where the regions' gradients
+# cancel.
+_PIXELS = 224 * 224
+_LARGEST_T = 1e30  # for float32, whose largest number is 3e38
+
 
 def log_barrier(constraint: Tensor, t: float) -> Tensor:
     r"""Extended log barrier of ``constraint <= 0`` (F-CAM section 3, after Kervadec et al.).
@@ -56,8 +61,8 @@ class SizeConstraintLoss(torch.nn.Module):
         t: the barrier's parameter in epoch 0.
         t_growth: factor of ``t`` per epoch.
         t_max: ``t`` grows no further.
-        normalize: sizes as shares of the image instead of pixels, so that the loss does not depend
-            on resolution.
+        normalize: sizes in pixels of an image of 224 x 224 in place of one's own, so that the loss
+            does not depend on resolution.
 
     Note:
         In pixels sizes are thousands, where the barrier is far inside its logarithmic branch: the
@@ -101,7 +106,10 @@ class SizeConstraintLoss(torch.nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Set ``t`` to its value in an epoch, counted from 0."""
-        self._t.fill_(min(self.first_t * self.t_growth**epoch, self.t_max))
+        # In logarithms: the power itself may be more than a float holds.
+        growth = math.log(self.t_max / self.first_t)
+        grown = min(epoch * math.log(self.t_growth), growth, math.log(_LARGEST_T / self.first_t))
+        self._t.fill_(self.t_max if grown == growth else self.first_t * math.exp(grown))
 
     def forward(self, prob: Tensor) -> Tensor:
         """The weighted loss of (N, K, H, W) probabilities, a scalar; float32 for half types.
@@ -114,7 +122,7 @@ class SizeConstraintLoss(torch.nn.Module):
         check_rank(where, "prob", prob, 4)
         if prob.dtype in (torch.float16, torch.bfloat16):
             prob = prob.float()
-        sizes = prob.mean(dim=(2, 3)) if self.normalize else prob.sum(dim=(2, 3))
+        sizes = prob.mean(dim=(2, 3)) * _PIXELS if self.normalize else prob.sum(dim=(2, 3))
         each = _barrier(-sizes, self._t, self._t.log())
         return self.weight * (each.mean() if each.numel() else each.sum())
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ... import native
 from ..._check import check_range
 from .results import ScoredBoxes
 
@@ -27,6 +28,9 @@ def _non_maximum_suppression(
 @_non_maximum_suppression.register_fake
 def _(boxes: Tensor, scores: Tensor, taken: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(taken)
+
+
+native.keep_out_of_cuda_graphs("non_maximum_suppression")  # numbers of boxes are read back
 
 
 def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredBoxes:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class _Energy(torch.autograd.Function):
         return 2 * grad.unsqueeze(2) * filtered, None
 
 
+def _for_training_too() -> AbstractContextManager[object]:
+    """Where a lattice is made: backward passes cannot keep tensors of inference mode."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(False)
+
+
 class Lattice:
     r"""Permutohedral lattices of a batch of point clouds, built once and used many times.
 
@@ -71,7 +79,8 @@ class Lattice:
         TypeError: features not a floating-point tensor.
 
     Note:
-        Deterministic, equal for any number of threads, and each image as if it were alone. Keeps
+        Deterministic, but for the numbers of vertices on CUDA, which change no result; equal for
+        any number of threads, and each image as if it were alone. Keeps
         8 (d + 1) bytes per point and 8 (d + 1) per vertex in float32. Saves the building, of every
         use but the first, and nothing else: see the guide to training for where that pays.
 
@@ -106,7 +115,9 @@ class Lattice:
         points = math.prod(features.shape[2:])
         check_points("Lattice", "features", features, points, features.shape[1] + 1)
         flat = features.flatten(2)
-        self._keep(torch.ops.wsfast.build_lattice(flat), tuple(features.shape[2:]))
+        with _for_training_too():
+            tensors = torch.ops.wsfast.build_lattice(flat)
+        self._keep(tensors, tuple(features.shape[2:]))
         if self._failed():
             dtype = self.weights.dtype
             scale = reference.elevation_scales(flat.shape[1])
@@ -230,7 +241,10 @@ def bilateral_lattice(
     sigmas = sigma_list(where, image.shape[1], sigma_rgb)
     check_sigmas(where, image, sigmas, sigma_xy)
     in_double = image.dtype == torch.float64
-    tensors = torch.ops.wsfast.build_bilateral_lattice(image, sigmas, float(sigma_xy), in_double)
+    with _for_training_too():
+        tensors = torch.ops.wsfast.build_bilateral_lattice(
+            image, sigmas, float(sigma_xy), in_double
+        )
     lattice = Lattice.__new__(Lattice)._keep(tensors, (image.shape[2], image.shape[3]))
     if lattice._failed():
         explain_failure(where, image, sigmas, sigma_xy, lattice.weights.dtype)

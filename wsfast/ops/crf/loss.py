@@ -58,10 +58,14 @@ def _check_roi(prob: Tensor, roi: Tensor) -> Tensor:
             f"(B, H, W) or (B, 1, H, W) of prob's shape {list(prob.shape)}",
             f"shape {list(roi.shape)}",
         )
+    if roi.dtype == torch.uint8:
+        roi = roi != 0
     return roi.to(accumulate_dtype(prob.dtype))
 
 
 def _warn_of_one_channel(prob: Tensor, form: str) -> None:
+    if not torch.jit.is_scripting() and torch.compiler.is_compiling():
+        return  # which takes no warnings
     if prob.shape[1] == 1 and form == "rloss":
         warnings.warn(
             "wsfast.dense_crf_loss: with one channel the rloss form is degenerate (it pushes every "
@@ -319,9 +323,9 @@ def dense_crf_loss(
         sigma_xy: > 0, in pixels before scaling.
         scale_factor: > 0; the image and the ROI are resized by it to the nearest pixel, ``prob``
             bilinearly (half-pixel), and ``sigma_xy`` is multiplied by it.
-        roi: (B, H, W) or (B, 1, H, W), bool or number, r above; None for the whole image. Masked
-            pixels carry no mass, but still connect others in the lattice. A floating-point one may
-            be soft and require grad.
+        roi: (B, H, W) or (B, 1, H, W), bool, uint8 (inside where it is not 0) or number, r above;
+            None for the whole image. Masked pixels carry no mass, but still connect others in the
+            lattice. A floating-point one may be soft and require grad.
         form: ``"rloss"`` or ``"paper"``.
         normalize: None; ``"pixels"`` divides by the pixels of the (scaled) ROI; ``"affinity"``
             gives 1 - sum s'Ws / r'Wr (the paper's form: its value over r'Wr), which is free of
@@ -354,7 +358,9 @@ def dense_crf_loss(
         forgotten image by image: the gradient is found in the forward pass, and without one its
         part is left out; a graph exported or traced without one filters again where it is
         differentiated. Half types are computed in float32, the gradient too, and rounded once;
-        autocast runs it in float32. Deterministic, and each image as if it were alone; equal for
+        autocast runs it in float32. Deterministic (on CUDA the gradient with a ``scale_factor``
+        above 0.5 other than 1 by ``torch.use_deterministic_algorithms`` alone), and each image as
+        if it were alone; equal for
         any number of threads, but for torch's own products and sums of ``method="exact"`` and
         ``"dense"``, and of one image of one channel with ``lattice``.
 

@@ -40,17 +40,18 @@ def _check_per_image(where: str, argument: str, tensor: Tensor, cams: Tensor) ->
 
 
 def _checked_roi(where: str, roi: Tensor, cams: Tensor) -> Tensor:
-    """A bool mask (N, H, W) as it is, boxes (N, 4) as int32."""
+    """A bool mask (N, H, W), as it is or of a uint8 one, or boxes (N, 4) as int32."""
     check_tensor(where, "roi", roi)
     check_same_device(where, "cams", cams, "roi", roi)
-    if roi.dtype == torch.bool and roi.dim() == 3:
+    if roi.dim() == 3 and (roi.dtype == torch.bool or roi.dtype == torch.uint8):
         if roi.shape != cams.shape:
             value_error(
                 where, "roi", f"of the maps' shape {list(cams.shape)}", f"shape {list(roi.shape)}"
             )
-        return roi
+        return roi if roi.dtype == torch.bool else roi != 0
     if not is_integer(roi):
-        type_error(where, "roi", "integer boxes (N, 4) or a bool mask (N, H, W)", f"{roi.dtype}")
+        expected = "integer boxes (N, 4) or a bool or uint8 mask (N, H, W)"
+        type_error(where, "roi", expected, f"{roi.dtype}")
     if roi.dim() != 2 or roi.shape[0] != cams.shape[0] or roi.shape[1] != 4:
         value_error(
             where, "roi", f"boxes of shape ({cams.shape[0]}, 4)", f"shape {list(roi.shape)}"
@@ -89,8 +90,9 @@ def _keys(
             type_error("sample_seeds", "image_ids", "integers", f"{image_ids.dtype}")
         ids = image_ids.to(device=cams.device, dtype=torch.int64)
     word = _seed_word(seed, generator, cams)
-    non_blocking = cams.device.type != "cpu"  # nothing would wait for a copy back to the host
-    if non_blocking and not torch.jit.is_scripting():
+    # Nothing would wait for a copy back to the host. A seed's word is on the device already.
+    non_blocking = cams.device.type != "cpu" and seed is None
+    if non_blocking and not torch.jit.is_scripting() and not torch.compiler.is_compiling():
         # A CUDA graph would replay the copy from memory that is gone: this way it refuses to.
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         non_blocking = not capturing
