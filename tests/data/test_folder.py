@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,48 @@ def test_masks_in_a_parallel_tree(tmp_path, named):
     options = {} if named is None else {"masks": masks}
     assert masks_of(ImageFolder(root, "train", **WHOLE, **options)) == {"good/1": 0, "cut/2": 3}
     assert masks_of(ImageFolder(root, "test", **options)) == {"good/1": 0, "cut/3": 5}
+
+
+@pytest.mark.parametrize("place", ["masks/a/1.PNG", "Ground_Truth/a/1_GT.jpg", "GT/a/1.Bmp"])
+def test_masks_and_splits_of_any_spelling(tmp_path, place):
+    for split in ("Train", "TEST"):
+        for name in ("a", "good"):
+            picture(tmp_path / split / name / "1.jpg")
+    suffix = place.rpartition(".")[2]
+    mask(tmp_path / "m" / f"1.{suffix.lower()}", (0, 0, 3, 1)).rename(tmp_path / f"m.{suffix}")
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / f"m.{suffix}").rename(tmp_path / place)
+    data = ImageFolder(tmp_path, "train", **WHOLE)
+    assert data.class_names == ("good", "a")
+    assert masks_of(data) == {"a/1": 3, "good/1": 0}
+    assert len(ImageFolder(tmp_path, "test")) == 2
+
+
+@pytest.mark.parametrize("below", ["annot", "labels/fine"])
+def test_masks_among_the_classes_are_no_class(tmp_path, below, monkeypatch):
+    root = tmp_path / "data"
+    for name in ("good", "cut"):
+        picture(root / name / "1.png")
+    mask(root / below / "cut" / "1.png", (0, 0, 3, 1))
+    monkeypatch.chdir(tmp_path)
+    for masks in (f"data/{below}", root / below):
+        data = ImageFolder("data", "train", masks=masks, **WHOLE)
+        assert data.class_names == ("good", "cut")
+        assert masks_of(data) == {"cut/1": 3, "good/1": 0}
+    (root / below / "cut" / "1.png").rename(root / below / "cut" / "2.png")
+    with pytest.raises(ValueError, match="masks must be a folder with masks of the images, by th"):
+        ImageFolder("data", "train", masks=root / below, **WHOLE)
+
+
+def test_masks_without_an_object_are_told_of(tmp_path):
+    for name in ("good", "cut"):
+        picture(tmp_path / name / "1.jpg")
+        mask(tmp_path / name / "1.png", (0, 0, 3, 1) if name == "cut" else None, value=3)
+    with pytest.warns(UserWarning, match=r"1 images of classes with an .*\(cut/1\): see mask"):
+        ImageFolder(tmp_path, "train", **WHOLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert masks_of(ImageFolder(tmp_path, "train", mask_kind="nonzero", **WHOLE))["cut/1"] == 3
 
 
 def test_a_class_may_be_called_mask(tmp_path):
@@ -226,3 +270,12 @@ def test_a_folder_without_classes_is_refused(tmp_path):
         ImageFolder(tmp_path, "train")
     with pytest.raises(ValueError, match=r"one subfolder per class, got "):
         ImageFolder(tmp_path / "nowhere", "train")
+
+
+def test_a_picture_beside_the_mask_is_no_mask(tmp_path):
+    picture(tmp_path / "data" / "cut" / "1.jpg", value=200)
+    picture(tmp_path / "elsewhere" / "cut" / "1.jpg", value=200)  # an overlay
+    mask(tmp_path / "elsewhere" / "cut" / "1_mask.png", (0, 0, 3, 1))
+    (tmp_path / "data" / "masks").mkdir()
+    (tmp_path / "data" / "masks" / "cut").symlink_to(tmp_path / "elsewhere" / "cut")
+    assert masks_of(ImageFolder(tmp_path / "data", "train", **WHOLE)) == {"cut/1": 3}

@@ -1,4 +1,6 @@
+import pickle
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -114,3 +116,9 @@ def test_arbitrary_bytes_are_refused_cleanly(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(UnreadableImageError):
         read_image(path)
+
+
+def test_the_error_survives_the_way_from_another_process():
+    error = UnreadableImageError(Path("a.png"), "empty file")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.path, again.reason) == (str(error), error.path, error.reason)

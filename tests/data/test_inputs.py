@@ -146,3 +146,15 @@ def test_video_frames_are_numbered_and_in_order(tmp_path):
     blues = [int(frame[..., 2].mean()) for _, frame in frames[:3]]
     assert blues == pytest.approx([20, 120, 220], abs=12)  # JPEG's chroma is coarse
     assert frames[0][1].shape == (24, 32, 3)
+
+
+def test_folders_behind_links_are_searched_once(tmp_path):
+    for name in ("real/a.png", "data/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    found = expand_inputs([tmp_path / "data"])
+    assert [file.relative_to(tmp_path / "data").as_posix() for file in found] == [
+        "b.png", "linked/a.png",
+    ]  # fmt: skip

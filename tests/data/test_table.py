@@ -125,3 +125,15 @@ def test_an_image_that_does_not_exist_is_named(root):
     file = table(root, "path,label", "images/a.png,x", "images/zz.png,x")
     with pytest.warns(UserWarning, match=r"skipped 1 of 2 images .*zz\.png \(No such file"):
         assert ImageTable(file, "train", **WHOLE).names == ["images/a.png"]
+
+
+def test_a_box_beyond_its_image_is_told_of(root):
+    file = table(
+        root,
+        "path,label,x0,y0,x1,y1",
+        "images/a.png,crack,0,0,8,12",
+        "images/b.png,crack,0,0,12,8",  # of the picture before it was turned upright
+    )
+    with pytest.warns(UserWarning, match=r"skipped 1 of 2 .*b\.png \(a box reaches beyond it\)"):
+        data = ImageTable(file, "train", **WHOLE)
+    assert data.names == ["images/a.png"]

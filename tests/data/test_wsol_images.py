@@ -4,7 +4,7 @@ import torch
 
 from tests.data.pictures import mask, picture, with_orientation, write
 from wsfast.data import ImageFolder, MetadataError, WSOLImages, inclusive_corners
-from wsfast.data.wsol import read_protocol_mask, read_wsol_metadata
+from wsfast.data.wsol import read_mask_paths, read_protocol_mask, read_wsol_metadata
 
 SIZES = {"cat/1.jpg": (300, 200), "cat/2.jpg": (90, 131), "dog/3.jpg": (64, 64)}
 
@@ -202,3 +202,34 @@ def test_missing_images_are_named_and_skipped(root):
 def test_a_split_without_metadata_is_named(root):
     with pytest.raises(MetadataError, match=r"metadata.train.class_labels\.txt: No such file"):
         WSOLImages(root, "train")
+
+
+def test_masks_of_other_sizes_than_the_images_are_resized_each(root):
+    """As those of OpenImages are; of one image too."""
+    mask(root / "a.png", (0, 0, 200, 400), size=(400, 600))
+    mask(root / "b.png", (40, 0, 60, 40), size=(40, 60))
+    mask(root / "ignore.png", (0, 10, 3, 20), size=(20, 30))
+    lines = ["cat/1.jpg,a.png,ignore.png", "cat/1.jpg,b.png,"]
+    lines += ["cat/2.jpg,b.png,", "dog/3.jpg,a.png,"]
+    folder = write_split(root, "test", localization=lines)
+    data = WSOLImages(root, "test", size=(20, 30))
+    assert len(data) == 3
+    first, second, third = (sample.mask for sample in data)
+    expected = torch.zeros(20, 30, dtype=torch.uint8)
+    expected[:, :10] = expected[:, 20:] = 1
+    assert torch.equal(first, expected)
+    assert first.dtype == second.dtype == third.dtype == torch.uint8
+    assert second.unique().tolist() == [0, 1]
+    whole = WSOLImages(root, "test")
+    assert [tuple(sample.mask.shape) for sample in whole] == [(200, 300), (131, 90), (64, 64)]
+    protocol = WSOLImages(root, "test", size=(224, 224))[0].mask.numpy()
+    files, ignore = read_mask_paths(folder / "localization.txt")
+    wanted = read_protocol_mask(root, files["cat/1.jpg"], ignore["cat/1.jpg"])
+    assert np.array_equal(protocol, wanted)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_id(root):
+    folder = write_split(root, "test", localization=BOXES)
+    for file in folder.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert WSOLImages(root, "test").names == list(SIZES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wsfast._check import check_choice, value_error
 from wsfast.data.classes import Classes, number_classes
-from wsfast.data.inputs import IMAGE_SUFFIXES
+from wsfast.data.inputs import IMAGE_SUFFIXES, files_below
 from wsfast.data.records import ImageDataset, Record
 from wsfast.data.sample import SPLITS
 from wsfast.data.splits import choose_split
@@ -87,22 +87,25 @@ class ImageFolder(ImageDataset):
         where = "ImageFolder"
         check_choice(where, "split", split, SPLITS)
         root = Path(root)
-        mask_root = _mask_folder(root, masks)
+        trees = _MaskTree(root, _mask_folder(root, masks))
         parts = {
-            part: list(_entries(root, folder, mask_root))
-            for part, folder in _split_folders(root).items()
+            part: list(_entries(folder, trees)) for part, folder in _split_folders(root).items()
         }
         own_names = sorted({name for part in parts.values() for name, _ in part})
+        number = {name: place for place, name in enumerate(own_names)}
         classes = number_classes(where, own_names, normal, merge)
         chosen = choose_split(
             parts,
             split,
-            lambda entry: own_names.index(entry[0]),
+            lambda entry: number[entry[0]],
             holdout=holdout,
             test_share=test_share,
             seed=seed,
         )
         has_masks = any(record.masks for part in parts.values() for _, record in part)
+        if masks is not None and not has_masks:
+            expected = "a folder with masks of the images, by their places in root"
+            value_error(where, "masks", expected, f"{masks}, without any")
         super().__init__(
             [_labelled(record, classes, name, has_masks) for name, record in chosen],
             source=root,
@@ -126,11 +129,12 @@ def _labelled(record: Record, classes: Classes, name: str, has_masks: bool) -> R
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
+    there = _by_name(root)
     found = {
-        split: root / name
+        split: there[name]
         for split, names in _SPLIT_NAMES.items()
         for name in names
-        if (root / name).is_dir()
+        if name in there
     }
     return found if "train" in found else {"all": root}
 
@@ -139,11 +143,17 @@ def _mask_folder(root: Path, masks: str | PathLike[str] | None) -> Path | None:
     if masks is None:
         # Of the classes "mask" and "no_mask" the first is no tree of masks.
         known = {path.name for part in (root, *_split_folders(root).values()) for path in _in(part)}
-        trees = (root / name for name in _MASK_FOLDERS)
+        there = _by_name(root)
+        trees = (there[name] for name in _MASK_FOLDERS if name in there)
         return next((tree for tree in trees if known & {path.name for path in _in(tree)}), None)
     if not Path(masks).is_dir():
         value_error("ImageFolder", "masks", "a folder", f"{masks}")
     return Path(masks)
+
+
+def _by_name(root: Path) -> dict[str, Path]:
+    """The folders in a folder by their names in lower case: archives have train and Train."""
+    return {path.name.lower(): path for path in _in(root)}
 
 
 def _in(folder: Path) -> list[Path]:
@@ -152,22 +162,59 @@ def _in(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
 
 
-def _entries(root: Path, folder: Path, mask_root: Path | None) -> Iterator[tuple[str, Record]]:
+class _MaskTree:
+    """Masks that lie as the images do, in a folder of their own; of no folder none.
+
+    Args:
+        root: of the images.
+        folder: of the masks.
+    """
+
+    def __init__(self, root: Path, folder: Path | None) -> None:
+        self._root = root
+        self._folder = None if folder is None else folder.resolve()
+        self._lossless: dict[str, Path] = {}
+        self._others: dict[str, Path] = {}  # may be pictures: only where there is nothing else
+        for path in [] if folder is None else files_below(folder):
+            suffix = path.suffix.lower()
+            if suffix in IMAGE_SUFFIXES:
+                masks = self._lossless if suffix in _LOSSLESS else self._others
+                masks[path.relative_to(folder).with_suffix("").as_posix()] = path  # type: ignore[arg-type]
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the masks lie in a folder, and nothing else that could be images of a class."""
+        folder = folder.resolve()
+        if self._folder is None or not self._folder.is_relative_to(folder):
+            return False
+        images = (path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+        return all(path.is_relative_to(self._folder) for path in images)
+
+    def mask_of(self, image: Path, split_folder: Path) -> Path | None:
+        """By the image's place in the root or in its split, with or without an ending."""
+        bases = (self._root, split_folder)
+        places = [image.relative_to(base).with_suffix("").as_posix() for base in bases]
+        names = [place + ending for place in places for ending in ("", *_MASK_ENDINGS)]
+        found = (masks[name] for masks in (self._lossless, self._others) for name in names
+                 if name in masks)  # fmt: skip
+        return next(found, None)
+
+
+def _entries(folder: Path, trees: _MaskTree) -> Iterator[tuple[str, Record]]:
     """Class and record of every image of a split, sorted."""
-    classes = [path for path in _in(folder) if path != mask_root]
+    classes = [path for path in _in(folder) if not trees.is_in(path)]
     if not classes:
         value_error("ImageFolder", "root", "a folder with one subfolder per class", f"{folder}")
     for path in classes:
-        records = _records(root, folder, path, mask_root)
+        records = _records(folder, path, trees)
         if not records:
             value_error("ImageFolder", "root", "without empty classes", f"no image in {path}")
         yield from ((path.name, record) for record in records)
 
 
-def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | None) -> list[Record]:
+def _records(folder: Path, class_folder: Path, trees: _MaskTree) -> list[Record]:
     files = [
         path
-        for path in sorted(class_folder.rglob("*"))
+        for path in files_below(class_folder)
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(class_folder).parts)
     ]
@@ -181,7 +228,7 @@ def _records(root: Path, folder: Path, class_folder: Path, mask_root: Path | Non
         if name in found:
             what = f"{Path(found[name].image).name} and {path.name} in {path.parent}"
             value_error("ImageFolder", "root", "of images with different names", what)
-        mask = beside.get(path) or _parallel_mask(path, (root, folder), mask_root)
+        mask = beside.get(path) or trees.mask_of(path, folder)
         found[name] = Record(name, path, masks=() if mask is None else (mask,))
     return list(found.values())
 
@@ -203,16 +250,3 @@ def _masks_beside(files: list[Path]) -> dict[Path, Path]:
             if name.name.endswith(ending) and owner:
                 found[owner[0]] = alike[0]
     return found
-
-
-def _parallel_mask(path: Path, bases: tuple[Path, Path], mask_root: Path | None) -> Path | None:
-    if mask_root is None:
-        return None
-    for base in bases:
-        place = mask_root / path.relative_to(base).with_suffix("")
-        for ending in ("", *_MASK_ENDINGS):
-            for suffix in sorted(_LOSSLESS):
-                candidate = place.with_name(f"{place.name}{ending}{suffix}")
-                if candidate.is_file():
-                    return candidate
-    return None

@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,6 +32,10 @@ class UnreadableImageError(ValueError):
         super().__init__(f"wsfast.read_image: path must be a readable image, got {path} ({reason})")
         self.path = path
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be rebuilt in another process: from what it was made of, not from its message."""
+        return type(self), (self.path, self.reason)
 
 
 def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """The pictures a user points at: files, folders, patterns and videos as one lazy stream."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -62,14 +63,23 @@ def _expand(item: Path) -> list[Path]:
     if item.is_file():
         return [item]
     if item.is_dir():
-        return [
-            path for path in sorted(item.rglob("*")) if _is_wanted(path.relative_to(item), path)
-        ]
+        return [path for path in files_below(item) if _is_wanted(path.relative_to(item), path)]
     matches: list[Path] = []
     for match in sorted(glob.glob(str(item), recursive=True)):
         path = Path(match)
         matches += _expand(path) if path.is_dir() or _is_wanted(Path(path.name), path) else []
     return matches
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and those below, also behind links, sorted; each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(place, f)) not in seen]
+        found += [Path(place, file) for file in files]
+    return sorted(found)
 
 
 def _is_wanted(relative: Path, path: Path) -> bool:

@@ -58,9 +58,9 @@ class ImageDataset(Dataset[Sample]):
     """Base of the data sets that read files.
 
     Unless there are very many, all files are decoded once at construction. An image that cannot be
-    read, or has a mask of another size, is named in one warning, listed in ``skipped`` and left
-    out. Of an image that becomes unreadable later, the next readable one of its class takes the
-    place, with a warning that names it, so that a long run survives.
+    read, or has a mask of another size or a box beyond it, is named in one warning, listed in
+    ``skipped`` and left out. Of an image that becomes unreadable later, the next readable one of
+    its class takes the place, with a warning that names it, so that a long run survives.
 
     Args:
         records: the images.
@@ -117,6 +117,7 @@ class ImageDataset(Dataset[Sample]):
         self.class_names = tuple(class_names)
         self.normal_label = normal_label
         self.skipped: list[SkippedFile] = []
+        self._without_object: list[str] = []
         self._source = source
         if verify is None:
             verify = len(records) <= _VERIFIED_BY_DEFAULT
@@ -168,6 +169,10 @@ class ImageDataset(Dataset[Sample]):
     def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
         path = self.root / record.image
         image = read_image(path, upright=self.upright)
+        height, width = image.shape[:2]
+        beyond = any(x1 > width + 1 or y1 > height + 1 for _, _, x1, y1 in record.boxes)
+        if record.size is None and beyond:  # by more than is rounded
+            raise UnreadableImageError(path, "a box reaches beyond it")
         if record.masks:
             mask = read_mask(record.masks, self.mask_kind, record.ignore)
             if image.shape[:2] != mask.shape:
@@ -227,6 +232,14 @@ class ImageDataset(Dataset[Sample]):
                 f"{self._source}: {listed}" + (f"; and {more} more" if more > 0 else ""),
                 stacklevel=4,
             )
+        if self._without_object:
+            listed = ", ".join(sorted(self._without_object)[:_NAMED])
+            warnings.warn(
+                f"wsfast.{self._where}: {len(self._without_object)} images of classes with an "
+                f"object have masks without one, and count as images without ({listed}): see "
+                "mask_kind for what is the object in a mask, and normal for a class without",
+                stacklevel=4,
+            )
         return kept
 
     def _probe(self, record: Record) -> Record | UnreadableImageError:
@@ -235,6 +248,9 @@ class ImageDataset(Dataset[Sample]):
         except UnreadableImageError as error:
             return error
         if record.label is not None:
+            with_object = record.masks and record.label != self.normal_label
+            if with_object and mask is not None and not object_pixels(mask).any():
+                self._without_object.append(record.name)
             return record
         found: Any = mask is not None and object_pixels(mask).any()
         return dataclasses.replace(record, label=int(found))

@@ -42,9 +42,11 @@ def held_out(
     highest: dict[Hashable, int] = {}
     for group, label in zip(groups, labels, strict=True):
         highest[group] = max(label, highest.get(group, label))
+    by_label: dict[int, list[Hashable]] = {}
+    for group, top in highest.items():
+        by_label.setdefault(top, []).append(group)
     chosen: set[Hashable] = set()
-    for label in sorted(set(highest.values())):
-        members = [group for group, top in highest.items() if top == label]
+    for label, members in sorted(by_label.items()):
         count = round(share * len(members))
         if 0 < share < 1 and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)

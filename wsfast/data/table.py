@@ -19,10 +19,10 @@ _COLUMNS = ("path", "label", "mask", *_CORNERS, "split")
 class ImageTable(ImageDataset):
     r"""The images of a CSV file with a header of column names.
 
-    ``path`` and ``label`` are needed; ``mask``, ``x0,y0,x1,y1`` (half-open, in pixels of the file)
-    and ``split`` (train, val or test) may be there, and empty where nothing is known. An image with
-    several masks or boxes has several lines. Paths are relative to the file. Labels are names, or
-    all of them whole numbers from 0.
+    ``path`` and ``label`` are needed; ``mask``, ``x0,y0,x1,y1`` (half-open, in pixels of the image
+    turned upright) and ``split`` (train, val or test) may be there, and empty where nothing is
+    known. An image with several masks or boxes has several lines. Paths are relative to the file.
+    Labels are names, or all of them whole numbers from 0.
 
     Args:
         path: the file.
@@ -73,6 +73,7 @@ class ImageTable(ImageDataset):
         path = Path(path)
         rows = _read(path)
         own_names = sorted({row.label for row in rows})
+        number = {name: place for place, name in enumerate(own_names)}
         classes = _classes(path, rows, normal, merge)
         has_splits = any(row.split for row in rows)
         parts: dict[str, list[_Row]] = {"train" if has_splits else "all": []}
@@ -81,7 +82,7 @@ class ImageTable(ImageDataset):
         chosen = choose_split(
             parts,
             split,
-            lambda row: own_names.index(row.label),
+            lambda row: number[row.label],
             holdout=holdout,
             test_share=test_share,
             seed=seed,

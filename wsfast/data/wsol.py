@@ -37,7 +37,7 @@ def _records(path: Path, fields: tuple[int, ...], parse: Callable[..., _Record])
     ``parse`` raises ValueError; its message says what the record must be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise MetadataError(f"wsfast.data: {path}: {reason}") from None

@@ -1,15 +1,18 @@
 """CUB, OpenImages and ILSVRC by the metadata of the localisation benchmark (Choe 2020)."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import ClassVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from wsfast._check import check_choice, value_error
 from wsfast.data import wsol
-from wsfast.data.masks import Mask
+from wsfast.data.images import read_image
+from wsfast.data.masks import IGNORED, Mask, read_mask
 from wsfast.data.records import Box, ImageDataset, Record
 from wsfast.data.sample import SPLITS
 
@@ -22,9 +25,9 @@ class WSOLImages(ImageDataset):
     (``ID,X0,Y0,X1,Y1`` with inclusive corners, or ``ID,MASK,IGNORE``) and ``image_sizes.txt``
     (``ID,WIDTH,HEIGHT``). Boxes are scaled as the benchmark scales them:
     :func:`wsfast.data.inclusive_corners` of ``Sample.boxes`` at 224 x 224 are its true boxes, and
-    ``Sample.mask`` is its mask (1, 0 and 255). Images are not turned as their EXIF orientation
-    says: the benchmark does not, and boxes, masks and sizes are of the pixels as they lie in the
-    file.
+    ``Sample.mask`` is its mask (uint8 of 1, 0 and 255), whatever size its files have. Images are
+    not turned as their EXIF orientation says: the benchmark does not, and boxes, masks and sizes
+    are of the pixels as they lie in the file.
 
     Args:
         root: folder that the image ids are relative to.
@@ -75,6 +78,22 @@ class WSOLImages(ImageDataset):
         )
         if not self.names:
             value_error("WSOLImages", "metadata", f"a folder with images of {split}", f"{folder}")
+
+    def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
+        # OpenImages' masks are of other sizes than its images: each is resized on its own.
+        image = read_image(self.root / record.image, upright=self.upright)
+        if not record.masks:
+            return image, None
+        size = self.size or (image.shape[0], image.shape[1])
+        found = self._union(record.masks, size)
+        ignored = self._union([record.ignore] if record.ignore else [], size)
+        return image, np.where(found, 1, np.where(ignored, IGNORED, 0)).astype(np.uint8)
+
+    def _union(self, paths: Sequence[Path], size: tuple[int, int]) -> NDArray[np.bool_]:
+        found = np.zeros(size, np.bool_)
+        for path in paths:
+            found |= self._resized_mask(read_mask([path], self.mask_kind), size)
+        return found
 
     def _resized_mask(self, mask: Mask, size: tuple[int, int]) -> Mask:
         nearest = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
