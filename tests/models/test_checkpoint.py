@@ -161,3 +161,10 @@ def test_what_is_not_a_checkpoint_gives_one_line(tmp_path, write):
         load_checkpoint(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "best", "best.SAFETENSORS"])
+def test_a_name_that_could_not_be_read_again_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"path must be a file that ends in \.safetensors, got"):
+        save_checkpoint(SmallVGG(), tmp_path / name, **DESCRIPTION)
+    assert not list(tmp_path.iterdir())

@@ -127,7 +127,7 @@ def test_weights_that_cannot_be_downloaded_give_one_line(monkeypatch):
             create_encoder(name, pretrained=True)
 
 
-@pytest.mark.parametrize("saved_as", ["torch.save", "checkpoint"])
+@pytest.mark.parametrize("saved_as", ["torch.save", "checkpoint", "wrapped"])
 def test_a_classifiers_file_starts_its_encoder(tmp_path, saved_as):
     classifier = WSOLClassifier("timm/resnet10t", 7)
     file = tmp_path / "w.safetensors"
@@ -137,8 +137,10 @@ def test_a_classifiers_file_starts_its_encoder(tmp_path, saved_as):
             input_size=(64, 64),
         )  # fmt: skip
     else:
+        prefix = "_orig_mod.module." if saved_as == "wrapped" else ""
+        state = {f"{prefix}{name}": x for name, x in classifier.state_dict().items()}
         file = tmp_path / "w.pt"
-        torch.save({"state_dict": classifier.state_dict()}, file)
+        torch.save({"state_dict": state}, file)
     encoder = create_encoder("timm/resnet10t", checkpoint=file)
     pairs = zip(encoder.parameters(), classifier.encoder.parameters(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)

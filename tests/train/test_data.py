@@ -265,6 +265,9 @@ def test_crops_are_taken_at_the_classifiers_size(folder, tmp_path):
     for options, size in (({}, (24, 12)), ({"crop": None}, (8, 8)), ({"size": [16, 8]}, (16, 8))):
         recipe = pseudo(first, folder, **{"size": None, "crop": [8, 8], **options})
         assert recipe.data.size == size
+    bare = tmp_path / "bare.safetensors"  # outside of its run
+    shutil.copy(first / "best.safetensors", bare)
+    assert pseudo(bare, folder, size=None, crop=[8, 8]).data.size == (24, 12)
 
 
 def test_maps_of_other_synthetic_images_are_made_anew(classifier):

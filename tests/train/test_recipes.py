@@ -12,7 +12,7 @@ import torch
 from tests.nn.test_losses import CalledOperators
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
-from wsfast.cam import CAM
+from wsfast.cam import CAM, attention_map
 from wsfast.data import SyntheticDefects
 from wsfast.models import FCAMModel, UNetLocalizer
 from wsfast.train import Draw, Interrupted
@@ -327,6 +327,23 @@ def test_attention_of_a_transformer_gives_maps_and_proposals(tmp_path, classifie
         torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std")
     )
     torch.testing.assert_close(seen, (raw / 255 - mean) / std)
+
+
+def test_attention_of_images_of_no_whole_patches_stays_in_place(tmp_path, classifier):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "vit.pt")
+    settings = {
+        "maps": "attention", "transformer": "test_vit", "size": [64, 40],
+        "transformer_checkpoint": str(tmp_path / "vit.pt"),
+    }  # fmt: skip
+    recipe = built("dips", classifier, tmp_path, **settings)
+    assert recipe.maps.shape[2:] == (64, 40)  # the last patch of 16 ends at 32
+    seen = recipe.normalize(recipe.read_whole([0])) * recipe.sources._scale + recipe.sources._shift
+    model = recipe.sources.transformer
+    expected = attention_map(model, seen.expand(-1, 3, -1, -1), norm="max")
+    found = torch.from_numpy(recipe.maps[0, 0]).float() / 255
+    torch.testing.assert_close(found, expected[0], rtol=0, atol=0.02)
 
 
 def test_a_classifier_that_starts_from_a_run_sees_images_as_that_did(tmp_path, classifier):

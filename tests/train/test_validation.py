@@ -103,3 +103,21 @@ def test_balanced_accuracy_is_the_mean_over_classes_met():
     logits = torch.eye(3)[torch.tensor([0, 0, 0, 0, 1])]
     scores.update(logits, torch.tensor([0, 0, 0, 1, 1]))
     assert scores.compute() == pytest.approx({"accuracy": 0.8, "balanced_accuracy": 0.75})
+
+
+def test_ignored_pixels_count_nowhere():
+    torch.manual_seed(0)
+    maps, mask = torch.rand(1, 8, 8), (torch.rand(8, 8) > 0.7).to(torch.uint8)
+    maps[0, :, 6:] = maps[0, :, :2]  # so that Otsu's threshold is one of these values, too
+    mask[:, 6:] = 255
+    figures = []
+    for width in (8, 6):
+        image = torch.zeros(1, 8, width, dtype=torch.uint8)
+        sample = DefectSample(image, mask[:, :width], 1, "a")
+        scores = _Scores(0.5, 2)
+        limited = maps[:, :, :width]
+        scores.update([sample], torch.tensor([1]), torch.tensor([[0.0, 1.0]]), limited)
+        found = scores.compute()
+        figures.append((found["at_threshold"], found["iou_per_image"], found["pxap"]))
+    assert figures[0] == figures[1]
+    assert 0 < figures[0][0]["miou"] < 1

@@ -59,7 +59,7 @@ def save_checkpoint(
 
     Args:
         model: the network; its weights may be on any device.
-        path: file to write; an existing one is replaced at the last moment.
+        path: file to write, ``.safetensors``; an existing one is replaced at the last moment.
         class_names: one name per class; checked against ``model.num_classes`` where there is one.
         mean: per channel, for images in 0–1.
         std: per channel, for images in 0–1.
@@ -69,7 +69,8 @@ def save_checkpoint(
         extra: anything else that JSON can hold, e.g. a threshold.
 
     Raises:
-        ValueError: a count that does not fit the model, a model that no description is known of.
+        ValueError: a count that does not fit the model, a model that no description is known of,
+            another suffix.
         OSError: the file cannot be written.
 
     Example:
@@ -81,6 +82,8 @@ def save_checkpoint(
         >>> load_checkpoint(file).class_names
         ('good', 'defect')
     """
+    if Path(path).suffix != ".safetensors":  # by which it is read again
+        value_error("save_checkpoint", "path", "a file that ends in .safetensors", f"{path}")
     config = getattr(model, "config", None) if config is None else config
     if not isinstance(config, Mapping):
         name = type(model).__name__

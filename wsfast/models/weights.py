@@ -71,8 +71,9 @@ def load_encoder_state(
         ValueError: weights are missing or of other shapes.
     """
     own = encoder.state_dict()
-    found = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
-    found = _without_prefixes(found, own)
+    found = _without_prefixes(dict(state), own)
+    found = {name.removeprefix("encoder."): tensor for name, tensor in found.items()}
+    found = _without_prefixes(found, own)  # of the encoder alone
     if not any(name in own for name in found):
         found = {f"body.{name}": x for name, x in found.items()}  # timm's own file
     found = {name: x for name, x in found.items() if name in own}

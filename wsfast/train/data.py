@@ -125,7 +125,8 @@ def check_unseen(config: TrainConfig, data: "OpenedData") -> None:
         config: of the run that starts from the classifier.
         data: of the run.
     """
-    doubtful = learnt_before(config).difference(identities(data.train, config.data) or ())
+    known = learnt_before(config)
+    doubtful = known and known.difference(identities(data.train, config.data) or ())
     if not doubtful:
         return
     parts = {} if data.validation is None else {"val": data.validation}
@@ -179,10 +180,16 @@ def _drawn(config: TrainConfig, split: str) -> int | None:
 def _size_of(config: Any, classifier: Checkpoint) -> tuple[int, int] | None:
     """The size of a classifier's images: of its input, and where both runs crop, before its crop.
 
-    None where its run did not say.
+    None where its run took that of its first image.
+
+    Raises:
+        ValueError: a crop, and the classifier's file does not say whether it had one.
     """
     known = settings_around(Path(config.classifier)) or classifier.extra
-    if not (config.crop and known.get("crop")):
+    if config.crop and "crop" not in known:
+        expected = "given with a crop, as the classifier's file is of an older version"
+        value_error("train", "size", expected, "None")
+    if not (config.crop and known["crop"]):
         return classifier.input_size
     size = known.get("size")
     return (int(size[0]), int(size[1])) if size else None

@@ -61,7 +61,7 @@ def fit(
 
     Args:
         recipe: model, data and losses. Its model is trained in place.
-        out: folder for ``config.yaml``, ``learnt.txt`` (names of the training images),
+        out: folder for ``config.yaml``, ``learnt.txt`` (files of the training images),
             ``log.jsonl``, ``last.pt`` (the state to resume from), ``last.safetensors`` and
             ``best.safetensors``; None writes nothing.
         resume: continue the run in ``out``, from its start where it has not saved itself yet.

@@ -23,6 +23,7 @@ from wsfast.train.data import check_classes, open_split, same_images, told_seen
 from wsfast.train.images import images_at_once, normalization
 from wsfast.train.runs import CONFIGS, load_run
 from wsfast.train.state import read_learnt
+from wsfast.train.store import weights_digest
 from wsfast.train.validation import ClassScores, explained_classes
 
 
@@ -69,9 +70,21 @@ class RunMaps:
         self.clean_class = int(self.checkpoint.extra.get("clean_class", -1))
         self.classifier: nn.Module | None = None
         if not isinstance(self.model, GAPClassifier | FCAMModel):
-            trained_with: str = self.config.classifier  # type: ignore[attr-defined]
-            self.classifier = load_run(classifier or trained_with).model.to(device)
+            self.classifier = self._trained_with(folder, classifier).to(device)
         self._explain = self._method()
+
+    def _trained_with(self, folder: Path, classifier: Path | None) -> nn.Module:
+        """The classifier of the run, where it was or where it is said to be now."""
+        path = classifier or Path(self.config.classifier)  # type: ignore[attr-defined]
+        if classifier is None and not path.exists():
+            expected = f"run where its classifier is found, {path} seen from the working directory"
+            value_error("train", "--run", expected, f"{folder}")
+        model = load_run(path).model
+        digest = self.checkpoint.extra.get("classifier_digest", "")  # of older runs unknown
+        if digest and weights_digest(model) != digest:
+            expected = f"run where {path} is the classifier it was trained with"
+            value_error("train", "--run", expected, f"{folder}, of another one")
+        return model
 
     def _method(self) -> Callable[[Tensor, Any], CAMResult]:
         if isinstance(self.model, GAPClassifier):
@@ -222,11 +235,12 @@ class _Scores:
 
     def _mask(self, one: Tensor, mask: Tensor) -> None:
         self.curve.update(one, mask.to(torch.uint8))
-        counted, truth = (mask != 255), (mask == 1)
-        found = (one >= self.threshold) & counted
+        counted = mask != 255
+        truth = (mask == 1)[counted][None, None]  # (1, 1, pixels)
+        found = (one >= self.threshold)[counted][None, None]
         self.fixed.update(found, truth)
         limit = ops.otsu_threshold(one)[:, None, None]
-        self.otsu.update((one >= limit) & counted, truth)
+        self.otsu.update((one >= limit)[counted][None, None], truth)
         self.per_image.append((found & truth).sum() / (found | truth).sum())
 
     def _score_boxes(self, one: Tensor, truth: Tensor) -> None:

@@ -48,7 +48,7 @@ class FCAMConfig(SeedConfig):
         erode: side of the square that shrinks that region, odd; -1 is the paper's 11, or none for
             images with a side under 100.
         size_weight: of the size constraint; 0 leaves it out.
-        size_normalize: sizes as shares instead of pixels.
+        size_normalize: sizes in pixels of an image of 224 x 224 instead of one's own.
         input_skip: the decoder also uses features of the image's size, which the paper drops.
     """
 

@@ -180,8 +180,10 @@ def identities(dataset: Any, data: str) -> list[str] | None:
         return getattr(dataset, "names", None)
     place = Path(data)
     folder = (place if place.is_dir() else place.parent).resolve()
-    files = ((dataset.root / record.image).resolve() for record in dataset.records)
-    return [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+    files = [dataset.root / record.image for record in dataset.records]
+    parents = {file.parent for file in files}  # a few folders may have a million files
+    places = {parent: os.path.relpath(parent.resolve(), folder) for parent in parents}
+    return [Path(places[file.parent], file.name).as_posix() for file in files]
 
 
 class ImageRecipe(Recipe):
@@ -303,7 +305,10 @@ class ImageRecipe(Recipe):
             input_size=self.data.input_size,
             extra={
                 "recipe": self.name,
+                "classifier_digest": self.classifier_digest,
                 "clean_class": self.data.clean_class,
+                "size": self.data.size,
+                "crop": self.data.crop,
                 **split,
                 **kept,
                 **self.extra(),

@@ -7,10 +7,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsfast._check import value_error
-from wsfast.cam.attention import cls_attention, load_attention_model
+from wsfast.cam.attention import cls_attention, load_attention_model, on_images
 from wsfast.models import load_weights
 from wsfast.train.classifier import build_cam
 from wsfast.train.images import ImageData, pretrained_normalization
@@ -69,13 +68,16 @@ class MapSources:
         if self.transformer is not None:
             found["transformer"] = weights_digest(self.transformer)
             found["seen"] = self._seen
+            found["placed"] = True  # maps were once stretched over what is no whole patch
         return found
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size that is kept: that of the images, of attention alone its patches'."""
-        if self.cams:
+        """The size that is kept: that of the images, of attention to whole patches alone theirs."""
+        if self.transformer is None or self.cams:
             return size
         height, width = self.transformer.patch_embed.patch_size
+        if size[0] % height or size[1] % width:
+            return size  # the last patches end before the image does
         return size[0] // height, size[1] // width
 
     def __call__(self, images: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,7 +88,8 @@ class MapSources:
                 seen = images * self._scale + self._shift  # three channels, of grey images too
                 heads = cls_attention(self.transformer, seen).float()
             maps = torch.cat([heads.mean(1, keepdim=True), heads[:, :_HEADS]], dim=1)
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+            placed = on_images(self.transformer, maps.flatten(0, 1), images, size)
+            maps = placed.unflatten(0, maps.shape[:2])
             found.append(maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12))
         for name in self.cams:
             explain = build_cam(self.classifier, _CAM(name))

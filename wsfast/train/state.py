@@ -12,7 +12,7 @@ import torch
 from wsfast._check import value_error
 from wsfast._files import atomic_file, write_atomically
 from wsfast.train import distributed
-from wsfast.train.config import changes_on_resume
+from wsfast.train.config import CONFIG, changes_on_resume
 from wsfast.train.log import read_log
 from wsfast.train.recipe import Recipe
 
@@ -126,11 +126,14 @@ def check_out(folder: Path, *, resume: bool) -> None:
             expected = "a new folder, or --resume to continue the run in it"
             value_error("train", "--out", expected, f"{folder}")
         return
-    models = any((folder / f"{name}.safetensors").is_file() for name in ("best", "last"))
-    # A run that is killed in its first epoch may have written a model and no state.
-    if models and not (resume and len(read_log(folder)) <= 1):
+    if not any((folder / f"{name}.safetensors").is_file() for name in ("best", "last")):
+        return
+    if len(read_log(folder)) > 1 or not (folder / CONFIG).is_file():
         expected = f"a new folder (a run without its {STATE} cannot be continued)"
         value_error("train", "--out", expected, f"{folder}, which has models")
+    if not resume:  # a run that is killed in its first epoch may have written a model and no state
+        expected = "a new folder, or --resume to begin the run in it anew"
+        value_error("train", "--out", expected, f"{folder}, which has models and no {STATE}")
 
 
 def load_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
