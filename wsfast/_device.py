@@ -17,6 +17,10 @@ def parse_device(where: str, argument: str, text: str) -> torch.device:
         device = torch.device(text)
     except RuntimeError:
         value_error(where, argument, "auto, cpu or cuda", text)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        value_error(where, argument, "available", f"{text} without a CUDA device")
+    if device.type == "meta":
+        value_error(where, argument, "a device that computes", text)
+    count = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        actual = f"{text} with {count} CUDA devices" if count else f"{text} without a CUDA device"
+        value_error(where, argument, "available", actual)
     return device

@@ -1,6 +1,7 @@
 """`wsfast localize` over files that is stopped or fails on its way."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,31 @@ def test_a_warning_is_one_plain_line(pictures: Path, tmp_path: Path, capsys) -> 
     warned = [line for line in capsys.readouterr().err.splitlines() if "approximation" in line]
     assert len(warned) == 1
     assert "wsfast localize: warning: wsfast.cam.CAM: the logits are not" in warned[0]
+
+
+def test_pictures_of_an_earlier_run_are_no_input(
+    pictures: Path, checkpoint: Path, tmp_path
+) -> None:
+    photos = shutil.copytree(pictures, tmp_path / "photos")
+    command = ["localize", photos, "--checkpoint", checkpoint, "--out", photos / "result"]
+    records = []
+    for _ in range(2):
+        assert main([str(word) for word in command]) == 0
+        saved = json.loads((photos / "result" / "results.json").read_text())
+        records.append([record["name"] for record in saved["images"]])
+    assert records[0] == records[1]
+
+
+def test_what_a_link_leads_to_is_not_replaced(pictures: Path, checkpoint: Path, tmp_path) -> None:
+    photos = shutil.copytree(pictures, tmp_path / "photos")
+    picks = tmp_path / "picks"
+    picks.mkdir()
+    picture = sorted(photos.glob("*.png"))[0]
+    (picks / picture.name).symlink_to(picture)
+    before = picture.read_bytes()
+    for options in ([], ["--compare"]):
+        command = ["localize", picks, "--checkpoint", checkpoint, "--out", photos, *options]
+        assert main([str(word) for word in command]) == 2
+    assert picture.read_bytes() == before
+    command = ["localize", photos, "--checkpoint", checkpoint, "--out", photos, "--compare"]
+    assert main([str(word) for word in command]) == 2

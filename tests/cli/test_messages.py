@@ -2,12 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.cli.live_files import DeadPipe
 from wsfast.cli import info, main
-from wsfast.cli.messages import Messages
+from wsfast.cli.messages import Messages, one_line
+from wsfast.data import read_image
 
 
 def test_messages_reach_their_file(capsys) -> None:
@@ -60,3 +63,13 @@ def test_any_other_broken_pipe_is_an_error(monkeypatch, capsys, kind: str) -> No
             monkeypatch.setattr(sys, "stdout", stream)
         assert main(["info"]) == 2
     assert capsys.readouterr().err == "wsfast info: error: Broken pipe\n"
+
+
+def test_an_error_of_a_worker_process_is_told_by_what_it_says() -> None:
+    data = [Path("a.png")]
+    loader = DataLoader(data, num_workers=1, collate_fn=lambda files: read_image(files[0]))
+    with pytest.raises(RuntimeError, match="Caught") as caught:
+        next(iter(loader))
+    assert one_line(caught.value) == (
+        "wsfast.read_image: path must be a readable image, got a.png (No such file or directory)"
+    )

@@ -62,6 +62,8 @@ def _output_is_read() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C.
 
+    1 where the accelerator is out of memory.
+
     Standard error that cannot be written, such as a pipe whose reader is gone, ends no command.
     """
     options = build_parser().parse_args(arguments)
@@ -84,6 +86,11 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         print(f"wsfast {options.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing torch takes a while
+            raise
+        print(f"wsfast {options.command}: error: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"wsfast {options.command}: interrupted", file=sys.stderr)
         return 130

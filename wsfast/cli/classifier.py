@@ -14,7 +14,7 @@ from ..cam import TSCAM
 from ..cam.attention import check_model
 from ..data.sample import image_to_tensor
 from ..deploy import prepare_images
-from ..models import load_checkpoint, load_weights
+from ..models import DeepLabV3, FCAMModel, UNetLocalizer, load_checkpoint, load_weights
 from ..models.weights import read_state_dict
 
 
@@ -77,6 +77,9 @@ def open_classifier(
             value_error(where, "--model", expected, "none of them")
         assert checkpoint is not None
         saved = load_checkpoint(checkpoint)
+        if where == "localize" and isinstance(saved.model, (FCAMModel, UNetLocalizer, DeepLabV3)):
+            expected = "of a classifier (what learnt its maps is given as --run FOLDER)"
+            value_error(where, "--checkpoint", expected, f"{checkpoint}")
         found = Classifier(
             saved.model, saved.input_size, len(saved.mean), saved.mean, saved.std,
             saved.class_names,

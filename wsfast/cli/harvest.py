@@ -20,7 +20,7 @@ from ..data.inputs import VIDEO_SUFFIXES
 from ..train import distributed
 from ..train.evaluation import RunMaps
 from ..train.harvest import harvest
-from .arguments import parse_threshold
+from .arguments import check_left_out, parse_threshold
 from .outputs import check_folder
 
 NAME = "harvest"
@@ -54,19 +54,26 @@ def run(options: argparse.Namespace) -> int:
         check_range("harvest", f"--{name.replace('_', '-')}", getattr(options, name), 1, 10**6)
     check_folder("harvest", "--out", options.out)
     threshold = None if options.threshold is None else parse_threshold(options.threshold, NAME)
-    files = [f for f in expand_inputs(options.images) if f.suffix.lower() not in VIDEO_SUFFIXES]
+    found_files = expand_inputs(options.images)
+    files = [file for file in found_files if file.suffix.lower() not in VIDEO_SUFFIXES]
     if not files:
         value_error("harvest", "images", "at least one image", "videos only")
     wanted = parse_device("harvest", "--device", options.device)
     with distributed.process_group(wanted) as device:
+        maps = RunMaps(options.folder, device)
+        if not maps.of_classes:
+            check_left_out("harvest", options, ("target",), "a run that learnt its maps")
         found = harvest(
-            RunMaps(options.folder, device), files, options.out, threshold=threshold,
+            maps, files, options.out, threshold=threshold,
             target=options.target, max_boxes=options.max_boxes, min_area=options.min_area,
             batch_size=options.batch_size, strict=options.strict,
         )  # fmt: skip
     if distributed.started_as_writer():
         for file in found.skipped:
             print(f"wsfast harvest: skipped {file.path} ({file.reason})", file=sys.stderr)
+        if len(files) < len(found_files):
+            videos = len(found_files) - len(files)
+            print(f"wsfast harvest: {videos} videos left out", file=sys.stderr)
         done = len(files) - len(found.skipped)
         print(f"{done} images harvested, {len(found.skipped)} files skipped; {found.path}")
     return 0 if len(found.skipped) < len(files) else 2

@@ -119,6 +119,7 @@ def _settings(
 ) -> dict[str, Any]:
     gradients = isinstance(localizer, GradientLocalizer)
     chosen = method_settings(localizer.method) if gradients else {}
+    of_run = chosen.get("method", "of the run")
     return {
         "source": source.name,
         "live": source.live,
@@ -126,7 +127,7 @@ def _settings(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": options.model or str(options.folder or options.checkpoint),
         **chosen,
-        "method": options.method or (DEFAULT_METHOD if options.folder is None else "of the run"),
+        "method": options.method or (DEFAULT_METHOD if options.folder is None else of_run),
         "input_size": list(localizer.input_size),
     }
 

@@ -209,7 +209,8 @@ def localize_batch(
     inputs = torch.stack([classifier.prepare(image) for _, image in batch]).to(device)
     result = method(inputs, target)
     logits = result.logits.float().cpu()
-    targets = [None] * len(batch) if result.target is None else result.target.tolist()
+    target_of = result.target if getattr(method, "of_classes", True) else None
+    targets = [None] * len(batch) if target_of is None else target_of.tolist()
     found = []
     for i, (name, image) in enumerate(batch):
         cam = resize_cams(result.cams[i : i + 1], (image.shape[0], image.shape[1]))
@@ -282,8 +283,9 @@ def run(options: argparse.Namespace) -> int:
         live.keep_live_results(options.out)
     options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
-    if not options.compare:
-        check_images_kept("localize", images.files, options.out)
+    earlier = {file.resolve() for file in written_files(options.out, RESULTS)}
+    images.files = [file for file in images.files if file.resolve() not in earlier] or images.files
+    check_images_kept("localize", images.files, options.out)
     device = parse_device("localize", "--device", options.device)
     method: CAMMethod | RunMaps
     if options.folder is not None:

@@ -1,7 +1,11 @@
 """Standard error while a command runs: bars, messages, errors, which nobody may read any more."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TextIO
+
+_RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # a traceback's last line, or its first of some
+_OF_BAD_INPUT = re.compile(r"(wsfast\.[\w.]+|ValueError|TypeError|OSError): ")
 
 
 class Messages:
@@ -47,4 +51,7 @@ def one_line(error: Exception) -> str:
     kind = type(error).__name__
     if not text:
         return kind
+    if text[0].startswith("Caught ") and "worker process" in text[0]:  # torch's, with a traceback
+        said = [line for line in text if _RAISED.match(line)]
+        return _OF_BAD_INPUT.sub("", said[-1] if said else text[-1], count=1)
     return text[0] if isinstance(error, (ValueError, TypeError, OSError)) else f"{kind}: {text[0]}"

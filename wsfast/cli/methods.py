@@ -85,11 +85,11 @@ class Composed(CAMMethod):
 
 def method_settings(method: Any) -> dict[str, Any]:
     """What a method is and what was chosen of it, as results tell it."""
-    inner = getattr(method, "inner", method)
+    inner = getattr(method, "inner", None) or getattr(method, "cam", None) or method
     percentile = getattr(inner, "percentile", None)
     return {
         "method": getattr(method, "method_name", type(method).__name__),
-        "layers": list(method.layer_names or ()),
+        "layers": list(inner.layer_names or ()),
         **({} if percentile is None else {"percentile": percentile}),
         **getattr(method, "settings", {}),
     }

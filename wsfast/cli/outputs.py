@@ -37,9 +37,14 @@ def _file_on_the_way(folder: Path) -> Path | None:
 def check_images_kept(where: str, images: Iterable[Path], out: Path) -> None:
     """Raise ValueError where ``out`` is the folder of an image or video.
 
-    An overlay there, NAME.png, could replace the image, or what belongs to it, such as its mask.
+    An overlay there, NAME.png, could replace the image, what a link to it leads to, or what belongs
+    to it, such as its mask.
     """
-    folders = {image.parent: image for image in images}
+    folders: dict[Path, Path] = {}
+    for image in images:
+        folders.setdefault(image.parent, image)
+        if image.is_symlink():
+            folders.setdefault(image.resolve().parent, image)
     for folder, image in folders.items():
         if folder.resolve() == out.resolve():
             expected = "another folder than the images', whose PNGs could be replaced"

@@ -6,7 +6,7 @@ A classifier comes first; the other recipes start from its run:
   dips        a localizer learns from region proposals that the classifier recognises (DiPS)
   pseudo      a segmenter learns from masks made of heat maps (RA-CAM's pseudo-labels)
 
-RUN gets config.yaml (every setting), learnt.txt (names of the images that are trained on),
+RUN gets config.yaml (every setting), learnt.txt (files of the images that are trained on),
 log.jsonl (a line per epoch), last.safetensors and best.safetensors (models) and last.pt (what
 --resume needs). A run that was killed or stopped goes
 on with --resume as if nothing had happened; SIGTERM and Ctrl-C finish the step in progress, save
@@ -35,6 +35,7 @@ from ..train.runs import CONFIGS, configure, preview
 from ..train.runs import run as train
 from .arguments import read_size
 from .drawing import Image, contact_sheet, draw_boxes, enlarge, heat_overlay, write_png, write_text
+from .messages import one_line
 from .outputs import check_file, check_folder
 
 _PREVIEW_SIDE = 256  # small images are enlarged to about this
@@ -158,7 +159,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"wsfast train: {stopped}", file=sys.stderr)
         return stopped.code
     except RuntimeError as error:  # the loss has become NaN, the accelerator is out of memory
-        print(f"wsfast train: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        said = one_line(error).removeprefix("RuntimeError: ")
+        print(f"wsfast train: error: {said}", file=sys.stderr)
         return 1
     if speaks:
         _report(config, history, options.out)
