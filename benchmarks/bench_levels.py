@@ -67,7 +67,7 @@ def in_batches(metric_type: type[MaxBoxAcc]) -> Callable[[Inputs], Run]:
         each = list(boxes[:, None])
 
         def run() -> Tensor:
-            metric = metric_type()
+            metric = metric_type().to(maps.device)
             metric.update(maps, each)
             return metric.num_correct
 
@@ -126,6 +126,7 @@ def case(
     ours: Callable[[Inputs], Run],
     sizes: tuple[Size, ...],
     targets: tuple[Target, ...],
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
     return Case(
         room="levels",
@@ -133,11 +134,11 @@ def case(
         inputs=maps_and_boxes,
         sizes=sizes,
         contenders=(
-            Contender("wsfast", ours),
+            Contender("wsfast", ours, devices=devices),
             Contender(PLAIN, opencv(metric, collapse=False), devices=("cpu",)),
             Contender(COLLAPSED, opencv(metric, collapse=True), devices=("cpu",)),
         ),
-        oracle=lambda inputs: opencv(metric, collapse=True)(inputs)(),
+        oracle=lambda inputs: opencv(metric, collapse=True)((inputs[0].cpu(), inputs[1].cpu()))(),
         tolerance=0.0,
         targets=targets,
         budget=Budget(one_round_above=2.0),
@@ -151,6 +152,7 @@ CASES = [
         one_by_one(MaxBoxAcc),
         ONE_BY_ONE_SIZES,
         (Target(ONE_BY_ONE.label, 25, 60, (PLAIN,)),),
+        devices=("cpu",),  # of NumPy maps
     ),
     case(
         "BoxEvaluator, every contour, one map at a time",
@@ -158,6 +160,7 @@ CASES = [
         one_by_one(MaxBoxAccV2),
         ONE_BY_ONE_SIZES,
         (Target(ONE_BY_ONE.label, 10, 30, (PLAIN,)),),
+        devices=("cpu",),  # of NumPy maps
     ),
     case(
         "MaxBoxAcc, batches",

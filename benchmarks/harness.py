@@ -308,7 +308,8 @@ def measure(case: Case, size: Size, settings: Settings, clock: Clock | None = No
             try:
                 lanes.append(_prepare(case, contender, inputs, expected, budget, clock))
             except Exception as error:  # one that breaks must not hide the others
-                reason = f"{FAILED}{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                said = next(iter(str(error).splitlines()), "")[:120]
+                reason = f"{FAILED}{type(error).__name__}: {said}"
         rows[contender.name] = _blank(case, size, contender, reason, traffic)
     del expected
     run_interleaved(lanes, clock)

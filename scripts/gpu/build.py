@@ -36,7 +36,12 @@ def main() -> int:
         print("dry run: the library that is there")
     elif code := build(environment(device)):
         return code
-    show = "import json, wsfast; print(json.dumps(wsfast.info(), indent=1, default=str))"
+    wanted = ["_C", "_C_cuda"] if device == "cuda" else ["_C"]
+    show = (
+        "import json, sys, wsfast; facts = wsfast.info()\n"
+        "print(json.dumps(facts, indent=1, default=str))\n"
+        f"sys.exit(any(facts['libraries'][name] != 'loaded' for name in {wanted}))"
+    )
     strict = {**os.environ, "WSFAST_REQUIRE_NATIVE": "1"}
     return subprocess.run([sys.executable, "-c", show], cwd=ROOT, env=strict).returncode
 

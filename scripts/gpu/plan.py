@@ -123,7 +123,7 @@ def tested(setting: Setting) -> tuple[str, ...]:
 
 def test_step(name: str, command: tuple[str, ...], absent: str) -> Step:
     """Tests with native kernels or failure."""
-    environment = {"WSFAST_REQUIRE_NATIVE": "1", **SIDE_BY_SIDE}
+    environment = SIDE_BY_SIDE
     return Step(name, command, 240, needs=("build",), environment=environment, absent=absent)
 
 

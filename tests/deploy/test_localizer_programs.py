@@ -59,8 +59,9 @@ def test_cuda_graphs_need_cuda() -> None:
         capture(small_localizer(), defects(1))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_captured_graph_gives_the_same_boxes() -> None:
+def test_a_captured_graph_gives_the_same_boxes(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
     localizer, images = small_localizer(threshold=0.5).cuda(), defects(6).cuda()
     captured = capture(localizer, images[:2])
     for first in (0, 2, 4):
