@@ -24,6 +24,8 @@ from wsfast.deploy.steps import (
     warn_of_other_scales,
 )
 
+_SPACE_TO_DEPTH = 16  # channels that TResNet's stem makes of one before its first convolution
+
 
 class Boxing(TypedDict, total=False):
     """The keyword arguments that every localizer takes; :class:`Localizer` has their defaults."""
@@ -148,7 +150,8 @@ def input_settings(
     if hasattr(model, "pretrained_cfg"):
         data = timm.data.resolve_model_data_config(model)
         known = {"input_size": data["input_size"][1:]}
-        if _input_channels(model) in (None, len(data["mean"])):
+        channels = len(data["mean"])
+        if _input_channels(model) in (None, channels, channels * _SPACE_TO_DEPTH):
             known |= {"mean": data["mean"], "std": data["std"]}
     for name, value in given.items():
         if value is None and name not in known:
@@ -159,9 +162,8 @@ def input_settings(
 def _input_channels(model: Any) -> int | None:
     """What timm's first convolution takes: its settings have three whatever ``in_chans`` was."""
     first = model.pretrained_cfg.get("first_conv")
-    if not isinstance(first, str):
-        return None
+    name = first[0] if isinstance(first, (tuple, list)) and first else first
     try:
-        return getattr(model.get_submodule(first), "in_channels", None)
-    except AttributeError:
+        return getattr(model.get_submodule(name), "in_channels", None)
+    except (AttributeError, TypeError):  # no such module, or none named
         return None
