@@ -180,6 +180,46 @@ def test_maps_that_were_learnt_have_no_target(runs, tmp_path, capsys, recipe) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("recipe", ["dips", "pseudo"])
+def test_another_classifier_than_the_runs_own_is_refused(
+    runs, tmp_path, recipe, monkeypatch
+) -> None:
+    """One of the same path, seen from another folder, would give its scores without a word."""
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(
+        small_model(1), other, class_names=("good", "defect"), mean=(0.4,), std=(0.2,),
+        input_size=INPUT,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"--run must be run where .*other.* is the classifier it"):
+        Localizer.from_checkpoint(runs[recipe], classifier=other)
+    moved = shutil.copytree(runs[recipe], tmp_path / "run")
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(runs["classifier"]), "runs/gone"))
+    with pytest.raises(ValueError, match="--run must be run where its classifier is found, runs/g"):
+        Localizer.from_checkpoint(moved)
+
+
+def test_what_has_no_effect_on_learnt_maps_is_refused(runs, tmp_path, capsys) -> None:
+    picture = tmp_path / "part.png"
+    cv2.imwrite(str(picture), defects(1)[0, 0].numpy())
+    file = runs["fcam"] / "best.safetensors"
+    for command, message in (
+        (["harvest", picture, "--run", runs["fcam"], "--target", 1], "--target must be left out"),
+        (["localize", picture, "--checkpoint", file], "--checkpoint must be of a classifier"),
+        (
+            ["localize", picture, "--run", runs["fcam"], "--device", "meta"],
+            "--device must be a",
+        ),
+    ):
+        assert main([str(word) for word in [*command, "--out", tmp_path / "out"]]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    command = ["localize", picture, "--run", runs["fcam"], "--out", tmp_path / "out"]
+    assert main([str(word) for word in command]) == 0
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["images"]
+    assert found["explained_class"] is None
+
+
 @pytest.mark.parametrize("recipe", ["classifier", "fcam"])
 def test_models_with_scores_of_their_own_take_no_classifier(runs, recipe) -> None:
     for path in (runs[recipe], runs[recipe] / "best.safetensors"):
