@@ -132,9 +132,13 @@ def test_what_is_no_video_is_one_plain_error(tmp_path: Path, source: str | int, 
 
 
 def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch) -> None:
-    write_clip(tmp_path / "clip.avi", range(0, 60, 10)).rename(tmp_path / "2024-01-01T12:30.avi")
+    writer = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for grey in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), grey, np.uint8))
+    writer.release()
+    (tmp_path / "a.mp4").rename(tmp_path / "2024-01-01T12:30.mp4")  # FFmpeg alone reads these
     monkeypatch.chdir(tmp_path)
-    assert VideoFrames("2024-01-01T12:30.avi").read() is not None
+    assert VideoFrames("2024-01-01T12:30.mp4").read() is not None
 
 
 def test_image_files_go_on_after_a_damaged_frame(tmp_path: Path) -> None:
