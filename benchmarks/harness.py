@@ -356,11 +356,10 @@ def why_absent(contender: Contender, settings: Settings) -> str:
 
 def why_memory_absent(case: Case, name: str, settings: Settings) -> str:
     """Return why the memory of a contender cannot be measured here, or an empty string."""
-    contender, limit = case.contender(name), case.memory
-    too_large = "" if limit is None else why_too_large(case.needs, limit.size, settings.device)
-    if limit is not None and not too_large:
-        too_large = why_too_large(contender.needs, limit.size, settings.device)
-    return why_absent(contender, settings) or too_large
+    assert case.memory is not None
+    contender, size, device = case.contender(name), case.memory.size, settings.device
+    too_large = (why_too_large(needs, size, device) for needs in (case.needs, contender.needs))
+    return why_absent(contender, settings) or next(filter(None, too_large), "")
 
 
 def _prepare(

@@ -77,7 +77,7 @@ def open_classifier(
             value_error(where, "--model", expected, "none of them")
         assert checkpoint is not None
         saved = load_checkpoint(checkpoint)
-        if where == "localize" and isinstance(saved.model, (FCAMModel, UNetLocalizer, DeepLabV3)):
+        if isinstance(saved.model, (FCAMModel, UNetLocalizer, DeepLabV3)):
             expected = "of a classifier (what learnt its maps is given as --run FOLDER)"
             value_error(where, "--checkpoint", expected, f"{checkpoint}")
         found = Classifier(

@@ -23,6 +23,7 @@ from ..deploy.replay import ReplayedLocalizer
 from ..train.interrupt import StopRequest, stop_on_signals
 from .arguments import check_left_out
 from .live_output import RESULTS, SUMMARY, VIDEO, Output, report, short_report
+from .methods import method_inside
 from .opening import try_localizer
 from .window import Window, check_windows
 
@@ -177,19 +178,13 @@ def run(
     return exit_code(loop.statistics, request.number)
 
 
-def _makes_many_passes(method: Any) -> bool:
-    """Whether a CAM method does, or the one inside a command's or a run's."""
-    inside = (getattr(method, name, None) for name in ("inner", "cam"))
-    return any(isinstance(found, _MANY_PASSES) for found in (method, *inside))
-
-
 def _build_loop(
     source: VideoSource,
     localizer: Localizer | GradientLocalizer,
     output: Output,
     options: argparse.Namespace,
 ) -> LiveLoop:
-    slow = _makes_many_passes(getattr(localizer, "method", None))
+    slow = isinstance(method_inside(getattr(localizer, "method", None)), _MANY_PASSES)
     batch_size = options.batch_size or (_CAMERA_BATCH if source.live or slow else _FILE_BATCH)
     device = localizer.mean.device
     replayed = device.type == "cuda" and isinstance(localizer, Localizer)

@@ -83,9 +83,14 @@ class Composed(CAMMethod):
         return self._explain(images, target)
 
 
+def method_inside(method: Any) -> Any:
+    """The CAM method that a command or a run has made something around, or the method itself."""
+    return getattr(method, "inner", None) or getattr(method, "cam", None) or method
+
+
 def method_settings(method: Any) -> dict[str, Any]:
     """What a method is and what was chosen of it, as results tell it."""
-    inner = getattr(method, "inner", None) or getattr(method, "cam", None) or method
+    inner = method_inside(method)
     percentile = getattr(inner, "percentile", None)
     return {
         "method": getattr(method, "method_name", type(method).__name__),

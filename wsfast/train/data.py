@@ -126,7 +126,7 @@ def check_unseen(config: TrainConfig, data: "OpenedData") -> None:
         data: of the run.
     """
     known = learnt_before(config)
-    doubtful = known and known.difference(identities(data.train, config.data) or ())
+    doubtful = known and known.difference(identities(data.train, config.data))
     if not doubtful:
         return
     parts = {} if data.validation is None else {"val": data.validation}
@@ -142,7 +142,7 @@ def check_unseen(config: TrainConfig, data: "OpenedData") -> None:
 
 def told_seen(dataset: Any, data: str, learnt: Container[str]) -> str:
     """How many of a split's images were learnt from, with the first one; empty where none was."""
-    images = identities(dataset, data) or []
+    images = identities(dataset, data)
     seen = [image for image in images if image in learnt]
     return f"{len(seen)} of {len(images)} ({seen[0]}, ...)" if seen else ""
 

@@ -171,13 +171,13 @@ def images_at_once(config: TrainConfig) -> int:
     return min(_AT_ONCE, max(1, config.batch_size // parts))
 
 
-def identities(dataset: Any, data: str) -> list[str] | None:
-    """The files of a split's images, seen from the folder of all splits; None where it has none.
+def identities(dataset: Any, data: str) -> list[str]:
+    """The files of a split's images, seen from the folder of all splits; names where it has none.
 
-    Names do not do: in folders of their own, splits may have images of the same names.
+    Names do not do for files: in folders of their own, splits may have images of the same names.
     """
     if not isinstance(dataset, ImageDataset):
-        return getattr(dataset, "names", None)
+        return list(getattr(dataset, "names", ()))
     place = Path(data)
     folder = (place if place.is_dir() else place.parent).resolve()
     files = [dataset.root / record.image for record in dataset.records]
@@ -210,8 +210,7 @@ class ImageRecipe(Recipe):
     @property
     def identities(self) -> Sequence[str]:
         """The files of the training images, see :func:`identities`."""
-        found = identities(self.data.train, self.config.data)
-        return self.names if found is None else found
+        return identities(self.data.train, self.config.data) or self.names
 
     def guide(self, item: int) -> tuple[Tensor | None, Tensor]:
         """What is to be learnt from in a training image.
