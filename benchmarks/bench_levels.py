@@ -26,8 +26,14 @@ CELLS = {"smooth": 7, "mid": 14, "noisy": 28}
 NOISE = {"smooth": 0.0, "mid": 0.02, "noisy": 0.15}
 ONE_BY_ONE = Size(4, 224, "smooth", headline=True)
 BATCH = Size(64, 224, "smooth", headline=True)
-ONE_BY_ONE_SIZES = (ONE_BY_ONE, Size(4, 224, "mid"), Size(2, 224, "noisy"), Size(2, 512, "smooth"))
-BATCH_SIZES = (BATCH, Size(16, 224, "smooth"), Size(32, 224, "smooth"), Size(8, 224, "noisy"))
+ONE_BY_ONE_SIZES = (
+    ONE_BY_ONE, Size(4, 224, "mid"), Size(2, 224, "noisy"),
+    Size(2, 512, "smooth"), Size(2, 512, "mid"), Size(1, 512, "noisy"),
+)  # fmt: skip
+BATCH_SIZES = (
+    BATCH, Size(16, 224, "smooth"), Size(32, 224, "smooth"), Size(16, 224, "mid"),
+    Size(8, 224, "noisy"), Size(16, 112, "smooth"), Size(16, 448, "smooth"), Size(8, 512, "mid"),
+)  # fmt: skip
 PLAIN, COLLAPSED = "OpenCV, 1000 thresholds", "OpenCV, distinct levels"
 Inputs = tuple[Tensor, Tensor]
 

@@ -14,6 +14,7 @@ from torch.library import opcheck
 
 import wsfast
 from tests.masks import FAMILIES, checkerboard, make_mask, snake, spiral
+from tests.processes import python
 from wsfast.ops.boxes import reference
 from wsfast.testing import FLOATING_DTYPES
 
@@ -96,6 +97,44 @@ def class_variance(levels: np.ndarray, level: int) -> Fraction:
     return len(below) * len(above) * means**2
 
 
+def random_histogram(rng: np.random.Generator) -> np.ndarray:
+    """Pixels per level: few or all levels, wide or narrow, at the edges of 16 or anywhere, alike."""
+    levels = np.arange(256)
+    kind = rng.choice(["even", "two hills", "few", "edges", "narrow", "steep"])
+    counts = {
+        "even": rng.integers(0, 40, 256),
+        "two hills": np.exp(-(((levels - rng.integers(256)) / 20) ** 2)) * 90
+        + np.exp(-(((levels - rng.integers(256)) / rng.integers(3, 40)) ** 2)) * 60,
+        "few": np.where(rng.random(256) < 0.02, rng.integers(1, 4) * 100, 0),
+        "edges": np.where(np.isin(levels % 16, [0, 15]), rng.choice([1, 7, 7, 200], 256), 0),
+        "narrow": np.where(abs(levels - rng.integers(256)) < rng.integers(1, 20), 30, 0),
+        "steep": 3000 * 0.97**levels,
+    }[kind]
+    counts = counts.astype(np.int64)
+    counts[rng.integers(256)] += rng.choice([0, 1, 2000])
+    counts[rng.integers(256)] += 1
+    return counts
+
+
+def otsu_on_histograms(count: int = 400) -> None:
+    """The best of all splits is found, and again above it."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        histogram = random_histogram(rng)
+        levels = torch.from_numpy(rng.permutation(np.repeat(np.arange(256), histogram)))
+        cams = ((levels + 0.5) / 255).view(1, 1, -1)
+        for repeat in (1, 2, 3):
+            found = int((wsfast.otsu_threshold(cams, repeat=repeat) * 255).round()) - 1
+            assert found == int(reference.otsu_level(cams, repeat)), (histogram.tolist(), repeat)
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_otsu_of_any_histogram_is_exact(level: str) -> None:
+    code = "from tests.ops.test_boxes import otsu_on_histograms; otsu_on_histograms()"
+    done = python("-c", code, WSFAST_SIMD=level)
+    assert done.returncode == 0, done.stderr
+
+
 def test_known_values() -> None:
     mask = torch.tensor([[[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]]], dtype=torch.uint8)
     eight, four = (wsfast.connected_components(mask, connectivity=c)[0] for c in (8, 4))
@@ -154,7 +193,7 @@ def test_forward_matches_reference(
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2048, 2048)])
-def test_large_shapes(shape: tuple[int, int]) -> None:
+def test_large_shapes(shape: tuple[int, int], device: torch.device) -> None:
     """A snake, a spiral and a checkerboard end at once and are counted right."""
     one = min(shape) > 1  # a checkerboard on a line has no diagonal neighbours
     board = checkerboard(*shape)
@@ -166,7 +205,8 @@ def test_large_shapes(shape: tuple[int, int]) -> None:
         (board, 4, int(board.sum())),
         (torch.ones(1, *shape, dtype=torch.bool), 4, 1),
     ]
-    for mask, connectivity, count in cases:
+    for case, connectivity, count in cases:
+        mask = case.to(device)
         labels, counts = wsfast.connected_components(mask, connectivity=connectivity)
         found = wsfast.component_boxes(mask, max_boxes=2, connectivity=connectivity)
         assert counts.tolist() == found.counts.tolist() == [count]  # true beyond max_boxes too

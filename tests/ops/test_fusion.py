@@ -412,6 +412,19 @@ def test_a_sum_that_overflows_is_not_flat() -> None:
         torch.testing.assert_close(fused, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_without_a_norm_an_overflow_stays_where_it_is(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    layer = torch.ones(1, 3, 4, dtype=dtype, device=device)
+    layer[0, 1, 2] = torch.finfo(dtype).max
+    expected = torch.full_like(layer, 2.0)
+    expected[0, 1, 2] = math.inf
+    for fuse in (wsfast.fuse_cams, reference.fuse_cams):
+        fused = fuse([layer, layer], (3, 4), layer_norm=None, reduce="sum", norm=None)
+        assert torch.equal(fused, expected)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
 def test_gradient_of_a_small_range(eps: float) -> None:
     """Its square underflows in float32."""

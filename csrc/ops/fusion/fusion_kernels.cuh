@@ -292,8 +292,7 @@ WS_GLOBAL void __launch_bounds__(kNormalizeThreads)
     mine = merge(mine, parts[t]);
   }
   const Stats<A> stats = block_stats(mine, scratch);
-  const Affine<A> affine =
-      norm == Norm::none ? Affine<A>{A(0), A(1)} : normalization(stats, norm, output.eps);
+  const Affine<A> affine = normalization(stats, norm, output.eps);
   const int64_t begin = image * pixels + first;
   const int64_t end = image * pixels + (first + span_length < pixels ? first + span_length : pixels);
   for (int64_t i = begin + threadIdx.x; i < end; i += batch * kNormalizeThreads) {

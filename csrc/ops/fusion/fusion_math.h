@@ -52,17 +52,17 @@ WS_HD bool is_flat(A low, A high) {
 
 // minmax: (m - min) / (max(m - min) + eps), 0 where m is flat; max: m / (max(m) + eps), 0 where no
 // value is positive. Where layers add up to more than A holds, what is still finite becomes 0 and
-// the rest NaN.
+// the rest NaN. none: m as it is.
 template <class A>
 WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
+  if (norm == Norm::none) return {A(0), A(1)};
   if (!stats.finite) return {A(0), A(0)};
   const A e = static_cast<A>(eps);
   if (norm == Norm::minmax) {
     const A range = stats.high - stats.low;
     return {stats.low, is_flat(stats.low, stats.high) ? A(0) : factor_of(range + e)};
   }
-  if (norm == Norm::max) return {A(0), stats.high > A(0) ? factor_of(stats.high + e) : A(0)};
-  return {A(0), A(1)};
+  return {A(0), stats.high > A(0) ? factor_of(stats.high + e) : A(0)};
 }
 
 // The two source positions of an output position and the weight of the second: half-pixel centres,
