@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from benchmarks import opencv_protocol as protocol
+from tests import level_maps
 from wsfast.metrics import (
     DefectSegmentation,
     LocalizationErrors,
@@ -17,6 +20,7 @@ from wsfast.metrics import (
     PxAP,
     TopKLocalization,
 )
+from wsfast.metrics.localization import BoxAccuracy
 
 THRESHOLDS = np.arange(0, 1, 0.001)
 BOX_METRICS = (MaxBoxAcc, MaxBoxAccV2)
@@ -73,13 +77,14 @@ def test_counts_equal_the_protocol(metric_type, seed: int, device: torch.device)
 
 
 @pytest.mark.parametrize("metric_type", BOX_METRICS)
-def test_float32_maps_count_alike(metric_type) -> None:
+def test_float32_maps_count_alike(metric_type, device: torch.device) -> None:
     maps, boxes = make_batch(14, 9)
     maps = [m.astype(np.float32).astype(np.float64) for m in maps]
-    wide, narrow = metric_type(), metric_type()
+    wide, narrow = metric_type(), metric_type().to(device)
     wide.update(*as_tensors(maps, boxes))
-    narrow.update(*as_tensors(maps, boxes, torch.float32))
-    assert torch.equal(wide.num_correct, narrow.num_correct)
+    tensors, truth = as_tensors(maps, boxes, torch.float32)
+    narrow.update(tensors.to(device), [b.to(device) for b in truth])
+    assert torch.equal(wide.num_correct, narrow.num_correct.cpu())
 
 
 def test_curve_and_best_threshold() -> None:
@@ -107,9 +112,31 @@ def test_top_k_needs_the_class() -> None:
         assert metric.compute().item() == expected
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(level_maps.FAMILIES),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 2**31 - 1),
+    st.sampled_from(BOX_METRICS),
+)
+def test_counts_of_any_map_equal_the_protocol(family, height, width, seed, metric_type) -> None:
+    scores = level_maps.make_map(family, height, width, seed) / 255
+    boxes = level_maps.make_truth(np.random.default_rng(seed), height, width)
+    thresholds = np.arange(0, 1, 0.01)
+    metric = metric_type(thresholds=thresholds)
+    metric.update(*as_tensors([scores], [boxes]))
+    expected = protocol.num_correct(
+        [scores], [boxes], thresholds, metric.iou_levels, every_contour=metric.every_contour,
+        collapse=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(metric.num_correct.numpy(), expected)
+
+
+@pytest.mark.parametrize("highest", [1.0, 0.7])  # of 0.7 the highest bins are empty
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_pxap_equals_the_protocol(dtype: torch.dtype) -> None:
-    maps, _ = make_batch(14, 3)
+def test_pxap_equals_the_protocol(dtype: torch.dtype, highest: float) -> None:
+    maps = [m * highest for m in make_batch(14, 3)[0]]
     rng = np.random.default_rng(1)
     masks = [
         rng.choice([0, 1, 255], size=m.shape, p=[0.6, 0.3, 0.1]).astype(np.uint8) for m in maps
@@ -118,7 +145,7 @@ def test_pxap_equals_the_protocol(dtype: torch.dtype) -> None:
     metric = PxAP()
     metric.update(tensor, torch.from_numpy(np.stack(masks)))
     expected = protocol.pixel_average_precision(list(tensor.double().numpy()), masks, THRESHOLDS)
-    assert metric.compute().item() == pytest.approx(expected, abs=1e-15)
+    assert metric.compute().item() == expected
 
 
 def test_pxap_known_values() -> None:
@@ -175,16 +202,97 @@ def test_stacked_boxes_are_those_of_a_list() -> None:
     assert stacked.compute()["correct"] == 1
 
 
-def test_merge_state_equals_one_metric() -> None:
+def every_metric() -> list[Metric]:
+    return [
+        MaxBoxAcc(), MaxBoxAccV2(), TopKLocalization(k=2), PxAP(), LocalizationErrors(),
+        DefectSegmentation(),
+    ]  # fmt: skip
+
+
+def count(metric: Metric, share: slice, device: torch.device | str = "cpu") -> None:
+    """Count some of ten images."""
     maps, boxes = as_tensors(*make_batch(10, 4))
-    whole, first, second = MaxBoxAccV2(), MaxBoxAccV2(), MaxBoxAccV2()
-    whole.update(maps, boxes)
-    first.update(maps[:3], boxes[:3])
-    second.update(maps[3:], boxes[3:])
+    masks = objects_in_the_last(maps)[share].to(device)
+    maps, boxes = maps[share].to(device), [b.to(device) for b in boxes[share]]
+    target = (torch.arange(10)[share] % 3).to(device)
+    if isinstance(metric, TopKLocalization):
+        metric.update(maps, boxes, maps[:, 0, :4], target)
+    elif isinstance(metric, PxAP):
+        metric.update(maps, masks)
+    elif isinstance(metric, LocalizationErrors):
+        metric.update(torch.stack([b[0] for b in boxes]) // 2, boxes, target // 2, target)
+    elif isinstance(metric, DefectSegmentation):
+        metric.update(maps > 0.5, masks.bool())
+    else:
+        metric.update(maps, boxes)
+
+
+def of_all(metric: Metric) -> list:
+    """All results of a metric, to be compared between processes."""
+    results: list = [metric.compute()]
+    if isinstance(metric, BoxAccuracy | PxAP):
+        results += metric.curve()
+    if isinstance(metric, BoxAccuracy):
+        results.append(metric.best_thresholds())
+    told = [r.values() if isinstance(r, dict) else [r] for r in results]
+    return [value.tolist() for values in told for value in values]
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_every_device_counts_alike(at: int, device: torch.device) -> None:
+    here, there = every_metric()[at], every_metric()[at].to(device)
+    count(here, slice(0, 10))
+    count(there, slice(0, 10), device)
+    assert of_all(there) == of_all(here)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_merge_state_equals_one_metric(at: int) -> None:
+    whole, first, second = (every_metric()[at] for _ in range(3))
+    count(whole, slice(0, 10))
+    count(first, slice(0, 3))
+    before = first.compute()
+    count(second, slice(3, 10))
     first.merge_state(second)
-    assert torch.equal(first.num_correct, whole.num_correct)
-    assert torch.equal(first.fingerprint, whole.fingerprint)
-    assert first.compute() == whole.compute()
+    for name, value in whole.metric_state.items():
+        assert torch.equal(first.metric_state[name], value)
+    assert of_all(first) == of_all(whole)
+    assert at == 4 or first.compute() != before  # not what compute had kept
+
+
+def test_merge_state_refuses_other_settings() -> None:
+    metric = MaxBoxAcc(thresholds=[0.1, 0.2])
+    count(metric, slice(0, 3))
+    before = metric.num_correct
+    for other in (MaxBoxAcc(thresholds=[0.8, 0.9]), MaxBoxAccV2(thresholds=[0.1, 0.2])):
+        with pytest.raises(ValueError, match="MaxBoxAcc.merge_state: incoming_state must be of a"):
+            metric.merge_state(other)
+    assert torch.equal(metric.num_correct, before)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_batch_that_is_refused_costs_no_counts(at: int) -> None:
+    metric, expected = every_metric()[at], every_metric()[at]
+    count(metric, slice(0, 3))
+    for share in (slice(0, 3), slice(3, 10)):
+        count(expected, share)
+    bad = torch.full((1, 8, 8), torch.nan)
+    arguments = {2: (torch.ones(1, 3), torch.tensor([0]))}.get(at, ())
+    truth = torch.zeros(1, 8, 8, dtype=torch.bool) if at == 3 else WHOLE
+    with pytest.raises(ValueError, match="free of NaN"):
+        metric(bad, truth, *arguments)
+    assert metric._to_sync
+    count(metric, slice(3, 10))
+    assert of_all(metric) == of_all(expected)
+
+
+def test_curves_and_thresholds_are_copies() -> None:
+    mine = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    metric = MaxBoxAcc(thresholds=mine)
+    count(metric, slice(0, 3))
+    mine *= 100
+    metric.curve()[0].mul_(100)
+    assert metric.curve()[0].tolist() == [0.1, 0.5]
 
 
 def assert_as_alone(metrics: dict, *batches: tuple) -> None:
@@ -219,25 +327,18 @@ def test_a_collection_keeps_metrics_apart_that_start_alike() -> None:
     assert len(same.compute_groups) == 1
 
 
-def curves_of(box: MaxBoxAccV2, pixel: PxAP) -> tuple:
-    """All results of two metrics, to be compared between processes."""
-    results = [box.compute(), pixel.compute(), *box.curve(), box.best_thresholds(), *pixel.curve()]
-    return tuple(result.tolist() for result in results)
-
-
 def _count_share(rank: int, port: int, results) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    maps, boxes = as_tensors(*make_batch(10, 5))
-    share = slice(0, 4) if rank == 0 else slice(4, 10)
-    box, pixel = MaxBoxAccV2(), PxAP()
-    box.update(maps[share], boxes[share])
-    pixel.update(maps[share], objects_in_the_last(maps)[share])
-    kept = box.num_correct.clone(), pixel.histograms.clone()
-    results[rank] = curves_of(box, pixel)
-    assert torch.equal(box.num_correct, kept[0])  # its own again
-    assert torch.equal(pixel.histograms, kept[1])
+    found = []
+    for metric in every_metric():
+        count(metric, slice(0, 4) if rank == 0 else slice(4, 10))
+        kept = {name: value.clone() for name, value in metric.metric_state.items()}
+        found.append(of_all(metric))
+        for name, value in kept.items():
+            assert torch.equal(metric.metric_state[name], value)  # its own again
+    results[rank] = found
     torch.distributed.destroy_process_group()
 
 
@@ -254,14 +355,14 @@ def test_two_processes_equal_one() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    maps, boxes = as_tensors(*make_batch(10, 5))
-    box, pixel = MaxBoxAccV2(), PxAP()
-    box.update(maps, boxes)
-    pixel.update(maps, objects_in_the_last(maps))
+    expected = []
+    for metric in every_metric():
+        count(metric, slice(0, 10))
+        expected.append(of_all(metric))
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
         torch.multiprocessing.spawn(_count_share, args=(port, results), nprocs=2)
-        assert results[0] == results[1] == curves_of(box, pixel)
+        assert results[0] == results[1] == expected
 
 
 @pytest.mark.parametrize(
@@ -340,6 +441,9 @@ def test_plot(tmp_path) -> None:
         assert (tmp_path / "curve.png").stat().st_size > 0
     figures = MetricCollection({"box": metric, "pixel": pixel}).plot()
     assert len(figures) == 2
+    for each in every_metric():
+        count(each, slice(0, 10))
+        assert each.plot()[1].has_data()
     _, axes = metric.plot([metric.compute()] * 3)  # values of three epochs
     assert len(axes.lines[0].get_ydata()) == 3
 

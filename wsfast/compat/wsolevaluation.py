@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import ops
 from ..data import wsol
 from ..metrics._protocol import best_iou_of_largest
-from ..metrics.pixels import average_precision, precision_recall
+from ..metrics.pixels import average_precision
 from ..ops.levels.protocol import inclusive_iou, protocol_corners
 
 __all__ = [
@@ -385,8 +385,7 @@ class MaskEvaluator(LocalizationEvaluator):
         """
         if not self.gt_true_score_hist.any():
             raise RuntimeError("No positive ground truth in the eval set.")
-        curve = precision_recall(self.gt_false_score_hist, self.gt_true_score_hist)
-        auc = 100 * average_precision(*curve)
+        auc = 100 * average_precision(self.gt_false_score_hist, self.gt_true_score_hist)
         print(f"Mask AUC on split {self.split}: {auc}")
         return auc
 

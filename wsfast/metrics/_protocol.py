@@ -23,7 +23,7 @@ def protocol_thresholds(where: str, thresholds: Sequence[float] | Tensor | None)
     """(T,) float64 thresholds; by default the protocol's thousand, 0, 0.001, ..., 0.999."""
     if thresholds is None:
         return torch.from_numpy(np.arange(0, 1, 0.001))
-    found = torch.as_tensor(thresholds, dtype=torch.float64).cpu()
+    found = torch.as_tensor(thresholds, dtype=torch.float64).detach().cpu().clone()
     if found.dim() != 1 or found.numel() == 0:
         value_error(where, "thresholds", "a list of at least one", f"shape {list(found.shape)}")
     outside = found[~((found >= 0) & (found <= 1))]

@@ -28,9 +28,9 @@ class BoxAccuracy(CountMetric):
         found = protocol_thresholds(type(self).__name__, thresholds)
         super().__init__(**kwargs)
         self.thresholds = found  # no buffer: casts would spoil the protocol's float64 products
+        self.tell_apart(found.tolist())
         self.add_counts("num_correct", len(self.iou_levels), len(found))
         self.add_counts("total")
-        self.tell_apart(found.tolist())
 
     def count(
         self, maps: Tensor, boxes: Sequence[Tensor] | Tensor, counted: Tensor | None = None
@@ -53,7 +53,7 @@ class BoxAccuracy(CountMetric):
             The thresholds (T,) and the accuracies (K, T) in 0-1, one row per IoU level; float64.
         """
         num_correct, total = self.over_processes("num_correct", "total")
-        return self.thresholds.to(total.device), num_correct.double() / total
+        return self.thresholds.to(total.device, copy=True), num_correct.double() / total
 
     def best_thresholds(self) -> Tensor:
         """Return the threshold of highest accuracy for each IoU level, (K,); ties: the lowest.

@@ -29,9 +29,15 @@ def precision_recall(background: Array, foreground: Array) -> tuple[Array, Array
     return precision, hits / hits[-1]
 
 
-def average_precision(precision: Array, recall: Array) -> float:
-    """The protocol's area: the sum of precision times the step of recall."""
-    return float((precision[1:] * np.diff(recall)).sum())
+def average_precision(background: Array, foreground: Array) -> float:
+    """The protocol's area: the sum of precision times the step of recall, from histograms.
+
+    Where nothing is predicted it sums nothing. Zeros there would change the order of the sum, and
+    its rounding.
+    """
+    precision, recall = precision_recall(background, foreground)
+    predicted = np.cumsum((background + foreground)[::-1])[1:] > 0
+    return float((precision[1:] * np.diff(recall))[predicted].sum())
 
 
 class PxAP(CountMetric):
@@ -77,8 +83,8 @@ class PxAP(CountMetric):
         below = found.new_zeros(int(found[0] > 0))
         beyond = found.new_tensor([1.0, 2.0, 3.0])  # a score of 1 has its own bin
         self.edges = torch.cat([below, found, beyond])  # no buffer: casts would move scores
-        self.add_counts("histograms", 2, len(self.edges) - 1)
         self.tell_apart(found.tolist())
+        self.add_counts("histograms", 2, len(self.edges) - 1)
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Count a batch.
@@ -125,8 +131,8 @@ class PxAP(CountMetric):
         """
         if not self.histograms[1].any():
             return torch.tensor(torch.nan, dtype=torch.float64)
-        curve = precision_recall(*self.histograms.cpu().numpy())
-        return torch.tensor(average_precision(*curve), dtype=torch.float64)
+        area = average_precision(*self.histograms.cpu().numpy())
+        return torch.tensor(area, dtype=torch.float64)
 
     def plot(self, val: Any = None, ax: Any = None) -> tuple[Any, Any]:
         """Draw precision over recall; returns figure and axes.

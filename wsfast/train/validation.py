@@ -10,7 +10,7 @@ from wsfast import ops
 from wsfast.data.sample import inclusive_corners
 from wsfast.metrics import PxAP
 from wsfast.metrics._protocol import best_iou_of_largest, flatten_boxes
-from wsfast.metrics.pixels import average_precision, precision_recall
+from wsfast.metrics.pixels import average_precision
 from wsfast.train import distributed
 
 _LEVELS = 256  # of 8-bit maps
@@ -111,9 +111,7 @@ class MapScores:
         best = int(iou.argmax())
         above = clean.double().flip(0).cumsum(0).flip(0)
         half = int((self._edges <= 0.5).sum()) - 1
-        pxap = average_precision(
-            *precision_recall(histograms[0].double().numpy(), histograms[1].double().numpy())
-        )
+        pxap = average_precision(*histograms.double().numpy())
         figures = {
             "localization": pxap if self._select_pxap else float(iou[best]),
             "iou": float(iou[best]),
