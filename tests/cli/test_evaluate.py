@@ -92,6 +92,11 @@ def tear_zip(split: Split) -> None:
     (split.scoremaps / "cat" / "2.jpg.npy").write_bytes(b"PK\x03\x04 and no more")
 
 
+def drop_class(split: Split) -> None:
+    path = split.metadata / "class_labels.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:1]))
+
+
 def drop_box(split: Split) -> None:
     path = split.metadata / "localization.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:1]))
@@ -119,6 +124,7 @@ BREAKAGES = (
     ),
     (swap_corners, "localization.txt, line 1: must be a box with 0 <= x0 <= x1"),
     (drop_map, "--scoremaps must be a map for every image id, got none for cat/2.jpg"),
+    (drop_class, "class_labels.txt: must have a line for every image id, got none for cat/1.jpg"),
     (drop_box, "localization.txt: must have a line for every image id, got none for cat/1.jpg"),
     (tear_map, "2.jpg.npy: not a readable .npy file"),
     (zip_map, "2.jpg.npy: not a readable .npy file"),

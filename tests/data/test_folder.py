@@ -135,6 +135,28 @@ def test_masks_among_the_classes_are_no_class(tmp_path, below, monkeypatch):
         ImageFolder("data", "train", masks=root / below, **WHOLE)
 
 
+def test_other_pictures_beside_the_masks_may_be_a_class_or_not(tmp_path):
+    for name in ("good", "cut"):
+        picture(tmp_path / name / "1.png")
+    for kind in ("fine", "coarse"):
+        mask(tmp_path / "labels" / kind / "cut" / "1.png", (0, 0, 3, 1))
+    with pytest.raises(ValueError, match="masks must be a folder outside of .*coarse.cut.1.png"):
+        ImageFolder(tmp_path, "train", masks=tmp_path / "labels" / "fine", **WHOLE)
+    (tmp_path / "labels" / "coarse" / "cut" / "1.png").rename(tmp_path / "labels" / "._1.png")
+    data = ImageFolder(tmp_path, "train", masks=tmp_path / "labels" / "fine", **WHOLE)
+    assert data.class_names == ("good", "cut")
+
+
+def test_classes_may_share_a_folder_of_masks(tmp_path):
+    for name in ("good", "cut", "hole"):
+        picture(tmp_path / "data" / name / "1.png")
+    mask(tmp_path / "masks" / "cut" / "1.png", (0, 0, 3, 1))
+    (tmp_path / "masks" / "hole").symlink_to(tmp_path / "masks" / "cut")
+    (tmp_path / "masks" / "cut" / "loop").symlink_to(tmp_path / "masks")
+    data = ImageFolder(tmp_path / "data", "train", masks=tmp_path / "masks", **WHOLE)
+    assert masks_of(data) == {"cut/1": 3, "good/1": 0, "hole/1": 3}
+
+
 def test_masks_without_an_object_are_told_of(tmp_path):
     for name in ("good", "cut"):
         picture(tmp_path / name / "1.jpg")

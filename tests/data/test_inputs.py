@@ -149,12 +149,14 @@ def test_video_frames_are_numbered_and_in_order(tmp_path):
 
 
 def test_folders_behind_links_are_searched_once(tmp_path):
-    for name in ("real/a.png", "data/b.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("real/a.png", "data/b.png", "data/2024/best/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "1best").symlink_to(tmp_path / "data" / "2024" / "best")
+    (tmp_path / "data" / "latest").symlink_to(tmp_path / "data" / "2024")
     found = expand_inputs([tmp_path / "data"])
     assert [file.relative_to(tmp_path / "data").as_posix() for file in found] == [
-        "b.png", "linked/a.png",
+        "2024/best/c.png", "b.png", "linked/a.png",
     ]  # fmt: skip

@@ -98,6 +98,7 @@ def test_without_a_split_for_testing_there_is_none(root):
         (["path,label", "a,"], "line 2: must be of a path and a label, got 'a,'"),
         (["path,label", "a,b", "a,c"], "line 3: must be of the label and split that line 2 gives"),
         (["path,label", "a,0", "b,-1"], "line 3: must be of a label from 0, got -1"),
+        (["path,label", "a,0", "b,4006381333931"], "line 3: must be of a label below 1000000 wh"),
         (["path,label,split", "a,b,dev"], "line 2: must be of a split in train, val, test"),
         (["path,label,x0,y0,x1,y1", "a,b,1,2,x,4"], "line 2: must be of whole numbers"),
         (["path,label,x0,y0,x1,y1", "a,b,1,2,,"], "line 2: must be of whole numbers"),

@@ -175,19 +175,27 @@ class _MaskTree:
         self._folder = None if folder is None else folder.resolve()
         self._lossless: dict[str, Path] = {}
         self._others: dict[str, Path] = {}  # may be pictures: only where there is nothing else
-        for path in [] if folder is None else files_below(folder):
+        # Folders of masks may be links to one another: classes or splits share masks.
+        for path in [] if folder is None else files_below(folder, aliases=True):
             suffix = path.suffix.lower()
             if suffix in IMAGE_SUFFIXES:
                 masks = self._lossless if suffix in _LOSSLESS else self._others
                 masks[path.relative_to(folder).with_suffix("").as_posix()] = path  # type: ignore[arg-type]
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the masks lie in a folder, and nothing else that could be images of a class."""
+        """Whether a folder is the one of the masks, or holds it and no pictures but masks.
+
+        Raises:
+            ValueError: it holds others, too, so that it may be a class or not.
+        """
         folder = folder.resolve()
         if self._folder is None or not self._folder.is_relative_to(folder):
             return False
-        images = (path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-        return all(path.is_relative_to(self._folder) for path in images)
+        others = [path for path in _pictures(folder) if not path.is_relative_to(self._folder)]
+        if others:
+            expected = "a folder outside of the classes', or with no other pictures around it"
+            value_error("ImageFolder", "masks", expected, f"{self._folder} beside {others[0]}")
+        return True
 
     def mask_of(self, image: Path, split_folder: Path) -> Path | None:
         """By the image's place in the root or in its split, with or without an ending."""
@@ -212,12 +220,7 @@ def _entries(folder: Path, trees: _MaskTree) -> Iterator[tuple[str, Record]]:
 
 
 def _records(folder: Path, class_folder: Path, trees: _MaskTree) -> list[Record]:
-    files = [
-        path
-        for path in files_below(class_folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(class_folder).parts)
-    ]
+    files = _pictures(class_folder)
     beside = _masks_beside(files)
     masks = set(beside.values())
     found: dict[str, Record] = {}
@@ -231,6 +234,16 @@ def _records(folder: Path, class_folder: Path, trees: _MaskTree) -> list[Record]
         mask = beside.get(path) or trees.mask_of(path, folder)
         found[name] = Record(name, path, masks=() if mask is None else (mask,))
     return list(found.values())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The images below a folder that are not hidden."""
+    return [
+        path
+        for path in files_below(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _masks_beside(files: list[Path]) -> dict[Path, Path]:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -71,15 +72,37 @@ def _expand(item: Path) -> list[Path]:
     return matches
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and those below, also behind links, sorted; each folder once."""
+def files_below(folder: Path, *, aliases: bool = False) -> list[Path]:
+    """All files in a folder and those below, also behind links, sorted.
+
+    A folder to which several ways lead counts once, by its own place rather than a link's. With
+    ``aliases`` it counts in every place, but never inside itself.
+    """
     found: list[Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(place, f)) not in seen]
-        found += [Path(place, file) for file in files]
+    waiting: deque[tuple[Path, frozenset[str]]] = deque([(folder, frozenset())])
+    while waiting:
+        place, around = waiting.popleft()
+        real = os.path.realpath(place)
+        if real in (around if aliases else seen):
+            continue
+        seen.add(real)
+        for entry in _entries(place):
+            if not entry.is_dir():
+                found.append(place / entry.name)
+            elif entry.is_symlink():
+                waiting.append((place / entry.name, around | {real}))
+            else:
+                waiting.appendleft((place / entry.name, around | {real}))
     return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:  # of a folder that may not be read
+        return []
 
 
 def _is_wanted(relative: Path, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Images listed in a CSV file with labels and, where known, masks or boxes."""
 
 import csv
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,7 @@ from wsfast.data.classes import Classes, number_classes
 from wsfast.data.records import Box, ImageDataset, Record
 from wsfast.data.sample import SPLITS
 from wsfast.data.splits import choose_split
-from wsfast.data.wsol import MetadataError
+from wsfast.data.wsol import MOST_CLASSES, MetadataError
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 _COLUMNS = ("path", "label", "mask", *_CORNERS, "split")
@@ -190,7 +191,7 @@ def _box(corners: list[str]) -> Box:
 
 
 def _classes(path: Path, rows: list[_Row], normal: str | None, merge: bool) -> Classes:
-    if not all(row.label.lstrip("-").isdecimal() for row in rows):
+    if not all(re.fullmatch(r"-?\d+", row.label) for row in rows):
         return number_classes("ImageTable", (row.label for row in rows), normal, merge)
     numbers = {row.label: int(row.label) for row in rows}
     negative = next((row for row in rows if numbers[row.label] < 0), None)
@@ -198,6 +199,12 @@ def _classes(path: Path, rows: list[_Row], normal: str | None, merge: bool) -> C
         raise MetadataError(
             f"wsfast.data: {path}, line {negative.line}: must be of a label from 0, "
             f"got {negative.label}"
+        )
+    large = next((row for row in rows if numbers[row.label] >= MOST_CLASSES), None)
+    if large is not None:
+        raise MetadataError(
+            f"wsfast.data: {path}, line {large.line}: must be of a label below {MOST_CLASSES} "
+            f"where all are numbers, got {large.label}"
         )
     names = tuple(str(number) for number in range(max(numbers.values()) + 1))
     chosen = None if not normal else numbers.get(normal, -1)

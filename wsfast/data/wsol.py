@@ -27,6 +27,10 @@ Box = tuple[int, int, int, int]
 _Record = TypeVar("_Record")
 
 
+# A number above is an identifier rather than a class.
+MOST_CLASSES = 1_000_000
+
+
 class MetadataError(ValueError):
     """A metadata file that is not as it should be; the message names file and line."""
 
@@ -83,7 +87,7 @@ def read_class_labels(
 
     def parse(name: str, text: str) -> tuple[str, int]:
         (label,) = _numbers(text)
-        if label < 0 or (num_classes is not None and label >= num_classes):
+        if not 0 <= label < (num_classes or MOST_CLASSES):
             last = "" if num_classes is None else f" to {num_classes - 1}"
             raise ValueError(f"an image id and a class from 0{last}")
         return name, label
@@ -226,12 +230,17 @@ class WSOLMetadata:
 def read_wsol_metadata(folder: str | PathLike[str]) -> WSOLMetadata:
     """Read ``image_ids.txt``, ``localization.txt`` and, for boxes, ``image_sizes.txt``.
 
+    Classes count for nothing here, but ``class_labels.txt`` must be right where it is there.
+
     Raises:
         MetadataError: a file is missing or malformed (file and line are named), or an id lacks its
-            boxes, masks or size.
+            boxes, masks, size or class.
     """
     root = Path(folder)
     ids = read_image_ids(root / "image_ids.txt")
+    classes = root / "class_labels.txt"
+    if classes.is_file():
+        require_all(ids, read_class_labels(classes), classes)
     localization = root / "localization.txt"
     if holds_masks(localization):
         masks, ignore = read_mask_paths(localization)
