@@ -197,15 +197,19 @@ class Adapter(nn.Module):
         self.down, self.up = nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.up(self.down(x))
+        return self.layer(x) + self.up(self.down(F.dropout(x, 0.5, self.training)))
 
 
 def test_adapters_take_part_in_attention() -> None:
     vit, images = small_vit(), torch.randn(2, 3, 32, 32)
     before = attention_map(vit, images)
     for block in vit.blocks:
-        block.attn.qkv = Adapter(block.attn.qkv)
+        block.attn.qkv = Adapter(block.attn.qkv).eval()
     expected = matrices(vit, images)[-1][:, :, 0, 1:]
     found = cls_attention(vit, images)
     torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(attention_map(vit, images), before, atol=0.01)
+    state = torch.get_rng_state()
+    assert torch.equal(cls_attention(vit.train(), images), found)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vit.blocks[0].attn.qkv.training

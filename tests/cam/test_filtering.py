@@ -1,5 +1,6 @@
 """Filtering-guided backpropagation against ReLUs written by hand."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.cam.nets import GapNet, SmallNet, fuse
-from wsfast.cam import RACAM, GradCAM, LayerCAM, LTLayerCAM, filtered_backprop
+from tests.cam.test_fullgrad import oracle as fullgrad
+from wsfast.cam import RACAM, FullGrad, GradCAM, LayerCAM, LTLayerCAM, filtered_backprop
 
 
 class HandMade(torch.autograd.Function):
@@ -80,6 +82,34 @@ def test_racam_equals_float64_formula(
     maps = [(r[i].mean((2, 3), keepdim=True) * a[i]).sum(1).relu() for i in chosen]
     found = RACAM(model, layers, percentile=percentile, **options)(images, 1)
     torch.testing.assert_close(found.cams.double(), fuse(maps, images.shape[2:]), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 60.0])
+def test_filtered_fullgrad_equals_float64_formula(percentile: float) -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 20, 26)
+    plain = copy.deepcopy(model)
+    for name in LAYERS:
+        setattr(plain, name, FilteredReLU(percentile, strict=False, slope=0.0, hard=False))
+    with filtered_backprop(model, percentile):
+        found = FullGrad(model)(images, 1).cams
+    torch.testing.assert_close(found.double(), fullgrad(plain, images, 1), rtol=0, atol=5e-6)
+
+
+def test_the_filter_stays_where_the_layer_is_written_to() -> None:
+    """A differentiable call after a plain one, which has seen that the ReLU's output changes."""
+
+    class Gated(GapNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act1(self.norm1(self.conv1(x)))
+            x *= torch.linspace(-1, 2, x.shape[3])
+            return self.head(self.act3(self.conv3(x)).mean((2, 3)))
+
+    model, images = Gated().eval(), torch.randn(2, 3, 16, 16)
+    method = RACAM(model, "act1", percentile=60)
+    expected = method(images, 1).per_layer[0]
+    for _ in range(2):
+        found = method(images, 1, create_graph=True).per_layer[0]
+        torch.testing.assert_close(found.detach(), expected)
 
 
 def test_options_of_racam() -> None:

@@ -241,6 +241,16 @@ def test_maps_are_made_in_float32_under_autocast(method: str) -> None:
         assert torch.equal(cam(images, 1).cams, expected.cams)
 
 
+def test_scaled_scores_keep_float16_gradients_from_zero() -> None:
+    model, images = GapNet().eval(), torch.randn(2, 3, 64, 64)
+    model.head.weight.data *= 1e-4
+    expected = GradCAM(model, "act3")(images, 1).cams
+    half, images = model.half(), images.half()
+    assert not GradCAM(half, "act3")(images, 1).cams.any()
+    found = GradCAM(half, "act3")(images, lambda logits: 4096 * logits[:, 1]).cams
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
+
+
 def test_cam_equals_gradcam_up_to_a_factor() -> None:
     model, images = GapNet().eval(), torch.randn(3, 3, 16, 22)
     cam = CAM(model, "act3")(images, [[0, 1], [3, 2], [1, 1]])

@@ -1,6 +1,7 @@
 """Vision transformers and channels-last models."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -352,6 +353,32 @@ def test_the_patch_convolution_alone_is_no_stage() -> None:
         GradCAM(model, "last")(images)
     own = GradCAM(model, "norm", reshape=lambda x: raster(x, (4, 6), 1))(images)
     assert own.valid.all()
+
+
+class Stemmed(nn.Module):
+    """A stem of convolutions before a transformer's patches; tokens come first."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.patches, self.norm, self.mix = nn.Conv2d(4, 8, 8, 8), norm(8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(self.stem(x)).flatten(2).permute(2, 0, 1)
+        x = self.norm(x)
+        return self.head((x + self.mix(x).relu()).mean(0))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_patches_behind_a_stem_are_no_stage(norm: Callable[[int], nn.Module]) -> None:
+    model, images = Stemmed(norm).eval(), torch.randn(3, 3, 32, 48)
+    message = r"reshape= from \(tokens, N, C\) to \(N, C, h, w\), got the convolution 'patches'"
+    for layers in ("stages", "last"):
+        with pytest.raises(ValueError, match=message):
+            GradCAM(model, layers)(images)
+    own = GradCAM(model, "norm", reshape=lambda x: x.permute(1, 2, 0).unflatten(2, (4, 6)))
+    assert own(images).valid.all()
 
 
 class OwnTokens(nn.Module):

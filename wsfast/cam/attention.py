@@ -264,7 +264,8 @@ def _queries_and_keys(attention: Any, tokens: Tensor, queries: int) -> tuple[Ten
 def _projected(qkv: nn.Module, tokens: Tensor, queries: int) -> tuple[Tensor, Tensor]:
     """(N, queries, C) queries of the first tokens and (N, tokens, C) keys of all."""
     if type(qkv) is not nn.Linear:  # an adapter: its weight is not all that it does
-        query, key, _ = qkv(tokens).chunk(3, dim=2)
+        with undisturbed(qkv, tokens.device):  # it may drop out
+            query, key, _ = qkv(tokens).chunk(3, dim=2)
         return query[:, :queries], key
     width = qkv.out_features // 3
     weights = qkv.weight[: 2 * width].split(width)

@@ -195,8 +195,11 @@ class Captured:
                 return None
             if self._graph == "none":
                 return self._keep(name, output)
-            # With a graph it keeps, a layer that returns its input must keep another tensor.
-            apart = output.clone() if self._graph == "whole" and name in self._copied else output
+            # With a graph it keeps, a layer that is written to must keep another tensor: one that
+            # returns its input with a gradient of its own, others behind a filter of theirs.
+            copies = self._graph == "whole" and name in self._copied
+            returns_input = any(output is value for value in inputs)
+            apart = output.clone() if copies and returns_input else output
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later
                 apart = start_graph(apart)
@@ -206,6 +209,8 @@ class Captured:
             arrived: list[Tensor] = []
             self._grads[name] = arrived
             output.register_hook(lambda grad: _put(arrived, grad))
+            if copies and not returns_input:
+                output = output.clone()
             return self._keep(name, output)
 
         return keep

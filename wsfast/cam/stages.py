@@ -20,6 +20,9 @@ _STAGE_RATIO = 2.0
 # Class, distillation and register tokens.
 _MOST_PREFIX_TOKENS = 16
 
+# Of rows of tokens.
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
 # torch's, timm's and most people's own: MaxPool2d, AvgPool2dSame, BlurPool2d, GlobalAvgPooling ...
 _POOL_NAME = re.compile(r"pool(ing)?(2d)?(same)?$", re.IGNORECASE)
 
@@ -76,6 +79,14 @@ def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
+def _makes_patches(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride
+        and max(module.kernel_size) > 1
+    )
+
+
 def _check_what_follows(where: str, calls: "_Call", found: list["_Call"]) -> None:
     """Warn, or raise of nothing but convolutions, where rows of tokens follow the last maps.
 
@@ -84,11 +95,11 @@ def _check_what_follows(where: str, calls: "_Call", found: list["_Call"]) -> Non
     last, order = found[-1], list(_descendants(calls))
     start = 1 + next(place for place, call in enumerate(order) if call is last)
     after = order[start + len(list(_descendants(last))) :]
-    norms = [call for call in after if isinstance(call.module, nn.LayerNorm) and call.tokens > 1]
+    norms = [call for call in after if isinstance(call.module, _NORMS) and call.tokens > 1]
     if not any(call.tokens >= last.area for call in norms):
         return
     told = ", ".join(f"'{call.name}'" for call in norms[-3:])
-    if not all(_is_convolution(call.module) for call in found):
+    if not (_makes_patches(last.module) or all(_is_convolution(call.module) for call in found)):
         warnings.warn(
             f"wsfast.{where}: layers ends with '{last.name}', behind which rows of tokens follow "
             f"(the last norms of such: {told}); a norm and reshape= explain those",
@@ -96,8 +107,9 @@ def _check_what_follows(where: str, calls: "_Call", found: list["_Call"]) -> Non
         )
         return
     (h, w), before = last.grid, norms[-1].tokens - last.area
-    reshape = "reshape= from (N, tokens, C) to (N, C, h, w)"
-    if 0 <= before <= _MOST_PREFIX_TOKENS:
+    by_image = norms[-1].by_image
+    reshape = f"reshape= from ({'N, tokens' if by_image else 'tokens, N'}, C) to (N, C, h, w)"
+    if by_image and 0 <= before <= _MOST_PREFIX_TOKENS:
         reshape = f"reshape=lambda x: x[:, {before}:].unflatten(1, ({h}, {w})).movedim(3, 1)"
     expected = f"given by name for this model: a norm inside its last block, with {reshape}"
     actual = f"the convolution '{last.name}' (the last norms of tokens behind it: {told})"
@@ -142,6 +154,7 @@ class _Call:
     module: nn.Module
     grid: tuple[int, int] = (0, 0)
     tokens: int = 0
+    by_image: bool = False  # tokens are (N, tokens, C), not (tokens, N, C)
     is_tensor: bool = False
     pooled: bool = False
     last: bool = False
@@ -216,7 +229,7 @@ def record_calls(model: nn.Module, images: Tensor) -> _Call:
             return
         call = stack.pop()
         call.grid = _grid(output, images)
-        call.tokens = _tokens(output, images)
+        call.tokens, call.by_image = _tokens(output, images)
         call.is_tensor = isinstance(output, Tensor)
         # A block that returns its pool's output is pooled too.
         call.pooled = _is_pool(call.module) or (output is previous[0] and previous[1])
@@ -249,10 +262,12 @@ def _grid(value: Any, images: Tensor) -> tuple[int, int]:
     return (height, width) if fits else (0, 0)
 
 
-def _tokens(value: Any, images: Tensor) -> int:
-    """Tokens of an (N, tokens, C) tensor, 0 for anything else."""
-    by_image = isinstance(value, Tensor) and value.dim() == 3 and len(value) == len(images)
-    return int(value.shape[1]) if by_image else 0
+def _tokens(value: Any, images: Tensor) -> tuple[int, bool]:
+    """Tokens of an (N, tokens, C) or (tokens, N, C) tensor, 0 for anything else; which it is."""
+    if not isinstance(value, Tensor) or value.dim() != 3 or len(images) not in value.shape[:2]:
+        return 0, False
+    by_image = len(value) == len(images)
+    return int(value.shape[1 if by_image else 0]), by_image
 
 
 def _is_pool(module: nn.Module) -> bool:
