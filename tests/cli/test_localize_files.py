@@ -219,6 +219,9 @@ def test_pictures_of_an_earlier_run_are_no_input(
         saved = json.loads((photos / "result" / "results.json").read_text())
         records.append([record["name"] for record in saved["images"]])
     assert records[0] == records[1]
+    command[-1] = photos / "compared"
+    for options in (["--compare", "--method", "gradcam"],) * 2 + ([],):
+        assert main([str(word) for word in [*command, *options]]) == 0
 
 
 def test_what_a_link_leads_to_is_not_replaced(pictures: Path, checkpoint: Path, tmp_path) -> None:

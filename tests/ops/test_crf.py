@@ -514,10 +514,12 @@ def test_a_lattice_of_inference_mode_serves_training(device: torch.device) -> No
             wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=40.0),
             wsfast.Lattice(torch.rand(1, 2, 8, 9, device=device)),
         ]
+        lattices.append(lattices[1].to(torch.float64))
     loss = wsfast.dense_crf_loss(None, prob, lattice=lattices[0])
     torch.testing.assert_close(loss, expected)
     loss.backward()
     wsfast.lattice_filter(prob, lattices[1]).sum().backward()
+    wsfast.lattice_filter(prob.double(), lattices[2]).sum().backward()
     assert prob.grad.isfinite().all()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -38,6 +39,7 @@ from .methods import CLASSLESS, build_method, method_settings, title_of
 from .opening import try_model
 
 MOST_IMAGES = 12
+_SHEET, _REPORT = "compare.png", "compare.json"
 _SIDE = 192  # longer side of a tile in pixels
 _MOST_COLUMNS = 8  # of methods beside each other
 _CLASSLESS = {title_of(name) for name in CLASSLESS}
@@ -188,6 +190,11 @@ def _at_size(values: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.asarray(resized[0, 0].numpy(), np.float32)
 
 
+def written(out: Path) -> list[Path]:
+    """The sheet that an earlier run has written to its folder."""
+    return [out / _SHEET] if (out / _REPORT).is_file() else []
+
+
 def compare(
     images: ImageFiles, classifier: Classifier, names: list[str], options: argparse.Namespace
 ) -> int:
@@ -214,7 +221,7 @@ def compare(
     options.out.mkdir(parents=True, exist_ok=True)
     captions = captions_of([n for n, _ in found], scores, options.target, classifier.class_names)
     sheet = draw_sheet([image for _, image in found], captions, columns, legend(options))
-    write_png(options.out / "compare.png", sheet)
+    write_png(options.out / _SHEET, sheet)
     report = {
         "settings": {
             "model": options.model or str(options.checkpoint),
@@ -225,7 +232,7 @@ def compare(
         "images": [name for name, _ in found],
         "methods": {column.name: column.record() for column in columns},
     }
-    write_atomically(options.out / "compare.json", json.dumps(report, indent=1).encode())
+    write_atomically(options.out / _REPORT, json.dumps(report, indent=1).encode())
     print(f"{len(found)} images compared; sheet and times in {options.out}")
     return 0
 

@@ -284,6 +284,7 @@ def run(options: argparse.Namespace) -> int:
     options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
     earlier = {file.resolve() for file in written_files(options.out, RESULTS)}
+    earlier |= {file.resolve() for file in compare.written(options.out)}
     images.files = [file for file in images.files if file.resolve() not in earlier] or images.files
     check_images_kept("localize", images.files, options.out)
     device = parse_device("localize", "--device", options.device)

@@ -110,13 +110,14 @@ def harvest(
         except UnreadableImageError:
             store.discard()  # with the file replaced or left out it is another array
             raise
+        if distributed.is_writer():
+            names = [str(file) for file in files]
+            told = {"records": store.path.name, "size": list(size), "files": names}
+            write_atomically(out / "harvest.json", json.dumps(told, indent=1).encode())
     skipped = [
         SkippedFile(files[row], "not an image or damaged")
         for row in np.flatnonzero(~records["readable"]).tolist()
     ]
-    if distributed.is_writer():
-        told = {"records": store.path.name, "size": list(size), "files": [str(f) for f in files]}
-        write_atomically(out / "harvest.json", json.dumps(told, indent=1).encode())
     return Harvest(store.path, records, skipped)
 
 

@@ -131,11 +131,11 @@ def preview(
     device = parse_device("train", "device", config.device)
     if config.recipe == ClassifierConfig.recipe:
         value_error("train", "--preview", "of a recipe that learns from maps", config.recipe)
-    with made_folder(out), only_run_in(out):
+    with made_folder(out), only_run_in(out):  # the first epoch of some recipes makes their maps
         recipe = _BUILDERS[config.recipe](config, device, out, progress)
-    assert isinstance(recipe, LocalizerRecipe)
-    recipe.model.to(device)
-    recipe.begin_epoch(0)
+        assert isinstance(recipe, LocalizerRecipe)
+        recipe.model.to(device)
+        recipe.begin_epoch(0)
     order = recipe.epoch_order(0)
     objects = [at for at, item in enumerate(order) if recipe.has_object(item)][:count]
     batch = to_device(read_batch(recipe, [Draw(0, at, order[at]) for at in objects]), device)

@@ -159,13 +159,12 @@ class Lattice:
         >>> Lattice(torch.rand(1, 2, 5)).to(torch.float64).weights.dtype
         torch.float64
         """
-        weights = self.weights.to(*args, **kwargs)
+        with _for_training_too():
+            weights = self.weights.to(*args, **kwargs)
+            others = [t.to(weights.device) for t in (self.vertices, self.neighbours, self.offsets)]
         if weights.dtype not in (torch.float32, torch.float64):
             type_error("Lattice.to", "dtype", "float32 or float64", f"{weights.dtype}")
-        device = weights.device
-        tensors = (
-            self.vertices.to(device), weights, self.neighbours.to(device), self.offsets.to(device)
-        )  # fmt: skip
+        tensors = (others[0], weights, others[1], others[2])
         return Lattice.__new__(Lattice)._keep(tensors, self.spatial)
 
     def apply(self, values: Tensor, direction: str) -> Tensor:
