@@ -264,9 +264,9 @@ def seeds_work(batch: int, side: int) -> Iterator[Work]:
             "foreground": pixels // 10, "background": pixels // 20,
             "background_share": 0.906}  # fmt: skip
     yield Work("seeds", "sample_seeds, F-CAM", size, (maps,),
-               lambda m: wsfast.sample_seeds(m, erode=11, seed=0), capturable=False)  # fmt: skip
+               lambda m: wsfast.sample_seeds(m, erode=11, seed=0))  # fmt: skip
     yield Work("seeds", "sample_seeds, DiPS", size, (maps,),
-               lambda m: wsfast.sample_seeds(m, seed=0, **dips), capturable=False)  # fmt: skip
+               lambda m: wsfast.sample_seeds(m, seed=0, **dips))  # fmt: skip
 
 
 def all_work(full: bool) -> Iterator[Work]:

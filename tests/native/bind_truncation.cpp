@@ -33,17 +33,16 @@ void select_long_rows(const T* grads, int64_t rows, int64_t n, double percentile
 
 template <class T>
 void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t n,
-                 double percentile, T* thresholds, T* truncated) {
+                 double percentile, T* thresholds, T* truncated, acc_t<T>* weights) {
   const dim3 block(tr::kThreads), grid(to_unsigned(rows));
-  acc_t<T>* const no_weights = nullptr;
   if (path == "cached") {
     const auto kernel = tr::select_row_kernel<T, true>;
     WS_LAUNCH(kernel, grid, block, n * sizeof(T), nullptr, grads, n, percentile, thresholds,
-              truncated, no_weights);
+              truncated, weights);
   } else if (path == "uncached") {
     const auto kernel = tr::select_row_kernel<T, false>;
     WS_LAUNCH(kernel, grid, block, 0, nullptr, grads, n, percentile, thresholds, truncated,
-              no_weights);
+              weights);
   } else if (path == "long") {
     select_long_rows<T, uint32_t>(grads, rows, n, percentile, thresholds, truncated);
   } else {
@@ -63,11 +62,16 @@ py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double 
   DeviceArray<T> a(activations), g(grads), thresholds(rows), deltas(rows), truncated(g.count());
   DeviceArray<acc_t<T>> weights(samples * channels);
   DeviceArray<T> gradcams(samples * pixels), layercams(samples * pixels);
-  select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), truncated.data());
+  select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), truncated.data(),
+                 nullptr);
   WS_LAUNCH(tr::interpolate_kernel<T>, dim3(to_unsigned(rows)), block, 0, nullptr, g.data(), n,
             percentile, thresholds.data(), deltas.data());
-  WS_LAUNCH(tr::map_weight_kernel<T>, dim3(to_unsigned(samples * channels)), block, 0, nullptr,
-            g.data(), pixels, maps_per_row, thresholds.data(), weights.data());
+  if (!per_sample && (path == "cached" || path == "uncached")) {  // as CAMs ask: weights, no rows
+    select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), nullptr, weights.data());
+  } else {
+    WS_LAUNCH(tr::map_weight_kernel<T>, dim3(to_unsigned(samples * channels)), block, 0, nullptr,
+              g.data(), pixels, maps_per_row, thresholds.data(), weights.data());
+  }
   const auto weighted = tr::weighted_cam_kernel<T, T>;
   WS_LAUNCH(weighted, dim3(1), block, 0, nullptr, a.data(), weights.data(), samples, channels,
             pixels, gradcams.data());

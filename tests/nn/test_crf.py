@@ -7,10 +7,11 @@ import wsfast
 from wsfast.nn import DenseCRFLoss
 
 
-def test_module() -> None:
+def test_module(device: torch.device) -> None:
     module = DenseCRFLoss(0.5, sigma_xy=20.0, form="paper", normalize="pixels")
     image, prob = torch.rand(2, 3, 9, 9) * 255, torch.rand(2, 2, 9, 9).softmax(dim=1)
     roi = torch.rand(2, 9, 9) > 0.5
+    image, prob, roi = image.to(device), prob.to(device), roi.to(device)
     wanted = wsfast.dense_crf_loss(
         image, prob, sigma_xy=20.0, form="paper", normalize="pixels", roi=roi
     )

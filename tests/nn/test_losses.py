@@ -195,18 +195,19 @@ def smooth_classifier():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
-def test_gradients_of_all_losses():
-    logits = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    seeds = random_seeds((2, 4, 4), 0.5)
+def test_gradients_of_all_losses(device):
+    double = {"dtype": torch.float64, "device": device}
+    logits = torch.randn(2, 2, 4, 4, **double, requires_grad=True)
+    seeds = random_seeds((2, 4, 4), 0.5).to(device)
     assert torch.autograd.gradcheck(lambda z: partial_cross_entropy(z, seeds), logits)
-    prob = torch.rand(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    prob = torch.rand(2, 2, 4, 4, **double, requires_grad=True)
     assert torch.autograd.gradcheck(SizeConstraintLoss(0.3, t=1.5), prob)
     small = (prob.detach() * 0.01).requires_grad_()  # the linear branch
     assert torch.autograd.gradcheck(SizeConstraintLoss(0.3, normalize=True), small)
-    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    maps = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
-    masked = MaskedClassifierLoss(smooth_classifier(), 0.4)
-    labels = torch.tensor([2, 0])
+    images = torch.randn(2, 3, 4, 4, **double)
+    maps = torch.rand(2, 4, 4, **double, requires_grad=True)
+    masked = MaskedClassifierLoss(smooth_classifier(), 0.4).to(device)
+    labels = torch.tensor([2, 0], device=device)
     assert torch.autograd.gradcheck(lambda m: masked(images, m, labels), maps)
 
 

@@ -53,6 +53,7 @@ def capture(localizer: nn.Module, example: Tensor) -> CapturedLocalizer:
                 localizer(images)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On a stream of this device: torch's own is of the device first captured on.
+        with torch.cuda.graph(graph, stream=aside):
             found = localizer(images)
     return CapturedLocalizer(graph, images, found)
