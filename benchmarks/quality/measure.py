@@ -12,10 +12,10 @@ from benchmarks.quality.methods import DEFECT, Explain, all_methods, explained_b
 from benchmarks.quality.models import train_models
 from wsfast.metrics import DefectSegmentation
 from wsfast.ops import otsu_threshold, score_histograms
-from wsfast.train import evaluate_classifier
+from wsfast.train import TrainedClassifier, evaluate_classifier
 
 PERCENTILES = tuple(range(0, 100, 10))
-CURVES = ("LTGradCAM", "LTLayerCAM", "RACAM")
+CURVES = ("LTGradCAM", "LTFullGrad", "LTLayerCAM", "RACAM")
 THRESHOLDS = torch.arange(257) / 256  # exact in float32
 MOST = 100  # images per class and split that are explained
 _BATCH = 20
@@ -54,11 +54,11 @@ def measure(splits: Splits, seed: int, epochs: int) -> dict[str, Any]:
         name: scores_of(explanations(explain, images), images)
         for name, explain in tqdm(all_methods(models).items(), desc="methods", unit="method")
     }
-    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in CURVES}
-    for name in tqdm(CURVES, desc="percentiles", unit="method"):
-        for percentile in PERCENTILES:
-            explain = explained_by(models.classifier, name.lower(), percentile=float(percentile))
-            curves[name].append(scores_of(explanations(explain, without_good(images)), images))
+    learnt = splits.train.of_class(DEFECT, MOST)
+    curves = {
+        name: curve(models.classifier, name, images, *learnt)
+        for name in tqdm(CURVES, desc="percentiles", unit="method")
+    }
     return {
         "seed": seed,
         "epochs": epochs,
@@ -78,6 +78,20 @@ def measure(splits: Splits, seed: int, epochs: int) -> dict[str, Any]:
     }
 
 
+def curve(
+    trained: TrainedClassifier, name: str, images: Images, learnt: Tensor, masks: Tensor
+) -> list[dict[str, Any]]:
+    """A method's scores by percentile, and those at Otsu of images that it has learnt from."""
+    points = []
+    for percentile in PERCENTILES:
+        explain = explained_by(trained, name.lower(), percentile=float(percentile))
+        point = scores_of(explanations(explain, without_good(images)), images)
+        cams = maps_of(explain, learnt)
+        point["training"] = mask_scores(cams >= otsu_threshold(cams)[:, None, None], masks)
+        points.append(point)
+    return points
+
+
 def without_good(images: Images) -> Images:
     """The same without the good images."""
     return images._replace(good=images.good[:0])
@@ -85,16 +99,17 @@ def without_good(images: Images) -> Images:
 
 def explanations(explain: Explain, images: Images) -> Explained:
     """Maps of the defect class for all images."""
-
-    def maps(images: Tensor) -> Tensor:
-        if not len(images):
-            return torch.zeros(0, *image_size(images))
-        return torch.cat([explain(batch) for batch in images.split(_BATCH)])
-
-    validation, good = maps(images.validation), maps(images.good)
+    validation, good = maps_of(explain, images.validation), maps_of(explain, images.good)
     start = time.perf_counter()
-    test = maps(images.test)
+    test = maps_of(explain, images.test)
     return Explained(validation, test, good, (time.perf_counter() - start) / len(test))
+
+
+def maps_of(explain: Explain, images: Tensor) -> Tensor:
+    """Maps of some images, by batches."""
+    if not len(images):
+        return torch.zeros(0, *image_size(images))
+    return torch.cat([explain(batch) for batch in images.split(_BATCH)])
 
 
 def scores_of(found: Explained, images: Images) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def all_methods(models: Models) -> dict[str, Explain]:
         "LayerCAM, last layer": explained_by(trained, "layercam", layers="last"),
         "GradCAMPlusPlus, filtered": filtered(trained, "gradcamplusplus"),
         "LayerCAM, filtered": filtered(trained, "layercam"),
+        "FullGrad, filtered": filtered(trained, "fullgrad"),
         "GradCAM, last layer, 3 scales": at_scales(trained, "gradcam", layers="last"),
         "LTGradCAM, 3 scales": at_scales(trained, "ltgradcam"),
         "MSCA of GradCAM, last layer": fused_with_attention(models, "gradcam", layers="last"),

@@ -15,6 +15,9 @@ Runs = dict[str, list[Run]]
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BOUNDS = {"otsu": "Otsu", "validation": "threshold from validation", "oracle": "oracle threshold"}
+CURVE_BOUNDS = {
+    "otsu": "Otsu", "validation": "threshold from validation", "training": "Otsu, training images",
+}  # fmt: skip
 
 
 def spread(values: Iterable[float], digits: int = 1, factor: float = 100.0) -> str:
@@ -122,8 +125,8 @@ def section(title: str, runs: list[Run]) -> str:
     for bound, words in BOUNDS.items():
         parts += [f"#### Masks at {words}", threshold_table(runs, bound)]
     parts += ["#### Times and thresholds", time_table(runs)]
-    for bound in ("otsu", "validation"):
-        heading = f"#### By percentile, {BOUNDS[bound]}: pooled IoU (F1)"
+    for bound, words in CURVE_BOUNDS.items():
+        heading = f"#### By percentile, {words}: pooled IoU (F1)"
         parts += [heading, curve_table(runs, bound)]
     return "\n\n".join(parts)
 
@@ -151,14 +154,14 @@ def write_figure(path: Path, runs: Runs, titles: dict[str, str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bounds = ("otsu", "validation")
+    rows = len(CURVE_BOUNDS)
     figure, axes = pyplot.subplots(
-        len(bounds), len(runs), figsize=(4.6 * len(runs), 5.6), sharex=True, squeeze=False
+        rows, len(runs), figsize=(4.6 * len(runs), 2.8 * rows), sharex=True, squeeze=False
     )
     for column, (name, of_set) in enumerate(runs.items()):
-        for row, bound in enumerate(bounds):
+        for row, (bound, words) in enumerate(CURVE_BOUNDS.items()):
             draw_curves(axes[row][column], of_set, bound)
-            axes[row][column].set_title(f"{titles[name]}\n{BOUNDS[bound]}", fontsize=9)
+            axes[row][column].set_title(f"{titles[name]}\n{words}", fontsize=9)
         axes[-1][column].set_xlabel("percentile")
     for line in axes:
         line[0].set_ylabel("IoU of defect pixels, %")
@@ -173,7 +176,7 @@ def write_figure(path: Path, runs: Runs, titles: dict[str, str]) -> None:
 
 def draw_curves(axis: Any, runs: list[Run], bound: str) -> None:
     """One line per method with a band of one standard deviation over seeds."""
-    for colour, name in zip(("C0", "C1", "C2"), CURVES, strict=True):
+    for colour, name in zip(("C0", "C1", "C2", "C3"), CURVES, strict=True):
         values = [[100 * point[bound]["iou"] for point in run["curves"][name]] for run in runs]
         means = [statistics.fmean(column) for column in zip(*values, strict=True)]
         axis.plot(PERCENTILES, means, colour, marker=".", label=name)
@@ -182,7 +185,10 @@ def draw_curves(axis: Any, runs: list[Run], bound: str) -> None:
             low = [m - o for m, o in zip(means, off, strict=True)]
             high = [m + o for m, o in zip(means, off, strict=True)]
             axis.fill_between(PERCENTILES, low, high, color=colour, alpha=0.15, linewidth=0)
-    for colour, name in (("C0", "GradCAM"), ("C1", "LayerCAM")):
+    for colour, name in (("C0", "GradCAM"), ("C1", "FullGrad"), ("C2", "LayerCAM")):
+        if bound not in runs[0]["methods"][name]:
+            continue
         level = 100 * statistics.fmean(run["methods"][name][bound]["iou"] for run in runs)
-        axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=f"{name}, same stages")
+        told = f"{name}, not truncated"
+        axis.axhline(level, color=colour, linestyle="--", linewidth=1, label=told)
     axis.grid(alpha=0.3)
