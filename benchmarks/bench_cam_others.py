@@ -74,9 +74,11 @@ def smooth(inputs: Inputs, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         classes = model(images).argmax(dim=1)
     generator = torch.Generator(images.device).manual_seed(0)
-    noise = torch.randn((SAMPLES, *images.shape), generator=generator, device=images.device)
     spread = NOISE * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    copies = [passes(architecture, model, images + part * spread, classes)[1] for part in noise]
+    copies = []
+    for _ in range(SAMPLES):
+        noise = torch.randn(images.shape[1:], generator=generator, device=images.device)
+        copies.append(passes(architecture, model, images + noise * spread, classes)[1])
     maps = []
     for a, *grads in zip(activations, *copies, strict=True):
         one, two, three = (

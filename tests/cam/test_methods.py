@@ -135,7 +135,7 @@ def test_smooth_gradcamplusplus_equals_float64_formula() -> None:
     model, images = SmallNet().eval(), torch.randn(3, 3, 24, 20)
     samples, noise, layers = 5, 0.2, ["relu2", "relu3"]
     generator = torch.Generator().manual_seed(7)
-    draws = torch.randn((samples, *images.shape), generator=generator)
+    draws = [torch.randn(images.shape[1:], generator=generator) for _ in range(samples)]
     spread = (images.amax((1, 2, 3)) - images.amin((1, 2, 3))).view(-1, 1, 1, 1)
     best = model(images).argmax(1)
     model.double()
@@ -160,6 +160,8 @@ def test_smooth_gradcamplusplus_equals_float64_formula() -> None:
         torch.testing.assert_close(found.cams.double(), expected, rtol=0, atol=5e-6)
     assert torch.equal(found.target, best)
     assert torch.equal(method(images).cams, found.cams)
+    alone = method(images[2:]).cams  # whatever its batch mates
+    torch.testing.assert_close(alone, found.cams[2:], rtol=0, atol=5e-6)
     by_callable = method(images, lambda logits: logits[range(3), best])
     torch.testing.assert_close(by_callable.cams, found.cams)
 

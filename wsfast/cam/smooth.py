@@ -35,8 +35,9 @@ class SmoothGradCAMPlusPlus(CAMMethod):
         fusion: see :class:`CAMMethod`.
 
     Note:
-        The same noise for the same seed, shapes and device; torch's generators are left alone.
-        Costs about ``samples`` Grad-CAMs.
+        The images of a batch share their noise, each scaled to its range, so that a map depends
+        neither on batch mates nor on ``max_batch``. It is the same for the same seed, device, dtype
+        and shape of an image; torch's generators are left alone. Costs about ``samples`` Grad-CAMs.
     """
 
     differentiable = False
@@ -90,10 +91,13 @@ class SmoothGradCAMPlusPlus(CAMMethod):
         images = images.detach()
         flat = images.flatten(1)
         spread = self.noise * (flat.amax(dim=1) - flat.amin(dim=1))
-        noise = torch.randn(
-            (copies, *images.shape), generator=generator, device=images.device, dtype=images.dtype
-        )
-        return (images + noise * spread.view(-1, 1, 1, 1)).flatten(0, 1)
+        # Copy by copy: of all at once the numbers would depend on how many they are.
+        draws = [
+            torch.randn(images.shape[1:], generator=generator, device=flat.device, dtype=flat.dtype)
+            for _ in range(copies)
+        ]
+        noise = torch.stack(draws)[:, None] * spread.view(-1, 1, 1, 1)
+        return (images + noise).flatten(0, 1)
 
     def _gradients(
         self, noisy: Captured, target: Target, classes: Tensor | None, copies: int
