@@ -77,7 +77,8 @@ class LocalizerRecipe(ImageRecipe):
         self.masked = None if classifier is None else MaskedClassifierLoss(classifier.to(device))
         if self.has_regions():
             self.selections = {"localization": "localization"}
-        if classifier is not None and data.validation is not None:
+        shown = [] if data.validation is None else data.validation.labels.tolist()
+        if classifier is not None and any(label != data.clean_class for label in shown):
             self.selections = {**self.selections, "classification": "masked_accuracy"}
         self.check_selection()  # before maps are made, which may take hours
 
@@ -90,9 +91,10 @@ class LocalizerRecipe(ImageRecipe):
         """What a batch is learnt from."""
 
     def validate(self) -> dict[str, float]:
-        """How well the maps fit masks or boxes, and what the classifier sees through them."""
+        """How well the maps fit masks or boxes, and whether the classifier sees objects in them."""
         if self.data.validation is None:
             return {}
+        masked = self.masked if "classification" in self.selections else None
         maps = MapScores(self.device, select_pxap=self.data.clean_class < 0)
         classes = ClassScores(max(int(self.labels.max()) + 1, len(self.data.class_names)))
         with torch.no_grad():
@@ -101,10 +103,12 @@ class LocalizerRecipe(ImageRecipe):
                 found = self.foreground(images)
                 chosen = with_regions(samples)
                 score_regions(maps, [samples[i] for i in chosen], found[chosen])
-                if self.masked is not None:
-                    classes.update(self.masked.logits(images, found), labels)
+                objects = labels != self.data.clean_class  # the right map of others is empty
+                if masked is not None and bool(objects.any()):
+                    seen = masked.logits(images[objects], found[objects])
+                    classes.update(seen, labels[objects])
         figures = maps.compute()
-        if self.masked is not None:
+        if masked is not None:
             figures["masked_accuracy"] = classes.compute()["balanced_accuracy"]
         return figures
 
