@@ -2,6 +2,7 @@
 
 import copy
 import json
+from datetime import timedelta
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ class _single_process_group:
 
     def __exit__(self, *_):
         torch.distributed.destroy_process_group()
+
+
+def test_processes_wait_for_the_slowest_however_long_it_makes_maps(monkeypatch):
+    told = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **how: told.update(how))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with distributed.process_group(torch.device("cpu")):
+        assert told["timeout"] >= timedelta(days=1)
 
 
 def test_a_mean_over_nothing_is_zero():

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )  # fmt: skip
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # A process may have finished its share of the maps hours before the others: of images of many
+    # sizes, or on a busy disk. torch would give them up after ten minutes.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield device
     finally:
