@@ -1,5 +1,6 @@
 """A run from its settings: data, models, recipe and the engine in one call."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def run(
             ``out``; as :func:`wsfast.train.fit`.
         Interrupted: the run was asked to stop and is saved.
     """
+    if config.deterministic:
+        # Without this cuBLAS is not, and torch raises; it looks once, at the first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     wanted = parse_device("train", "device", config.device)
     with distributed.process_group(wanted) as device, made_folder(out), only_run_in(out):
         check_out(out, resume=resume)  # before maps are made, which may take hours
@@ -221,6 +225,17 @@ def _noted(recipe: LocalizerRecipe, classifier: Checkpoint) -> Recipe:
     return recipe
 
 
+def _normalized_otherwise(name: str, classifier: Checkpoint) -> list[str]:
+    """A warning where pretrained weights, which share the classifier's images, know others."""
+    own = pretrained_normalization(name, "", len(classifier.mean))
+    if own == (classifier.mean, classifier.std):
+        return []
+    return [
+        f"images are normalised for the classifier, not as {name}'s pretrained weights know them; "
+        "a classifier that starts from such weights brings their normalisation"
+    ]
+
+
 def _build_fcam(config: FCAMConfig, device: torch.device, out: Path, progress: bool) -> Recipe:
     classifier, saved, data = _open_classifier(config)
     with seeded_weights(config.seed):
@@ -244,6 +259,8 @@ def _build_dips(config: DiPSConfig, device: torch.device, out: Path, progress: b
         config, model, device, images,
         classifier=classifier, folder=out / "cache", progress=progress,
     )  # fmt: skip
+    if config.pretrained and config.encoder != "classifier":
+        recipe.notes += _normalized_otherwise(config.encoder, saved)
     return _noted(recipe, saved)
 
 
@@ -262,6 +279,8 @@ def _build_pseudo(config: PseudoConfig, device: torch.device, out: Path, progres
         config, model, device, images,
         classifier=classifier, folder=out / "cache", progress=progress,
     )  # fmt: skip
+    if config.pretrained and config.segmenter == "deeplabv3":
+        recipe.notes += _normalized_otherwise("resnet50", saved)  # DeepLabV3's backbone
     return _noted(recipe, saved)
 
 
