@@ -1,6 +1,7 @@
 """The recipes on tiny synthetic defects: they run and resume bit for bit."""
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch.utils.data import Subset
 
 from tests.nn.test_losses import CalledOperators
 from tests.train.tiny import assert_same_result, result
 from wsfast import ops
 from wsfast.cam import CAM, attention_map
 from wsfast.data import SyntheticDefects
-from wsfast.models import FCAMModel, UNetLocalizer
+from wsfast.models import FCAMModel, UNetLocalizer, save_checkpoint
 from wsfast.train import Draw, Interrupted
 from wsfast.train.classifier import build_cam, poor_classifier
 from wsfast.train.evaluation import RunMaps, evaluate_run
-from wsfast.train.images import ImageRecipe, images_at_once
+from wsfast.train.fcam import FCAMRecipe
+from wsfast.train.images import ImageRecipe, images_at_once, pretrained_normalization
 from wsfast.train.loading import read_batch
 from wsfast.train.log import read_log
 from wsfast.train.pseudo import without_small
@@ -398,6 +401,39 @@ def test_a_second_round_learns_from_the_segmenter(tmp_path, classifier):
     assert np.array_equal(other.masks, first)  # nothing found: the former masks stay
 
 
+def test_later_rounds_masks_are_not_made_by_another_segmenter(tmp_path, classifier):
+    SyntheticDefects(16, size=(32, 16)).write_ksdd2(tmp_path / "data")
+    settings = {"data": str(tmp_path / "data"), "epochs": 6, "rounds": 3}
+    recipe = built("pseudo", classifier, tmp_path, **settings)
+    for epoch in (2, 4):  # the first ones of their rounds
+        recipe.begin_epoch(epoch)
+    record = recipe.data.train.records[0]
+    os.utime(recipe.data.train.root / record.image, (0, 0))  # as in a copy of the data set
+    resumed = built("pseudo", classifier, tmp_path, **settings)
+    resumed.begin_epoch(5)
+    assert np.array_equal(resumed.masks, recipe.masks)
+    other = built("pseudo", classifier, tmp_path, **{**settings, "epochs": 9})
+    with pytest.raises(ValueError, match="masks of round 2"):  # those are of shorter rounds
+        other.begin_epoch(4)
+    for path in tmp_path.glob("cache/masks-round3*"):
+        path.unlink()
+    resumed = built("pseudo", classifier, tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"--resume must be given with the masks of round 3, "):
+        resumed.begin_epoch(5)
+    assert not list(tmp_path.glob("cache/masks-round3*"))
+
+
+def test_a_round_begins_with_the_masks_before_it_or_not_at_all(tmp_path, classifier):
+    recipe = built("pseudo", classifier, tmp_path, epochs=6, rounds=3)
+    for path in tmp_path.glob("cache/masks-round1*"):
+        path.unlink()
+    recipe.begin_epoch(2)  # the classifier's maps make the first round's again
+    for path in tmp_path.glob("cache/masks-round2*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="masks of round 2"):
+        recipe.begin_epoch(4)
+
+
 @pytest.mark.parametrize(
     ("figures", "word"),
     [({"covered": 0.0}, "collapsed to nothing"), ({"covered": 1.0}, "collapsed to everything"),
@@ -426,3 +462,56 @@ def test_recipes_run_on_the_device_in_half_precision(tmp_path, classifier, recip
     history = run(config, tmp_path, progress=False)
     assert all(np.isfinite(record["loss"]) for record in history)
     assert len(history) == 2
+
+
+def test_what_is_seen_through_the_maps_is_counted_of_images_with_the_object(tmp_path, classifier):
+    recipe = built("fcam", classifier, tmp_path)
+    recipe.masked.logits = lambda images, maps: torch.tensor([0.0, 1.0]).expand(len(images), 2)
+    assert recipe.validate()["masked_accuracy"] == 1.0  # of others an empty map shows nothing
+    validation = recipe.data.validation
+    clean = Subset(validation, torch.nonzero(validation.labels == 0)[:, 0].tolist())
+    clean.labels = torch.zeros(len(clean), dtype=torch.int64)
+    data = dataclasses.replace(recipe.data, validation=clean)
+    config = dataclasses.replace(recipe.config, select_on="last")
+    without = FCAMRecipe(config, recipe.model, recipe.device, data, folder=tmp_path, progress=False)
+    assert without.validate() == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [("dips", {"encoder": "resnet50"}), ("pseudo", {"segmenter": "deeplabv3"})],
+)
+def test_pretrained_weights_that_know_other_images_are_told_of(
+    tmp_path, classifier, recipe, settings, monkeypatch
+):
+    for name in ("UNetLocalizer", "DeepLabV3"):  # nothing is downloaded
+        small = UNetLocalizer("small_vgg", in_chans=1)
+        monkeypatch.setattr(f"wsfast.train.runs.{name}", lambda *_, model=small, **__: model)
+    known = load_run(classifier)._asdict()
+    mean, std = pretrained_normalization("resnet50", "", 1)
+    alike = tmp_path / "alike.safetensors"
+    save_checkpoint(known.pop("model"), alike, **{**known, "mean": mean, "std": std})
+
+    def told(classifier, **more):
+        made = built(recipe, str(classifier), tmp_path, **settings, **more)
+        return "normalised for the classifier, not as resnet50's" in " ".join(made.notes)
+
+    assert told(classifier, pretrained=True)
+    assert not told(classifier)
+    assert not told(alike, pretrained=True)
+
+
+def test_a_deterministic_run_tells_cublas_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    seen = []
+
+    def build(*_):
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        raise InterruptedError
+
+    monkeypatch.setitem(_BUILDERS, "classifier", build)
+    for wanted in (False, True):
+        with pytest.raises(InterruptedError):
+            run(configure("classifier", {"deterministic": wanted}), tmp_path, progress=False)
+    assert seen == [None, ":4096:8"]

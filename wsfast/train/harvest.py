@@ -1,6 +1,5 @@
 """Maps, masks and boxes of a large folder of images, by any number of processes, restartable."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from wsfast.train.images import normalization
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.pseudo import without_small
 from wsfast.train.state import only_run_in
-from wsfast.train.store import Array, ArrayStore, weights_digest
+from wsfast.train.store import Array, ArrayStore, files_digest, weights_digest
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def harvest(
         "target": target,
         "clean_class": maps.clean_class,
         "min_area": min_area,
-        "files": _listed(files),
+        "files": files_digest(files, files),
     }
     if strict:
         settings["strict"] = True  # what was harvested without may lack images
@@ -119,14 +118,6 @@ def harvest(
         for row in np.flatnonzero(~records["readable"]).tolist()
     ]
     return Harvest(store.path, records, skipped)
-
-
-def _listed(files: Sequence[Path]) -> str:
-    """What tells one list of files from another, and a file from what replaced it."""
-    # Uncompressed pictures of one camera are all of one size in bytes: the time tells them apart.
-    found = [(file, file.stat()) for file in files]
-    lines = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _record(size: tuple[int, int], boxes: int) -> Any:

@@ -22,6 +22,7 @@ from wsfast.models.encoders import NOT_OF_TIMM
 from wsfast.train import distributed
 from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
+from wsfast.train.store import files_digest
 from wsfast.train.validation import explained_classes, with_regions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -171,16 +172,23 @@ def images_at_once(config: TrainConfig) -> int:
     return min(_AT_ONCE, max(1, config.batch_size // parts))
 
 
+def image_files(dataset: Any) -> list[Path]:
+    """The files of a split's images; none of images that do not come from files."""
+    if not isinstance(dataset, ImageDataset):
+        return []
+    return [dataset.root / record.image for record in dataset.records]
+
+
 def identities(dataset: Any, data: str) -> list[str]:
     """The files of a split's images, seen from the folder of all splits; names where it has none.
 
     Names do not do for files: in folders of their own, splits may have images of the same names.
     """
-    if not isinstance(dataset, ImageDataset):
+    files = image_files(dataset)
+    if not files:
         return list(getattr(dataset, "names", ()))
     place = Path(data)
     folder = (place if place.is_dir() else place.parent).resolve()
-    files = [dataset.root / record.image for record in dataset.records]
     parents = {file.parent for file in files}  # a few folders may have a million files
     places = {parent: os.path.relpath(parent.resolve(), folder) for parent in parents}
     return [Path(places[file.parent], file.name).as_posix() for file in files]
@@ -270,16 +278,25 @@ class ImageRecipe(Recipe):
             return list(pool.map(read, items))
 
     def read_whole(self, items: Sequence[int]) -> Tensor:
-        """Training images as they are before cropping and flipping, uint8, on the device."""
+        """Training images as they are before cropping and flipping, uint8, on the device.
+
+        In place of one that cannot be read another is given (see :meth:`ImageData.taken`), and its
+        map is kept: where the file, unchanged, is readable again later, that map is the wrong one.
+        """
         return torch.stack(self.in_parallel(self.data.whole, items)).to(self.device)
 
     def image_key(self) -> dict[str, Any]:
-        """What maps of whole training images depend on, beside the model."""
+        """What maps of whole training images depend on, beside the model.
+
+        ``files`` changes where a file is replaced, but also where it is copied without its time.
+        """
         # Other synthetic images have the same names.
         drawn = {"drawn": self.config.split_seed} if self.config.data == SYNTHETIC else {}
+        files = image_files(self.data.train)
         return {
             **drawn,
             "images": self.fingerprint(),
+            "files": files_digest(files, self.names) if files else None,
             "resized": list(self.data.map_size),
             "mean": list(self.data.mean),
             "std": list(self.data.std),

@@ -155,31 +155,51 @@ class PseudoRecipe(LocalizerRecipe):
         return self.config.round_of(epoch) != self.config.round_of(epoch - 1)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Have the masks of the epoch's round."""
+        """Have the masks of the epoch's round.
+
+        Raises:
+            ValueError: a resumed run's masks of a round are gone, and so is the segmenter that made
+                them.
+        """
         if self.config.round_of(epoch) == self.round:
             return
         self.round = self.config.round_of(epoch)
-        shape = (len(self.labels), *self.data.map_size)
-        stores = [
-            ArrayStore(
-                self.folder, f"masks-round{number + 1}", {**self.key, "round": number}, shape
-            )
-            for number in range(self.round + 1)
-        ]
-        former = stores[-2].open() if self.round else None
         was_training = self.model.training
         self.model.eval()
-        self.masks = stores[-1].fill(
-            lambda rows: self._make_masks(rows, former),
-            batch_size=images_at_once(self.config),
-            description="masks",
-            progress=self.progress,
-        )
+        self.masks = self._masks_of(self.round, begins=self.changes_data(epoch))
         self.model.train(was_training)
         objects = [i for i in range(len(self.labels)) if self.has_object(i)]
         sampled = objects[:: max(1, len(objects) // 200)]
         hollow = [not self.masks[i].any() for i in sampled]
         self.empty = sum(hollow) / len(hollow) if hollow else 0.0
+
+    def _store(self, number: int) -> ArrayStore:
+        """Where the masks of a round are kept."""
+        key = {**self.key, "round": number}
+        if number:
+            key["epochs"] = self.config.epochs  # in which its segmenter has learnt
+            del key["files"]  # unlike the first, they cannot be made anew of copied images
+        shape = (len(self.labels), *self.data.map_size)
+        return ArrayStore(self.folder, f"masks-round{number + 1}", key, shape)
+
+    def _masks_of(self, number: int, *, begins: bool) -> Array:
+        """The masks of a round, made where they are missing; a collective call.
+
+        But for the first round's, only the weights at the round's beginning can make them.
+        """
+        store = self._store(number)
+        former = None
+        if number and not all(distributed.gather_objects(store.path.is_file())):
+            if not begins:
+                expected = f"given with the masks of round {number + 1}, which cannot be made again"
+                value_error("train", "--resume", expected, f"no {store.path}")
+            former = self._masks_of(number - 1, begins=False)
+        return store.fill(
+            lambda rows: self._make_masks(rows, former),
+            batch_size=images_at_once(self.config),
+            description="masks",
+            progress=self.progress,
+        )
 
     def _make_masks(self, rows: list[int], former: Array | None) -> Array:
         raw = self.read_whole(rows)

@@ -18,6 +18,21 @@ from wsfast.train import distributed
 Array = NDArray[Any]
 
 
+def files_digest(files: Sequence[Path], names: Sequence[object]) -> str:
+    """What tells one list of named files from another, and a file from what replaced it."""
+    lines = [f"{name} {_state(file)}" for file, name in zip(files, names, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _state(file: Path) -> str:
+    try:
+        found = file.stat()
+    except OSError:  # whoever reads it finds out
+        return "gone"
+    # Uncompressed pictures of one camera are all of one size in bytes: the time tells them apart.
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def weights_digest(model: nn.Module) -> str:
     """What tells one set of weights from another."""
     digest = hashlib.sha256()
