@@ -1,6 +1,7 @@
 """Which images a run trains, is validated and tested on, and what its models say of it."""
 
 import dataclasses
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.data.pictures import picture
 from wsfast.data import SyntheticDefects
+from wsfast.models import save_checkpoint
 from wsfast.train.config import CONFIG
 from wsfast.train.data import check_classes, open_split
 from wsfast.train.evaluation import RunMaps, evaluate_run
@@ -268,6 +270,13 @@ def test_crops_are_taken_at_the_classifiers_size(folder, tmp_path):
     bare = tmp_path / "bare.safetensors"  # outside of its run
     shutil.copy(first / "best.safetensors", bare)
     assert pseudo(bare, folder, size=None, crop=[8, 8]).data.size == (24, 12)
+    set_in_run(first, size=None)  # as of a run that took the size of its first image
+    assert pseudo(first, folder, size=None, crop=[8, 8]).data.size == (24, 12)
+    told = load_run(bare)._asdict()
+    save_checkpoint(told.pop("model"), bare, **{**told, "extra": None})
+    message = "size must be given with a crop, as the classifier's file does not say whether"
+    with pytest.raises(ValueError, match=message):
+        pseudo(bare, folder, size=None, crop=[8, 8])
 
 
 def test_maps_of_other_synthetic_images_are_made_anew(classifier):
@@ -275,6 +284,19 @@ def test_maps_of_other_synthetic_images_are_made_anew(classifier):
     assert made[0].fingerprint() == made[2].fingerprint()
     assert made[0].key == made[1].key
     assert made[0].key != made[2].key
+
+
+def test_maps_of_files_that_were_replaced_are_made_anew(classifier, folder, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    recipe = pseudo(classifier, data)
+    first = recipe.image_key()
+    assert first == pseudo(classifier, folder).image_key()  # moved, or copied with its times
+    file = data / f"{recipe.names[0]}.png"
+    os.utime(file, (0, 0))  # another picture of as many bytes
+    second = recipe.image_key()
+    file.unlink()
+    third = recipe.image_key()
+    assert len({key["files"] for key in (first, second, third)}) == 3
 
 
 def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, tmp_path):

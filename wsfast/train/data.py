@@ -180,14 +180,16 @@ def _drawn(config: TrainConfig, split: str) -> int | None:
 def _size_of(config: Any, classifier: Checkpoint) -> tuple[int, int] | None:
     """The size of a classifier's images: of its input, and where both runs crop, before its crop.
 
-    None where its run took that of its first image.
+    None where that is not said, as of synthetic images at their own size.
 
     Raises:
         ValueError: a crop, and the classifier's file does not say whether it had one.
     """
-    known = settings_around(Path(config.classifier)) or classifier.extra
+    known: Mapping[str, Any] = classifier.extra
+    if "crop" not in known:
+        known = settings_around(Path(config.classifier))
     if config.crop and "crop" not in known:
-        expected = "given with a crop, as the classifier's file is of an older version"
+        expected = "given with a crop, as the classifier's file does not say whether it had one"
         value_error("train", "size", expected, "None")
     if not (config.crop and known["crop"]):
         return classifier.input_size
