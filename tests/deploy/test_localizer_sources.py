@@ -190,10 +190,15 @@ def test_another_classifier_than_the_runs_own_is_refused(
         small_model(1), other, class_names=("good", "defect"), mean=(0.4,), std=(0.2,),
         input_size=INPUT,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"--run must be run where .*other.* is the classifier it"):
-        Localizer.from_checkpoint(runs[recipe], classifier=other)
+    message = r"classifier must be the one that the model was trained with, got .*other\.safetens"
+    for path in (runs[recipe], runs[recipe] / "best.safetensors"):
+        with pytest.raises(ValueError, match=message):
+            Localizer.from_checkpoint(path, classifier=other)
     moved = shutil.copytree(runs[recipe], tmp_path / "run")
     config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(runs["classifier"]), str(other)))
+    with pytest.raises(ValueError, match=r"--run must be run where .*other.* is the classifier it"):
+        Localizer.from_checkpoint(moved)
     (moved / "config.yaml").write_text(config.replace(str(runs["classifier"]), "runs/gone"))
     with pytest.raises(ValueError, match="--run must be run where its classifier is found, runs/g"):
         Localizer.from_checkpoint(moved)

@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--classifier",
         type=Path,
-        help="what gives the class scores of a DiPS or pseudo-label model "
-        "(default: the run it was trained with)",
+        help="what gives the class scores of a DiPS or pseudo-label model: the one it was trained "
+        "with, where it has been moved (needed with --checkpoint)",
     )
     model.add_argument(
         "--method",

@@ -21,8 +21,7 @@ from wsfast.models import (
     UNetLocalizer,
     load_checkpoint,
 )
-from wsfast.train.evaluation import RunMaps
-from wsfast.train.runs import load_run
+from wsfast.train.evaluation import RunMaps, classifier_of
 
 
 class NeedsGradientsError(ValueError):
@@ -181,7 +180,8 @@ class Localizer(LocalizerBase):
             method: ``"cam"`` takes CAM's closed form for a classifier run of another method;
                 the threshold then is ``"otsu"``. Left out for a model that learnt its maps.
             classifier: run or file of the classifier that gives the class scores of a DiPS or
-                pseudo-label model; None takes the one that the run was trained with.
+                pseudo-label model, the one it was trained with, where that has been moved or
+                ``path`` is a file; None takes it from where it was.
             target: class to explain; None takes the predicted one. Left out for a model that learnt
                 its maps: they are its foreground probability, whatever the class.
             input_size: height and width of the network's input, the training images' by default.
@@ -189,7 +189,8 @@ class Localizer(LocalizerBase):
 
         Raises:
             ValueError: no run or checkpoint, a run whose maps need gradients, a file that needs a
-                ``classifier``, an argument without an effect on this model.
+                ``classifier``, another one than the model was trained with, an argument without an
+                effect on this model.
         """
         where = "deploy.Localizer.from_checkpoint"
         if method is not None:
@@ -307,7 +308,7 @@ def _open_file(where: str, file: Path, classifier: Path | None) -> _Opened:
             expected = "given for a localizer without its run's folder"
             value_error(where, "classifier", expected, "None")
         assert classifier is not None
-        scorer = load_run(classifier).model
+        scorer = classifier_of(where, saved, classifier, None)
     return _Opened(saved, scorer, float(saved.extra.get("threshold", 0.5)), relu=False)
 
 

@@ -79,12 +79,7 @@ class RunMaps:
         if classifier is None and not path.exists():
             expected = f"run where its classifier is found, {path} seen from the working directory"
             value_error("train", "--run", expected, f"{folder}")
-        model = load_run(path).model
-        digest = self.checkpoint.extra.get("classifier_digest", "")  # of older runs unknown
-        if digest and weights_digest(model) != digest:
-            expected = f"run where {path} is the classifier it was trained with"
-            value_error("train", "--run", expected, f"{folder}, of another one")
-        return model
+        return classifier_of("train", self.checkpoint, path, None if classifier else folder)
 
     def _method(self) -> Callable[[Tensor, Any], CAMResult]:
         if isinstance(self.model, GAPClassifier):
@@ -124,6 +119,25 @@ class RunMaps:
             return self._explain(images, target)
         with torch.no_grad():
             return self._explain(images, target)
+
+
+def classifier_of(where: str, saved: Checkpoint, path: Path, run: Path | None) -> nn.Module:
+    """The classifier at a path, which must be the one that a localizer was trained with.
+
+    ``run`` is the one whose settings name the path; None where it was given as ``classifier``.
+
+    Raises:
+        ValueError: another one, or none.
+    """
+    model = load_run(path).model
+    digest = saved.extra.get("classifier_digest", "")  # of older files unknown
+    if digest and weights_digest(model) != digest:
+        if run is None:
+            expected = "the one that the model was trained with"
+            value_error(where, "classifier", expected, f"{path}, another one")
+        expected = f"run where {path} is the classifier it was trained with"
+        value_error(where, "--run", expected, f"{run}, of another one")
+    return model
 
 
 def _result(map_logits: Tensor, logits: Tensor, target: Any) -> CAMResult:
