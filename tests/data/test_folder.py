@@ -140,7 +140,7 @@ def test_other_pictures_beside_the_masks_may_be_a_class_or_not(tmp_path):
         picture(tmp_path / name / "1.png")
     for kind in ("fine", "coarse"):
         mask(tmp_path / "labels" / kind / "cut" / "1.png", (0, 0, 3, 1))
-    with pytest.raises(ValueError, match="masks must be a folder outside of .*coarse.cut.1.png"):
+    with pytest.raises(ValueError, match=r"masks must be a folder outside of .*coarse.cut.1\.png"):
         ImageFolder(tmp_path, "train", masks=tmp_path / "labels" / "fine", **WHOLE)
     (tmp_path / "labels" / "coarse" / "cut" / "1.png").rename(tmp_path / "labels" / "._1.png")
     data = ImageFolder(tmp_path, "train", masks=tmp_path / "labels" / "fine", **WHOLE)

@@ -265,7 +265,7 @@ def test_merge_state_refuses_other_settings() -> None:
     count(metric, slice(0, 3))
     before = metric.num_correct
     for other in (MaxBoxAcc(thresholds=[0.8, 0.9]), MaxBoxAccV2(thresholds=[0.1, 0.2])):
-        with pytest.raises(ValueError, match="MaxBoxAcc.merge_state: incoming_state must be of a"):
+        with pytest.raises(ValueError, match=r"MaxBoxAcc\.merge_state: incoming_state must be of"):
             metric.merge_state(other)
     assert torch.equal(metric.num_correct, before)
 

@@ -98,7 +98,7 @@ def class_variance(levels: np.ndarray, level: int) -> Fraction:
 
 
 def random_histogram(rng: np.random.Generator) -> np.ndarray:
-    """Pixels per level: few or all levels, wide or narrow, at the edges of 16 or anywhere, alike."""
+    """Pixels per level: few or all levels, wide or narrow, many of them alike."""
     levels = np.arange(256)
     kind = rng.choice(["even", "two hills", "few", "edges", "narrow", "steep"])
     counts = {

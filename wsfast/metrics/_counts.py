@@ -17,6 +17,8 @@ class CountMetric(Metric):
     full_state_update = False
 
     fingerprint: Tensor
+    compute_on_cpu: bool
+    _update_count: int
 
     def add_counts(self, name: str, *shape: int) -> None:
         """Register a state of zeros.
@@ -32,7 +34,7 @@ class CountMetric(Metric):
         It does where all states are equal after the first update, and a batch without a hit looks
         the same to many metrics. A hash of the settings is therefore a state, too: bytes as int64,
         which casts leave alone and ``torch.allclose`` tells apart. The last call counts. To be
-        called before other states are registered: torchmetrics below 1.6.2 compares the first alone.
+        called before other states are registered: torchmetrics below 1.6.2 compares one alone.
         """
         told = repr((type(self).__qualname__, *settings)).encode()
         digest = torch.tensor(list(hashlib.sha256(told).digest()))
@@ -80,7 +82,7 @@ class CountMetric(Metric):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        return self._plot(val, ax)  # type: ignore[no-any-return]
+        return self._plot(val, ax)
 
     def over_processes(self, *names: str) -> list[Tensor]:
         """States summed over the processes, as in ``compute``; every process has to call."""
