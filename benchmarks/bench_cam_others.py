@@ -3,7 +3,7 @@
 By default one 224² image runs for the methods of few passes. ``--grid axes`` adds eight images and
 one of 512x1408, and Score-CAM and Ablation-CAM of one 224² image: they take a pass per channel of
 the last layer (512, 2048 or 384), over an hour in all, much of it for the float64 oracle.
-``--grid full`` adds their larger sizes.
+``--grid full`` adds 32 images, one of 224x640, and the larger sizes of those two.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +39,7 @@ from .harness import Case, Contender, Run, eager
 from .records import OURS, Size
 
 SIZES = (Size(1, 224, axis=True), Size(8, 224), Size(1, 512, width=1408))
+MORE_SIZES = (Size(32, 224), Size(1, 224, width=640))  # of ``--grid full``
 ABLATION_VALUE = "sets a channel to -1e7, not 0, where activations may be negative"
 SAMPLES, NOISE = 4, 0.15
 Formula = Callable[[Inputs, torch.dtype], Tensor]
@@ -217,7 +218,8 @@ def bench_case(method: Method, architecture: Architecture) -> Case:
     if method.name == "AblationCAM" and architecture.tokens:
         contenders[1] = replace(contenders[1], same_work=False, note=ABLATION_VALUE)
     few = not method.a_pass_per_channel
-    sizes = (replace(SIZES[0], headline=few), *(replace(size, axis=few) for size in SIZES[1:]))
+    along = (replace(size, axis=few) for size in SIZES[1:])
+    sizes = (replace(SIZES[0], headline=few), *along, *MORE_SIZES)
     return Case(
         room="cam_others",
         operation=f"{method.name}, {architecture.title}",
