@@ -1,5 +1,6 @@
 """Videos with damage: what can be read is read, and what is lost is counted."""
 
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.data.videos import cut_clip, damage_clip, write_clip
 from wsfast.data import ImageFiles, VideoFrames
+from wsfast.deploy import MatroskaWriter
 
 
 def values(video: VideoFrames) -> list[int]:
@@ -80,6 +82,8 @@ class SilentCapture:
         ("a.mkv", [0, 1, 2], 10, 0, 0),  # the sound may be longer than the picture
         ("a.mkv", [0, 1, 2], 60, 0, 57),
         ("a.mkv", [0, 1, 2], 0, 0, 0),
+        ("a.mkv", [n for n in range(60) if n % 3], 60, 0, 0),  # a recorder has dropped frames
+        ("a.WEBM", [n for n in range(60) if n % 3], 100, 0, 40),
     ],
 )
 def test_the_clock_shows_what_is_lost(
@@ -89,6 +93,17 @@ def test_the_clock_shows_what_is_lost(
     video = VideoFrames(name)
     assert len(values(video)) == len(frames)
     assert (video.unreadable, video.missing) == (unreadable, missing)
+
+
+def test_frames_that_a_recorder_has_dropped_are_no_damage(tmp_path: Path) -> None:
+    writer = MatroskaWriter(tmp_path / "clip.mkv", fps=10)
+    for number in range(0, 60, 2):
+        writer.write(np.zeros((48, 64, 3), np.uint8), number / 10)
+    writer.close()
+    video = VideoFrames(tmp_path / "clip.mkv")
+    assert len(values(video)) == 30
+    assert video.count > 50  # computed from the duration
+    assert (video.unreadable, video.missing) == (0, 0)
 
 
 def test_a_file_at_an_address_is_not_asked_for_ever(monkeypatch) -> None:
@@ -148,3 +163,11 @@ def test_image_files_go_on_after_a_damaged_frame(tmp_path: Path) -> None:
     assert [(f.path, f.reason) for f in images.skipped] == [
         (clip, "1 of its 10 frames could not be decoded")
     ]
+
+
+def test_image_files_go_on_after_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"Pr\xfcfung.avi")  # Latin-1, from an old archive
+    write_clip(tmp_path / "clip.avi", [0, 50]).rename(name)
+    images = ImageFiles([name, write_clip(tmp_path / "clip.avi", [0, 50])])
+    assert [found for found, _ in images] == ["clip_000000", "clip_000001"]
+    assert [file.path for file in images.skipped] == [name]

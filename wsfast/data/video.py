@@ -19,6 +19,9 @@ _DEFAULT_FPS = 25.0
 # Only AVI's header is a plain count of frames. MP4's includes what an edit list hides, and others
 # are computed from a duration that belongs to the sound as well: their last seconds prove nothing.
 _EXACT_COUNT = frozenset({".avi"})
+# What is computed from a duration includes the frames that a recorder never had: only what the
+# clock has not reached is missing.
+_KNOWN_COUNT = frozenset({*_EXACT_COUNT, ".mp4", ".mov"})
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # 4, 5
 _SILENT = 0
 _SLACK = {True: 0.5, False: 2.0}  # seconds that the header may promise too much
@@ -36,16 +39,18 @@ class VideoFrames:
     Attributes:
         live: frames come at their own pace, as of a camera or of a stream without an end.
         fps: frames per second that the source announces; 25 where it says nothing.
-        count: frames that a file's header announces, 0 where it says nothing.
+        count: frames that a file's header announces, 0 where it says nothing; of others than AVI,
+            MP4 and MOV duration times ``fps``, more than there are where frames were dropped.
         delivered: frames read.
-        unreadable: damaged frames left out; exact once the end is reached.
+        unreadable: damaged frames left out; exact once the end is reached, of others than AVI, MP4
+            and MOV with OpenCV 5 only.
         missing: frames that the header announces and that are not there, known at the end: the file
             was cut off, or the connection to it.
         seconds: time of the latest frame in the file; of a live source since it was opened.
         opened: when that was, by the monotonic clock.
 
     Raises:
-        ValueError: nothing there that can be read as a video.
+        ValueError: nothing there that can be read as a video, or a path that is not UTF-8.
 
     Example:
         >>> import tempfile
@@ -75,7 +80,9 @@ class VideoFrames:
         self.delivered = self.unreadable = self.missing = 0
         self.seconds = 0.0
         self._patience = _ADDRESS_SECONDS if is_address(source) else math.inf
-        self._exact = Path(str(source)).suffix.lower() in _EXACT_COUNT
+        suffix = Path(str(source)).suffix.lower()
+        self._exact = suffix in _EXACT_COUNT
+        self._counted = suffix in _KNOWN_COUNT
         self.opened = time.monotonic()
 
     def read(self) -> NDArray[np.uint8] | None:
@@ -122,7 +129,8 @@ class VideoFrames:
         absent = max(0, self.count - self.delivered - self.unreadable)
         passed = round(self.seconds * self.fps) + 1 if self.delivered else 0
         inside = min(absent, max(0, passed - self.delivered - self.unreadable))
-        self.unreadable += inside
+        if self._counted:
+            self.unreadable += inside
         absent -= inside
         if absent > _SLACK[self._exact] * self.fps:
             self.missing = absent
@@ -149,6 +157,9 @@ def _open(source: str | PathLike[str] | int) -> cv2.VideoCapture:
             return cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, limits)
         if Path(source).exists():  # FFmpeg would take what stands before a colon for a protocol
             source = Path(source).absolute()
+        str(source).encode()  # of a name that is not UTF-8 OpenCV may crash
         return cv2.VideoCapture(str(source))
+    except UnicodeEncodeError:
+        return cv2.VideoCapture()
     finally:
         _set_log_level(level)
