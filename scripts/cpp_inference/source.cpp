@@ -33,13 +33,18 @@ bool is_video(const fs::path& file) {
   return has_suffix(file, {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"});
 }
 
-// Frames that a video's header may promise too much, as in wsfast.data.VideoFrames: only AVI's is a
-// plain count, others are computed from a duration that belongs to the sound as well.
-double tolerated_frames(const fs::path& file, const cv::VideoCapture& video) {
+double frames_per_second(const cv::VideoCapture& video) {
   const double announced = video.get(cv::CAP_PROP_FPS);
-  const double fps = std::isfinite(announced) && announced > 0 ? announced : kDefaultFps;
-  return fps * (has_suffix(file, {".avi"}) ? 0.5 : 2.0);
+  return std::isfinite(announced) && announced > 0 ? announced : kDefaultFps;
 }
+
+// Seconds that a video's header may promise too much, as in wsfast.data.VideoFrames: only AVI's is
+// a plain count, others are computed from a duration that belongs to the sound as well.
+double tolerated_seconds(const fs::path& file) { return has_suffix(file, {".avi"}) ? 0.5 : 2.0; }
+
+// Whether the header counts frames; otherwise the count is computed from the duration and includes
+// the frames that a recorder never had.
+bool has_known_count(const fs::path& file) { return has_suffix(file, {".avi", ".mp4", ".mov"}); }
 
 bool is_hidden(const fs::path& path) { return path.filename().string().starts_with('.'); }
 
@@ -121,6 +126,7 @@ std::optional<Frame> FrameSource::next() {
 
 void FrameSource::open_video() {
   frames_read_ = 0;
+  seconds_ = 0;
   // FFmpeg would take what stands before a colon for a protocol.
   if (video_.open(fs::absolute(files_[position_]).string())) return;
   report("not a video or damaged");
@@ -131,16 +137,21 @@ void FrameSource::open_video() {
 std::optional<Frame> FrameSource::next_video_frame() {
   cv::Mat bgr;
   if (!video_.read(bgr) || bgr.empty()) return std::nullopt;
+  seconds_ = video_.get(cv::CAP_PROP_POS_MSEC) / 1000;
   Frame frame{{files_[position_].string(), frames_read_++, {bgr.cols, bgr.rows}}, {}};
   cv::cvtColor(bgr, frame.image, cv::COLOR_BGR2RGB);
   return frame;
 }
 
 void FrameSource::end_video() {
-  const double tolerated = tolerated_frames(files_[position_], video_);
+  const fs::path& file = files_[position_];
+  const double fps = frames_per_second(video_);
   const auto announced = static_cast<std::int64_t>(video_.get(cv::CAP_PROP_FRAME_COUNT));
   video_.release();
-  if (frames_read_ == 0 || static_cast<double>(announced - frames_read_) > tolerated) {
+  auto passed = static_cast<double>(frames_read_);
+  if (!has_known_count(file)) passed = std::max(passed, std::round(seconds_ * fps) + 1);
+  const double absent = static_cast<double>(announced) - passed;
+  if (frames_read_ == 0 || absent > fps * tolerated_seconds(file)) {
     const std::string found = std::to_string(frames_read_) + " of " + std::to_string(announced);
     report(("broken video, " + found + " frames could be read").c_str());
     ++broken_videos_;

@@ -43,6 +43,7 @@ class FrameSource {
   std::size_t position_ = 0;  // in files_
   cv::VideoCapture video_;
   std::int64_t frames_read_ = 0;  // of the open video
+  double seconds_ = 0;            // time of its latest frame
   std::int64_t skipped_ = 0;
   std::int64_t broken_videos_ = 0;
 };

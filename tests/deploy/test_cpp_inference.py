@@ -20,7 +20,13 @@ from tests.deploy.cpp_program import Unavailable, build_program
 from tests.deploy.small import INPUT, small_model
 from wsfast import native
 from wsfast.data import SyntheticDefects
-from wsfast.deploy import Localizer, LocalizerOutput, export_pt2, export_torchscript
+from wsfast.deploy import (
+    Localizer,
+    LocalizerOutput,
+    MatroskaWriter,
+    export_pt2,
+    export_torchscript,
+)
 from wsfast.deploy.programs import METADATA_FILE, describe
 
 SIZE = (96, 48)
@@ -279,6 +285,22 @@ def test_a_header_may_promise_half_a_second_too_much(
     done = run(program, "--model", folder / "net.ts", *ops(), clip)
     assert done.returncode == code, done.stderr
     assert len(lines(done.stdout)) == frames
+    assert ("broken video" in done.stderr) is (code == 2)
+
+
+@pytest.mark.parametrize(("share", "code"), [(1.0, 0), (0.5, 2)])
+def test_frames_that_a_recorder_has_dropped_are_no_damage(
+    program: Path, folder: Path, tmp_path: Path, share: float, code: int
+) -> None:
+    clip = tmp_path / "clip.mkv"
+    writer = MatroskaWriter(clip, fps=10)
+    for number in range(0, 120, 3):  # of 80 frames, twice the tolerance and more, there are none
+        writer.write(np.full((48, 64, 3), number, np.uint8), number / 10)
+    writer.close()
+    clip.write_bytes(clip.read_bytes()[: int(share * clip.stat().st_size)])
+    done = run(program, "--model", folder / "net.ts", *ops(), clip)
+    assert done.returncode == code, done.stderr
+    assert 15 < len(lines(done.stdout)) <= 40
     assert ("broken video" in done.stderr) is (code == 2)
 
 
