@@ -53,6 +53,7 @@ def draw_boxes(
 def write_text(image: Image, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
     """Write shadowed text in place; ``at`` is the left end of its base line."""
     scale = _scale_of(image)
+    text = _drawable(text)
     for ink, width in ((_TEXT_SHADOW, 2), (colour, 1)):
         cv2.putText(
             image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, ink, round(width * scale),
@@ -140,13 +141,20 @@ def _white(height: int, width: int) -> Image:
     return np.full((height, width, 3), 255, np.uint8)
 
 
+def _drawable(text: str) -> str:
+    """The text, with ? for what is not UTF-8 in a file's name: of that, OpenCV may crash."""
+    return text.encode(errors="replace").decode()
+
+
 def _text_width(text: str) -> int:
-    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, 1)[0][0])
+    return int(cv2.getTextSize(_drawable(text), cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, 1)[0][0])
 
 
 def _print(image: Image, text: str, at: tuple[int, int]) -> None:
     """Write black text in place; ``at`` is the left end of its base line."""
-    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(
+        image, _drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, _LETTERS, (0, 0, 0), 1, cv2.LINE_AA
+    )
 
 
 def write_png(path: Path, image: Image) -> None:
