@@ -56,6 +56,26 @@ def test_images_are_batches_of_what_waits(channels: int) -> None:
     assert max(sizes) == 4
 
 
+def test_a_batch_of_a_file_may_be_larger_than_the_queue() -> None:
+    entered, filled = threading.Event(), threading.Event()
+    sizes = []
+
+    def plan() -> Iterator[int]:
+        yield 0
+        assert entered.wait(5)  # the first frame is being localized
+        yield from range(1, 13)
+        filled.set()
+
+    def held(images: Tensor) -> tuple[Tensor, ...]:
+        sizes.append(len(images))
+        entered.set()
+        assert filled.wait(2)
+        return localize(images)
+
+    run(Pictures(plan()), held, batch_size=12, queue=2)
+    assert sizes == [1, 12]
+
+
 def test_a_file_waits_for_a_slow_writer() -> None:
     ahead = []
     source = Pictures(range(60))

@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("live", DESCRIPTION)
     live.add_argument("--live", action="store_true", help="localize while the frames come in")
     live.add_argument(
-        "--queue", type=int, help=f"frames that may wait between stages (default: {_QUEUE})"
+        "--queue",
+        type=int,
+        help="frames that may wait between stages, of a file at least a batch in front of the "
+        f"model (default: {_QUEUE})",
     )
     live.add_argument("--no-video", action="store_true", help=f"write no {VIDEO}")
     live.add_argument(

@@ -75,7 +75,8 @@ class LiveLoop:
             scores and counts, as :class:`wsfast.deploy.Localizer` does.
         write: called with each :class:`LocalizedFrame`, in one thread.
         batch_size: frames that are localized at a time, at most; never waited for.
-        queue: frames that may wait in front of the localizer (of a file) and of ``write``.
+        queue: frames that may wait in front of the localizer (of a file; ``batch_size`` where that
+            is more) and of ``write``.
         channels: 3 for RGB, 1 for grey.
         device: where the localizer is.
         retries: how often a live source that is gone is opened again before it is given up.
@@ -127,7 +128,8 @@ class LiveLoop:
         self._batch_size, self._channels = batch_size, channels
         self._device = torch.device(device)
         self._retries, self._retry_seconds, self._patience = retries, retry_seconds, patience
-        self._waiting = Channel[_Arrival](batch_size if source.live else queue)
+        waiting = batch_size if source.live else max(queue, batch_size)
+        self._waiting = Channel[_Arrival](waiting)
         self._finished = Channel[_Finished](queue)
         self._stopping = threading.Event()
         self._failures: list[BaseException] = []
