@@ -4,11 +4,13 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.deploy.small import (
     FEED,
@@ -31,6 +33,7 @@ from wsfast.deploy import (
     export_torchscript,
     load,
 )
+from wsfast.deploy.programs import describe
 
 PICTURES = (64, 32)
 KEYS = {
@@ -154,6 +157,48 @@ def test_a_package_takes_pictures_of_any_strides(package) -> None:
             strict=True,
         ):
             assert torch.equal(ours, theirs)
+
+
+def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch) -> None:
+    """Torch's loader is a stand-in, as the second GPU is."""
+    asked = []
+    metadata = {**describe(small_localizer(), INPUT), "AOTI_DEVICE_KEY": "cuda"}
+
+    def stand_in(path: str, *, device_index: int = -1) -> SimpleNamespace:
+        asked.append(device_index)
+        return SimpleNamespace(loader=SimpleNamespace(get_metadata=lambda: metadata))
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", stand_in)
+    (tmp_path / "it.pt2").touch()
+    program = load(tmp_path / "it.pt2", device="cuda:1")
+    assert asked == [1]
+    assert program.device == torch.device("cuda", 1)
+    with FakeTensorMode(), pytest.raises(ValueError, match="images must be on cuda:1"):
+        program(torch.zeros(1, 1, *INPUT, dtype=torch.uint8, device="cuda:0"))
+
+
+def test_a_package_is_opened_again_where_its_localizer_is(tmp_path, monkeypatch) -> None:
+    """Nothing is compiled; another device than the default is all that counts."""
+
+    def compile_nothing(program: object, *, package_path: str, inductor_configs: object) -> None:
+        Path(package_path).touch()
+
+    opened = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_nothing)
+    place = "wsfast.deploy.export"
+    monkeypatch.setattr(f"{place}.load", lambda path, device="cpu": opened.append(device))
+    monkeypatch.setattr(f"{place}._exported", lambda module, images: None)
+    monkeypatch.setattr(f"{place}._verify", lambda *_: None)
+    export_pt2(small_localizer().to("meta"), tmp_path / "it.pt2")
+    assert opened == [torch.device("meta")] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_of_fewer_bits_are_exported(tmp_path, dtype) -> None:
+    localizer = small_localizer(threshold=0.5).to(dtype)
+    program = export_torchscript(localizer, tmp_path / "it.ts")
+    images = defects(5, INPUT)
+    torch.testing.assert_close(program(images).cams, localizer(images).cams, atol=0.1, rtol=0)
 
 
 class Wavering(nn.Module):

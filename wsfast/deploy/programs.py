@@ -87,7 +87,8 @@ class LoadedLocalizer:
             expected = f"uint8 of shape (N, {self.channels}, {self.image_size[0]}, "
             expected += f"{self.image_size[1]}) with N >= 1, as exported"
             value_error(where, "images", expected, f"{images.dtype} of {list(images.shape)}")
-        if images.device.type != self.device.type:
+        indices = {images.device.index, self.device.index} - {None}
+        if images.device.type != self.device.type or len(indices) > 1:
             value_error(where, "images", f"on {self.device}, as the program", f"{images.device}")
         return LocalizerOutput(*self._run(images))
 
@@ -97,11 +98,12 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
 
     Args:
         path: the file.
-        device: where a TorchScript program is to run; a ``.pt2`` runs on the device that it was
-            compiled for.
+        device: where a TorchScript program is to run; a ``.pt2`` runs on the kind of device that it
+            was compiled for, on CUDA on the GPU named here (the current one without an index).
 
     Raises:
-        ValueError: no such file, or not a program of ``wsfast export``.
+        ValueError: no such file, not a program of ``wsfast export``, a GPU's number for a ``.pt2``
+            of the CPU.
 
     Note:
         A ``.pt2`` holds machine code: open files that you trust, as with any program.
@@ -147,7 +149,10 @@ def _open_torchscript(file: Path, device: torch.device) -> LoadedLocalizer:
 def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
     # The package's own call reads its call specification anew each time. Its compiled code takes
     # strides and device for granted.
-    loader = torch._inductor.aoti_load_package(str(file)).loader
+    index = device.index if device.type == "cuda" and device.index is not None else -1
+    loader = torch._inductor.aoti_load_package(str(file), device_index=index).loader
     metadata = loader.get_metadata()
     place = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
+    if place.type == "cuda":
+        place = torch.device("cuda", torch.cuda.current_device() if index < 0 else index)
     return LoadedLocalizer(lambda images: loader.run([images.contiguous()]), metadata, place)
