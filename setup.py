@@ -13,6 +13,7 @@ Metadata lives in pyproject.toml. Environment:
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -167,7 +168,9 @@ def nvcc_flags() -> list[str]:
     """Device compiler flags; no --use_fast_math, results follow the reference."""
     level = ["-O0", "-G"] if DEBUG else ["-O3", "-DNDEBUG"]
     lines = [] if RELEASE or DEBUG else ["-lineinfo"]
-    host = [word for flag in path_maps() for word in ("-Xcompiler", flag)]
+    # nvcc splits these at commas and hands them to a shell unquoted.
+    plain = [flag for flag in path_maps() if flag == shlex.quote(flag) and "," not in flag]
+    host = [word for flag in plain for word in ("-Xcompiler", flag)]
     return [
         *level, *lines, *common_flags(), *host, "-std=c++20", "-DUSE_CUDA",
         f"-DWSFAST_ARCHITECTURES={architectures()}",
