@@ -134,6 +134,21 @@ def test_an_empty_list_of_architectures_is_none(
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0"
 
 
+@pytest.mark.parametrize(
+    ("folder", "maps"), [("/env", 2), ("/my env", 1), ("/a,b", 1), ("/a(1)", 1)]
+)
+def test_nvcc_gets_no_path_that_it_would_take_apart(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: str, maps: int
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    monkeypatch.setattr(
+        setup, "path_maps", lambda: [f"-ffile-prefix-map={folder}/=", "-fmap=/src/="]
+    )
+    flags = setup.nvcc_flags()
+    assert sum("map=" in flag for flag in flags) == maps
+    assert flags.count("-Xcompiler") == maps + 1
+
+
 def test_torch_without_the_stable_abi_is_refused(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,15 +167,16 @@ def test_sdist_holds_the_sources_and_nothing_built(tmp_path: Path) -> None:
     listed = set((tmp_path / "wsfast.egg-info" / "SOURCES.txt").read_text().split())
     present = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("csrc", "wsfast")
+        for folder in ("csrc", "docs", "tests", "wsfast")
         for path in ROOT.glob(f"{folder}/**/*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
     assert present <= listed
-    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "scripts/test.sh"} <= listed
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= listed
+    assert {"mkdocs.yml", "scripts/test.sh"} <= listed
     folders = {name.split("/")[0] for name in listed if "/" in name and name[0] != "/"}
     assert {f for f in folders if not f.startswith("..")} <= {
-        "benchmarks", "csrc", "scripts", "tests", "wsfast"
+        "benchmarks", "csrc", "docs", "scripts", "tests", "wsfast"
     }  # fmt: skip
     assert not [name for name in listed if name.endswith((".so", ".pyc", ".o"))]
 
