@@ -13,7 +13,7 @@ if [[ -z $ENVIRONMENT && -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-base} != b
   ENVIRONMENT=$CONDA_PREFIX
 fi
 if [[ -z $ENVIRONMENT ]]; then
-  if [[ ! -x .venv/bin/python ]]; then
+  if [[ ! -e .venv/bin/activate ]]; then # written last: without it, an attempt was broken off
     echo "wsfast: creating .venv"
     "$PYTHON" -m venv .venv
   fi

@@ -65,6 +65,14 @@ def test_condas_base_and_an_environment_not_on_the_path_are_left_alone(
     assert not list(project.parent.glob("conda/.wsfast*"))
 
 
+def test_an_environment_that_was_not_finished_is_made_again(project: Path) -> None:
+    """As `python -m venv` leaves it where it finds no pip: an interpreter and nothing else."""
+    unfinished = project / ".venv/bin/python"
+    unfinished.parent.mkdir(parents=True)
+    shutil.copy(project.parent / "system/bin/python3", unfinished)
+    assert taken(project, "system") == ("project/.venv", 3)
+
+
 def test_what_is_no_longer_installed_is_installed_again(project: Path) -> None:
     mine = {"VIRTUAL_ENV": str(project.parent / "mine")}
     assert taken(project, "mine", **mine) == ("mine", 3)
