@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.quality.data import folder_splits, read_pairs, synthetic_splits
-from benchmarks.quality.measure import measure
+from benchmarks.quality.measure import CURVES, measure
 from benchmarks.quality.report import Runs, write_figure, write_page
 from wsfast._files import write_atomically
 
@@ -68,13 +68,20 @@ def measure_all(options: argparse.Namespace, runs: Runs, numbers: Path) -> None:
             write_atomically(numbers, (json.dumps(rounded(runs)) + "\n").encode())
 
 
+def complete(runs: list[dict[str, Any]]) -> bool:
+    """Whether the runs hold all that the tables show; those of an earlier version may not."""
+    return all("training" in run["curves"].get(name, [{}])[0] for run in runs for name in CURVES)
+
+
 def main() -> None:
     """Measure, keep the numbers, write the page and the figure."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     numbers = options.out / "results.json"
     known = json.loads(numbers.read_text()) if numbers.exists() else {}
-    runs = {name: known[name] for name in TITLES if name in known}
+    runs = {name: found for name in TITLES if (found := known.get(name)) and complete(found)}
+    if options.tables_only and not runs:
+        raise SystemExit(f"{numbers} holds no run with all of {', '.join(CURVES)}: measure first")
     if not options.tables_only:
         measure_all(options, runs, numbers)
     write_page(options.out / "results.md", runs, TITLES)

@@ -95,7 +95,8 @@ def test_filtered_fullgrad_equals_float64_formula(percentile: float) -> None:
     torch.testing.assert_close(found.double(), fullgrad(plain, images, 1), rtol=0, atol=5e-6)
 
 
-def test_the_filter_stays_where_the_layer_is_written_to() -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_filter_stays_where_the_layer_is_written_to(inplace: bool) -> None:
     """A differentiable call after a plain one, which has seen that the ReLU's output changes."""
 
     class Gated(GapNet):
@@ -104,8 +105,8 @@ def test_the_filter_stays_where_the_layer_is_written_to() -> None:
             x *= torch.linspace(-1, 2, x.shape[3])
             return self.head(self.act3(self.conv3(x)).mean((2, 3)))
 
-    model, images = Gated().eval(), torch.randn(2, 3, 16, 16)
-    method = RACAM(model, "act1", percentile=60)
+    model = Gated(lambda: nn.ReLU(inplace)).eval()
+    images, method = torch.randn(2, 3, 16, 16), RACAM(model, "act1", percentile=60)
     expected = method(images, 1).per_layer[0]
     for _ in range(2):
         found = method(images, 1, create_graph=True).per_layer[0]

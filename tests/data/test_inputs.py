@@ -156,6 +156,7 @@ def test_folders_behind_links_are_searched_once(tmp_path):
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "1best").symlink_to(tmp_path / "data" / "2024" / "best")
     (tmp_path / "data" / "latest").symlink_to(tmp_path / "data" / "2024")
+    (tmp_path / "data" / "itself").symlink_to(tmp_path / "data" / "itself")
     found = expand_inputs([tmp_path / "data"])
     assert [file.relative_to(tmp_path / "data").as_posix() for file in found] == [
         "2024/best/c.png", "b.png", "linked/a.png",

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,20 +163,32 @@ def test_a_package_takes_pictures_of_any_strides(package) -> None:
 
 def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch) -> None:
     """Torch's loader is a stand-in, as the second GPU is."""
-    asked = []
+    asked, inside = [], []
     metadata = {**describe(small_localizer(), INPUT), "AOTI_DEVICE_KEY": "cuda"}
 
     def stand_in(path: str, *, device_index: int = -1) -> SimpleNamespace:
         asked.append(device_index)
+        assert inside == [1]
         return SimpleNamespace(loader=SimpleNamespace(get_metadata=lambda: metadata))
 
+    @contextmanager
+    def current(index: int) -> Iterator[None]:
+        inside.append(index)
+        yield
+        inside.pop()
+
     monkeypatch.setattr(torch._inductor, "aoti_load_package", stand_in)
+    monkeypatch.setattr(torch.cuda, "device", current)
     (tmp_path / "it.pt2").touch()
     program = load(tmp_path / "it.pt2", device="cuda:1")
     assert asked == [1]
     assert program.device == torch.device("cuda", 1)
     with FakeTensorMode(), pytest.raises(ValueError, match="images must be on cuda:1"):
         program(torch.zeros(1, 1, *INPUT, dtype=torch.uint8, device="cuda:0"))
+    metadata["AOTI_DEVICE_KEY"] = "cpu"
+    with pytest.raises(ValueError, match=r"it\.pt2 \(compiled for cpu, not for cuda:1\)"):
+        load(tmp_path / "it.pt2", device="cuda:1")
+    assert not inside
 
 
 def test_a_package_is_opened_again_where_its_localizer_is(tmp_path, monkeypatch) -> None:

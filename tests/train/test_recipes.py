@@ -420,6 +420,10 @@ def test_later_rounds_masks_are_not_made_by_another_segmenter(tmp_path, classifi
     resumed = built("pseudo", classifier, tmp_path, **settings)
     with pytest.raises(ValueError, match=r"--resume must be given with the masks of round 3, "):
         resumed.begin_epoch(5)
+    resumed.resumed_inside = True  # the round's first epoch, a few steps of which were done
+    resumed.round = -1
+    with pytest.raises(ValueError, match="masks of round 3, "):
+        resumed.begin_epoch(4)
     assert not list(tmp_path.glob("cache/masks-round3*"))
 
 

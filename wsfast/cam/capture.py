@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._check import type_error, value_error
 from .borrowing import changed_attributes
-from .filtering import pass_on_filter
+from .filtering import FILTERED, pass_on_filter
 from .tokens import (
     Layout,
     Reshape,
@@ -198,7 +198,9 @@ class Captured:
             # With a graph it keeps, a layer that is written to must keep another tensor: one that
             # returns its input with a gradient of its own, others behind a filter of theirs.
             copies = self._graph == "whole" and name in self._copied
-            returns_input = any(output is value for value in inputs)
+            # (An in-place ReLU is of the others: what it returns has a new place in the graph.)
+            works = isinstance(module, FILTERED)
+            returns_input = not works and any(output is value for value in inputs)
             apart = output.clone() if copies and returns_input else output
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later

@@ -82,14 +82,15 @@ def read_class_labels(
     """Class by image id.
 
     Raises:
-        MetadataError: the file is missing, a line malformed or a class not in 0..num_classes - 1.
+        MetadataError: the file is missing, a line malformed or a class not in 0..num_classes - 1
+            (a million by default: a number above is no class).
     """
+    classes = MOST_CLASSES if num_classes is None else num_classes
 
     def parse(name: str, text: str) -> tuple[str, int]:
         (label,) = _numbers(text)
-        if not 0 <= label < (num_classes or MOST_CLASSES):
-            last = "" if num_classes is None else f" to {num_classes - 1}"
-            raise ValueError(f"an image id and a class from 0{last}")
+        if not 0 <= label < classes:
+            raise ValueError(f"an image id and a class from 0 to {classes - 1}")
         return name, label
 
     return dict(_records(Path(path), (2,), parse))

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,23 @@ def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
     # The package's own call reads its call specification anew each time. Its compiled code takes
     # strides and device for granted.
     index = device.index if device.type == "cuda" and device.index is not None else -1
-    loader = torch._inductor.aoti_load_package(str(file), device_index=index).loader
+    with _current(index):  # what is opened there would make it the process's own
+        loader = torch._inductor.aoti_load_package(str(file), device_index=index).loader
     metadata = loader.get_metadata()
     place = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
     if place.type == "cuda":
-        place = torch.device("cuda", torch.cuda.current_device() if index < 0 else index)
-    return LoadedLocalizer(lambda images: loader.run([images.contiguous()]), metadata, place)
+        index = torch.cuda.current_device() if index < 0 else index
+        place = torch.device("cuda", index)
+    elif index >= 0:
+        raise RuntimeError(f"compiled for {place}, not for {device}")
+
+    def run(images: Tensor) -> Any:
+        with _current(index):
+            return loader.run([images.contiguous()])
+
+    return LoadedLocalizer(run, metadata, place)
+
+
+def _current(index: int) -> AbstractContextManager[object]:
+    """Make a GPU the current one inside the block; below 0 none."""
+    return torch.cuda.device(index) if index >= 0 else nullcontext()

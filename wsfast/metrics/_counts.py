@@ -18,6 +18,7 @@ class CountMetric(Metric):
 
     fingerprint: Tensor
     compute_on_cpu: bool
+    _is_synced: bool
     _update_count: int
 
     def add_counts(self, name: str, *shape: int) -> None:
@@ -45,11 +46,13 @@ class CountMetric(Metric):
 
         torchmetrics resets a metric while the batch is counted.
         """
+        if self._is_synced:  # which it refuses, and unsync brings the own counts back
+            return super().forward(*args, **kwargs)
         kept, updates = self._copy_state_dict(), self._update_count
         on_cpu = self.compute_on_cpu
         try:
             return super().forward(*args, **kwargs)
-        except Exception:
+        except BaseException:
             for name, value in kept.items():
                 setattr(self, name, value)
             self._update_count, self._computed, self._is_synced = updates, None, False

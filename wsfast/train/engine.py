@@ -159,6 +159,7 @@ class _Run:
 
     def _epoch(self, batches: Iterator[Any], bar: Any) -> None:
         self.recipe.begin_epoch(self.at.epoch)
+        self.recipe.resumed_inside = False
         self.module.train()
         start, before = time.perf_counter(), self.at.seconds
         while self.at.step < self.plan.steps:
@@ -314,6 +315,7 @@ class _Run:
             state["epoch"], state["step"], state["seconds"], totals, state["best"],
             state["best_epoch"],
         )  # fmt: skip
+        self.recipe.resumed_inside = self.at.step > 0
 
 
 def _prefixed(losses: dict[str, Tensor]) -> dict[str, Tensor]:

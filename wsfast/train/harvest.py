@@ -21,7 +21,7 @@ from wsfast.train.images import normalization
 from wsfast.train.maps import dequantized, quantized
 from wsfast.train.pseudo import without_small
 from wsfast.train.state import only_run_in
-from wsfast.train.store import Array, ArrayStore, files_digest, weights_digest
+from wsfast.train.store import Array, ArrayStore, shared_digest, weights_digest
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def harvest(
         "target": target,
         "clean_class": maps.clean_class,
         "min_area": min_area,
-        "files": files_digest(files, files),
+        "files": shared_digest(files, files),
     }
     if strict:
         settings["strict"] = True  # what was harvested without may lack images

@@ -22,7 +22,7 @@ from wsfast.models.encoders import NOT_OF_TIMM
 from wsfast.train import distributed
 from wsfast.train.config import HELD_OUT, TrainConfig
 from wsfast.train.recipe import Draw, Recipe
-from wsfast.train.store import files_digest
+from wsfast.train.store import shared_digest
 from wsfast.train.validation import explained_classes, with_regions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -288,7 +288,8 @@ class ImageRecipe(Recipe):
     def image_key(self) -> dict[str, Any]:
         """What maps of whole training images depend on, beside the model.
 
-        ``files`` changes where a file is replaced, but also where it is copied without its time.
+        ``files`` changes where a file is replaced, but also where it is copied without its time. A
+        collective call.
         """
         # Other synthetic images have the same names.
         drawn = {"drawn": self.config.split_seed} if self.config.data == SYNTHETIC else {}
@@ -296,7 +297,7 @@ class ImageRecipe(Recipe):
         return {
             **drawn,
             "images": self.fingerprint(),
-            "files": files_digest(files, self.names) if files else None,
+            "files": shared_digest(files, self.names) if files else None,
             "resized": list(self.data.map_size),
             "mean": list(self.data.mean),
             "std": list(self.data.std),

@@ -166,7 +166,8 @@ class PseudoRecipe(LocalizerRecipe):
         self.round = self.config.round_of(epoch)
         was_training = self.model.training
         self.model.eval()
-        self.masks = self._masks_of(self.round, begins=self.changes_data(epoch))
+        begins = self.changes_data(epoch) and not self.resumed_inside
+        self.masks = self._masks_of(self.round, begins=begins)
         self.model.train(was_training)
         objects = [i for i in range(len(self.labels)) if self.has_object(i)]
         sampled = objects[:: max(1, len(objects) // 200)]

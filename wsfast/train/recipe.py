@@ -48,12 +48,14 @@ class Recipe(ABC):
         model: what is trained and saved; its parameters without ``requires_grad`` stay as they are.
         device: where the model is.
         classifier_digest: of the classifier's weights that a run starts from; empty without one.
+        resumed_inside: whether the epoch that begins was begun before, by the run that is resumed.
         learnt_before: names of the images which that classifier has learnt from, where known.
     """
 
     name: ClassVar[str]
     selections: Mapping[str, str] = {}
     classifier_digest: str = ""
+    resumed_inside: bool = False
     learnt_before: Collection[str] = ()
 
     def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:

@@ -18,10 +18,14 @@ from wsfast.train import distributed
 Array = NDArray[Any]
 
 
-def files_digest(files: Sequence[Path], names: Sequence[object]) -> str:
-    """What tells one list of named files from another, and a file from what replaced it."""
+def shared_digest(files: Sequence[Path], names: Sequence[object]) -> str:
+    """What tells one list of named files from another, and a file from what replaced it.
+
+    The writing process's, for all: other machines may have copies of their own. A collective call.
+    """
     lines = [f"{name} {_state(file)}" for file, name in zip(files, names, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return str(distributed.gather_objects(digest)[0])
 
 
 def _state(file: Path) -> str:
