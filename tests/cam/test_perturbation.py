@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.cam.nets import GapNet, SmallNet, minmax, passes
+from tests.cam.nets import GapNet, SmallNet, fuse, minmax, passes
 from wsfast.cam import AblationCAM, ScoreCAM
 from wsfast.cam.rerun import Rerun
 
@@ -51,6 +51,8 @@ def test_scorecam_equals_float64_formula(memory: int, corners: bool) -> None:
     method = ScoreCAM(model, "relu3", memory=memory, align_corners=corners)
     found = method(images, 1)
     torch.testing.assert_close(found.per_layer[0].double(), expected, rtol=2e-3, atol=1e-5)
+    fused = fuse([expected], images.shape[2:])
+    torch.testing.assert_close(found.cams.double(), fused, rtol=0, atol=5e-6)
     by_callable = method(images, lambda logits: logits[range(3), [1, 1, 1]])
     torch.testing.assert_close(by_callable.cams, found.cams, rtol=0, atol=1e-5)
 
@@ -62,6 +64,8 @@ def test_ablationcam_equals_float64_formula(memory: int, layer: str) -> None:
     expected = ablationcam(model, images, layer, 1)
     found = AblationCAM(model, layer, memory=memory)(images, 1)
     torch.testing.assert_close(found.per_layer[0].double(), expected, rtol=1e-3, atol=1e-5)
+    fused = fuse([expected], images.shape[2:])  # of differences between nearly equal scores
+    torch.testing.assert_close(found.cams.double(), fused, rtol=0, atol=1e-5)
     signed = AblationCAM(model, layer, signed=True)(images, 1)
     positive = found.logits[:, 1] > 0
     torch.testing.assert_close(signed.per_layer[0][positive], found.per_layer[0][positive])
