@@ -26,6 +26,7 @@ from wsfast.deploy import (
     MatroskaWriter,
     export_pt2,
     export_torchscript,
+    load,
 )
 from wsfast.deploy.programs import METADATA_FILE, describe
 
@@ -85,7 +86,11 @@ def eager(images: NDArray[np.uint8]) -> LocalizerOutput:
 
 
 def eagerly(images: NDArray[np.uint8]) -> LocalizerOutput:
-    return localizer()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    return localizer()(batch_of(images))
+
+
+def batch_of(images: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def ops() -> list[str]:
@@ -121,10 +126,18 @@ def check_same(found: list[dict[str, Any]], expected: LocalizerOutput) -> None:
         assert line["milliseconds"] > 0
 
 
+def check_loaded(file: Path, images: NDArray[np.uint8], expected: LocalizerOutput) -> None:
+    """The program in Python has the same boxes, too."""
+    found = load(file)(batch_of(images))
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.counts, expected.counts)
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_torchscript_gives_the_boxes_of_eager_python(
-    program: Path, folder: Path, eager: LocalizerOutput, batch: int
+    program: Path, folder: Path, images: NDArray[np.uint8], eager: LocalizerOutput, batch: int
 ) -> None:
+    check_loaded(folder / "net.ts", images, eager)
     assert len(set(eager.counts.tolist())) > 2  # the pictures differ in what is found
     assert set(eager.logits.argmax(dim=1).tolist()) == {0, 1}
     assert int(eager.counts.max()) > MAX_BOXES
@@ -141,11 +154,12 @@ def test_torchscript_gives_the_boxes_of_eager_python(
 
 
 def test_package_gives_the_boxes_of_eager_python(
-    program: Path, folder: Path, eager: LocalizerOutput, tmp_path: Path
+    program: Path, folder: Path, images: NDArray[np.uint8], eager: LocalizerOutput, tmp_path: Path
 ) -> None:
     package = tmp_path / "net.pt2"
     torch.set_num_threads(1)
     export_pt2(localizer(), package, image_size=SIZE)
+    check_loaded(package, images, eager)
     code = kernels_of(package)
     assert "#pragma omp parallel" in code  # for as many threads as it is run with
     assert "num_threads(" not in code
