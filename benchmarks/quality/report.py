@@ -16,8 +16,9 @@ Runs = dict[str, list[Run]]
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BOUNDS = {"otsu": "Otsu", "validation": "threshold from validation", "oracle": "oracle threshold"}
 CURVE_BOUNDS = {
-    "otsu": "Otsu", "validation": "threshold from validation", "training": "Otsu, training images",
-}  # fmt: skip
+    **{bound: BOUNDS[bound] for bound in ("otsu", "validation")},
+    "training": "Otsu, training images",
+}
 
 
 def spread(values: Iterable[float], digits: int = 1, factor: float = 100.0) -> str:

@@ -186,7 +186,7 @@ def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch)
     with FakeTensorMode(), pytest.raises(ValueError, match="images must be on cuda:1"):
         program(torch.zeros(1, 1, *INPUT, dtype=torch.uint8, device="cuda:0"))
     metadata["AOTI_DEVICE_KEY"] = "cpu"
-    with pytest.raises(ValueError, match=r"it\.pt2 \(compiled for cpu, not for cuda:1\)"):
+    with pytest.raises(ValueError, match="device must be without an index for a program"):
         load(tmp_path / "it.pt2", device="cuda:1")
     assert not inside
 

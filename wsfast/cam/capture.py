@@ -196,12 +196,10 @@ class Captured:
             if self._graph == "none":
                 return self._keep(name, output)
             # With a graph it keeps, a layer that is written to must keep another tensor: one that
-            # returns its input with a gradient of its own, others behind a filter of theirs.
+            # passes its input on with a gradient of its own, others behind a filter of theirs.
             copies = self._graph == "whole" and name in self._copied
-            # (An in-place ReLU is of the others: what it returns has a new place in the graph.)
-            works = isinstance(module, FILTERED)
-            returns_input = not works and any(output is value for value in inputs)
-            apart = output.clone() if copies and returns_input else output
+            passes = copies and _passes_on(module, inputs, output)
+            apart = output.clone() if passes else output
             if not (output.requires_grad and torch.is_grad_enabled()):
                 torch.set_grad_enabled(True)  # from here on; the caller's mode comes back later
                 apart = start_graph(apart)
@@ -211,7 +209,7 @@ class Captured:
             arrived: list[Tensor] = []
             self._grads[name] = arrived
             output.register_hook(lambda grad: _put(arrived, grad))
-            if copies and not returns_input:
+            if copies and not passes:
                 output = output.clone()
             return self._keep(name, output)
 
@@ -322,6 +320,11 @@ class Captured:
         if unused:
             value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
         return [self._grads[name].pop() for name in self.names]
+
+
+def _passes_on(module: nn.Module, inputs: Any, output: Tensor) -> bool:
+    """Whether a layer returns its input as it is; from an in-place ReLU it has a new gradient."""
+    return not isinstance(module, FILTERED) and any(output is value for value in inputs)
 
 
 def backward_precision(scores: Tensor) -> AbstractContextManager[None]:

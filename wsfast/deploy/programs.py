@@ -115,12 +115,17 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
         expected = "TorchScript or a .pt2 (ONNX runtimes open the other)"
         value_error("deploy.load", "path", expected, f"{file}")
     opened = _open_package if file.suffix == ".pt2" else _open_torchscript
+    wanted = torch.device(device)
     try:
-        return opened(file, torch.device(device))
+        program = opened(file, wanted)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
         value_error("deploy.load", "path", "a program of `wsfast export`", f"{file} ({reason})")
         raise AssertionError from None  # value_error always raises
+    if wanted.index is not None and wanted.type != program.device.type:
+        expected = f"without an index for a program of the {program.device.type}"
+        value_error("deploy.load", "device", expected, f"{wanted}")
+    return program
 
 
 @contextmanager
@@ -157,8 +162,6 @@ def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
     if place.type == "cuda":
         index = torch.cuda.current_device() if index < 0 else index
         place = torch.device("cuda", index)
-    elif index >= 0:
-        raise RuntimeError(f"compiled for {place}, not for {device}")
 
     def run(images: Tensor) -> Any:
         with _current(index):

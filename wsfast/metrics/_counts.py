@@ -66,8 +66,9 @@ class CountMetric(Metric):
         Raises:
             ValueError: another class or other settings.
         """
-        given = incoming_state
-        state = given.metric_state if isinstance(given, Metric) else given
+        state = incoming_state
+        if isinstance(state, Metric):
+            state = state.metric_state
         mine, other = getattr(self, "fingerprint", None), state.get("fingerprint")
         if mine is not None and other is not None and not torch.equal(mine, other.to(mine.device)):
             where = f"{type(self).__name__}.merge_state"

@@ -161,10 +161,12 @@ class Lattice:
         """
         with _for_training_too():
             weights = self.weights.to(*args, **kwargs)
-            others = [t.to(weights.device) for t in (self.vertices, self.neighbours, self.offsets)]
+            vertices, neighbours, offsets = (
+                kept.to(weights.device) for kept in (self.vertices, self.neighbours, self.offsets)
+            )
         if weights.dtype not in (torch.float32, torch.float64):
             type_error("Lattice.to", "dtype", "float32 or float64", f"{weights.dtype}")
-        tensors = (others[0], weights, others[1], others[2])
+        tensors = (vertices, weights, neighbours, offsets)
         return Lattice.__new__(Lattice)._keep(tensors, self.spatial)
 
     def apply(self, values: Tensor, direction: str) -> Tensor:
