@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wsfast.deploy import Localizer, LocalizerOutput, export_pt2, export_torchscript
+from wsfast.deploy import Localizer, LocalizerOutput, capture, export_pt2, export_torchscript
 from wsfast.models import WSOLClassifier
 from wsfast.ops.fusion import reference
 
@@ -85,6 +85,11 @@ def compiled(inputs: Inputs) -> Run:
     return lambda: fast(inputs.images)
 
 
+def captured(inputs: Inputs) -> Run:
+    replayed = capture(inputs.localizer, inputs.images)
+    return lambda: replayed(inputs.images)
+
+
 def exported(export: Callable[..., Any], suffix: str) -> Callable[[Inputs], Run]:
     """Build an export in a folder that is gone when its program is open."""
 
@@ -141,6 +146,7 @@ def whole(name: str, network: str) -> Case:
         contenders=(
             Contender("wsfast", eager(localize), collect=cams_of),
             Contender("wsfast, torch.compile", compiled, collect=cams_of, compiles=True),
+            Contender("wsfast, CUDA graph", captured, collect=cams_of, devices=("cuda",)),
             Contender("wsfast, TorchScript", exported(export_torchscript, ".ts"), collect=cams_of),
             Contender("wsfast, .pt2", exported(export_pt2, ".pt2"), collect=cams_of, compiles=True),
             ALONE,

@@ -16,7 +16,8 @@ from scripts.gpu.steps import Step
 
 ROOMS = ("truncation", "fusion", "boxes", "levels", "crf", "seeds")
 BENCHED_FIRST = ("truncation", "fusion", "boxes")  # these have peers on a GPU
-BENCHED_LAST = ("crf", "seeds", "levels")
+BENCHED_LAST = ("crf", "seeds", "levels", "deploy", "cam")  # by what they tell of the kernels
+NETWORKS = ("deploy", "cam")
 COMPILED = ("fusion", "truncation")
 PYTEST = (
     *("-m", "pytest", "-v", "--tb=short", "--durations=5", "-p", "no:randomly"),
@@ -79,6 +80,7 @@ def benchmark(room: str, setting: Setting, compiles: bool = False) -> Step:
     """One room's benchmarks at headline sizes; torch.compile takes long, so it comes apart."""
     name = f"bench-{room}-compiled" if compiles else f"bench-{room}"
     file = setting.file(f"{name}.json")
+    modules = ("pytest_benchmark", "pytest_timeout", *(("timm",) if room in NETWORKS else ()))
     dry = setting.device == "cpu"
     options = ["--collect-only"] if dry else [f"--benchmark-json={file}"]
     if compiles:
@@ -88,7 +90,7 @@ def benchmark(room: str, setting: Setting, compiles: bool = False) -> Step:
         "--quick", *options,
     )  # fmt: skip
     return Step(
-        name, command, 120, needs=("build",), absent=missing("pytest_benchmark", "pytest_timeout"),
+        name, command, 120, needs=("build",), absent=missing(*modules),
         products=() if dry else (file,), environment={"OMP_NUM_THREADS": str(setting.cores)},
     )  # fmt: skip
 
