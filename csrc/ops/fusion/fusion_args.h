@@ -1,4 +1,4 @@
-// The arguments of fuse_cams, checked once for both backends.
+// The arguments of fuse_cams and its gradient, checked once for both backends.
 #pragma once
 
 #include <string>
@@ -49,6 +49,18 @@ inline FuseArgs fuse_args(const std::vector<Tensor>& cams, const Tensor& weights
              "wsfast::fuse_cams: cams must share N and have h, w >= 1");
     args.cams.push_back(as_contiguous(layer));
   }
+  return args;
+}
+
+// Of the gradient of a sum of layers: `grad` is that of the result.
+inline FuseArgs fuse_backward_args(const Tensor& grad, const std::vector<Tensor>& cams,
+                                   const Tensor& weights, const std::string& layer_norm,
+                                   const std::string& norm, double eps) {
+  check_rank("fuse_cams_backward", "grad", grad, 3);
+  const FuseArgs args =
+      fuse_args(cams, weights, grad.size(1), grad.size(2), layer_norm, "sum", norm, eps);
+  check_same_kind("fuse_cams_backward", cams[0], grad);
+  WS_CHECK(grad.size(0) == args.images, "wsfast::fuse_cams_backward: grad must share N with cams");
   return args;
 }
 

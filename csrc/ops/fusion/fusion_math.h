@@ -65,6 +65,44 @@ WS_HD Affine<A> normalization(const Stats<A>& stats, Norm norm, double eps) {
   return {A(0), stats.high > A(0) ? factor_of(stats.high + e) : A(0)};
 }
 
+// What the gradient of `normalization` needs to know of one map: sums over its pixels of the incoming
+// gradient, and of that times the normalised value; how often the extremes occur.
+template <class A>
+struct GradientSums {
+  A gradient, product;
+  int64_t lowest, highest;
+};
+
+template <class A>
+WS_HD GradientSums<A> merge(const GradientSums<A>& a, const GradientSums<A>& b) {
+  return {a.gradient + b.gradient, a.product + b.product, a.lowest + b.lowest,
+          a.highest + b.highest};
+}
+
+// gradient -> scale * gradient, and shares for the pixels that hold the lowest and highest value
+template <class A>
+struct NormGradient {
+  A scale, low, high, low_share, high_share;
+
+  WS_HD A operator()(A value, A gradient) const {
+    return scale * gradient + (value >= high ? high_share : A(0)) -
+           (value <= low ? low_share : A(0));
+  }
+};
+
+// The gradient of `weight * affine(map)`, affine = normalization(stats, norm): the divisor depends on
+// the extremes, whose pixels share that gradient evenly.
+template <class A>
+WS_HD NormGradient<A> normalization_gradient(const Stats<A>& stats, const Affine<A>& affine, Norm norm,
+                                             A weight, const GradientSums<A>& sums) {
+  const A scale = weight * affine.scale;
+  if (norm == Norm::none || scale == A(0)) return {scale, stats.low, stats.high, A(0), A(0)};
+  const A high = -scale * sums.product;
+  const A low = norm == Norm::minmax ? scale * sums.gradient + high : A(0);
+  return {scale, stats.low, stats.high, low / static_cast<A>(sums.lowest),
+          high / static_cast<A>(sums.highest)};
+}
+
 // The two source positions of an output position and the weight of the second: half-pixel centres,
 // clamped at the border (F.interpolate with align_corners=False).
 template <class A, class Index = int64_t>

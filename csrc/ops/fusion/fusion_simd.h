@@ -34,6 +34,74 @@ struct Rows {
     return {low, high, residue == A(0)};
   }
 
+  // Sums over n values and their gradients, for normalization_gradient.
+  template <class T, class G, class A>
+  static GradientSums<A> gradient_sums(const T* values, const G* gradients, const Stats<A>& stats,
+                                       const Affine<A>& affine, int64_t n) {
+    GradientSums<A> sums{};
+    int64_t i = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      const Vec shift = Vec::set1(affine.shift), scale = Vec::set1(affine.scale);
+      const Vec low = Vec::set1(stats.low), high = Vec::set1(stats.high);
+      Vec gradient = Vec::set1(0.0f), product = gradient;
+      typename Vec::Counter lowest, highest;
+      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+        const Vec x = Vec::load(values + i), g = Vec::load(gradients + i);
+        gradient = gradient + g;
+        product = Vec::fma(g, (x - shift) * scale, product);
+        lowest.add(Vec::at_least(low, x));
+        highest.add(Vec::at_least(x, high));
+      }
+      sums = {Vec::sum(gradient), Vec::sum(product), lowest.total(), highest.total()};
+    }
+    for (; i < n; ++i) {
+      const A x = to_acc(values[i]), g = to_acc(gradients[i]);
+      sums = merge(sums, {g, g * affine(x), x <= stats.low, x >= stats.high});
+    }
+    return sums;
+  }
+
+  // out = gradient_of(values, gradients); in place is fine
+  template <class T, class G, class A, class Out>
+  static void apply_gradient(const T* values, const G* gradients, const NormGradient<A>& gradient_of,
+                             int64_t n, Out* out) {
+    int64_t i = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      const Vec scale = Vec::set1(gradient_of.scale);
+      const Vec low = Vec::set1(gradient_of.low), high = Vec::set1(gradient_of.high);
+      const Vec low_share = Vec::set1(gradient_of.low_share);
+      const Vec high_share = Vec::set1(gradient_of.high_share);
+      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+        const Vec x = Vec::load(values + i), g = Vec::load(gradients + i);
+        const Vec shared = Vec::keep(Vec::at_least(x, high), high_share) -
+                           Vec::keep(Vec::at_least(low, x), low_share);
+        Vec::fma(scale, g, shared).store(out + i);
+      }
+    }
+    for (; i < n; ++i) {
+      out[i] = from_acc<Out>(gradient_of(to_acc(values[i]), to_acc(gradients[i])));
+    }
+  }
+
+  // sum += share * row
+  template <class A>
+  static void add_row(const A* WS_RESTRICT row, A share, int64_t width, A* WS_RESTRICT sum) {
+    for (int64_t x = 0; x < width; ++x) sum[x] += share * row[x];
+  }
+
+  // out[i] = sum over k of share[k][i] * row[at[k][i]]; tables of `taps` rows of `width`
+  template <class A>
+  static void gather_row(const A* WS_RESTRICT row, const int32_t* WS_RESTRICT at,
+                         const A* WS_RESTRICT share, int64_t taps, int64_t width,
+                         A* WS_RESTRICT out) {
+    for (int64_t i = 0; i < width; ++i) out[i] = share[i] * row[at[i]];
+    for (int64_t k = 1; k < taps; ++k) {
+      const int32_t* WS_RESTRICT place = at + k * width;
+      const A* WS_RESTRICT part = share + k * width;
+      for (int64_t i = 0; i < width; ++i) out[i] += part[i] * row[place[i]];
+    }
+  }
+
   // One normalised row, resized to the output's width. kRowPadding values past its end may be read.
   template <class A>
   static void stretch(const A* row, const int32_t* first, const int32_t* second, const A* weight,

@@ -257,8 +257,9 @@ def fuse_cams(
     Note:
         Differentiable in the maps and in ``weights``, through minima and maxima too (ties share
         the gradient evenly). Half types are computed in float32; autocast runs it in float32.
-        O(L N H W); beyond the output, two rows per layer and thread are held. Deterministic and
-        equal for any thread count.
+        O(L N H W); beyond the output, two rows per layer and thread are held, by the gradient one
+        map per image. Deterministic and equal for any thread count, but for the gradient with
+        ``"max"`` and ``"prod"``.
 
     Example:
         >>> layers = [torch.rand(2, 28, 28), torch.rand(2, 7, 7)]
