@@ -63,6 +63,10 @@ _ARGUMENTS: dict[str, Callable[[torch.device], Arguments]] = {
         [_random(d, 2, 7, 8), _random(d, 2, 14, 15, seed=1)], _random(d, 2), SIDE, SIDE,
         "minmax", "sum", "minmax", 1e-7,
     ),
+    "fuse_cams_backward": lambda d: (
+        _random(d, 2, SIDE, SIDE) - 0.4, [_random(d, 2, 7, 8), _random(d, 2, 14, 15, seed=1)],
+        _random(d, 2), "minmax", "minmax", 1e-7,
+    ),
     "label_boxes": lambda d: ((_maps(d) * CLASSES).int(), CLASSES),
     "lattice_filter": lambda d: (
         _random(d, 1, CLASSES, SIDE * (SIDE + 2)), *_lattice(d), "symmetric"
