@@ -52,7 +52,7 @@ void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t 
 
 template <class T>
 py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double percentile,
-                     bool per_sample, const std::string& path) {
+                     bool per_sample, const std::string& path, int groups) {
   const int64_t samples = grads.shape(0), channels = grads.shape(1);
   const int64_t pixels = grads.shape(2) * grads.shape(3);
   const int64_t rows = per_sample ? samples : samples * channels;
@@ -73,11 +73,11 @@ py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double 
               g.data(), pixels, maps_per_row, thresholds.data(), weights.data());
   }
   const auto weighted = tr::weighted_cam_kernel<T, T>;
-  WS_LAUNCH(weighted, dim3(1), block, 0, nullptr, a.data(), weights.data(), samples, channels,
-            pixels, gradcams.data());
+  WS_LAUNCH(weighted, dim3(2), block, 0, nullptr, a.data(), weights.data(), samples, channels,
+            pixels, groups, gradcams.data());
   const auto product = tr::kept_product_cam_kernel<T, T>;
-  WS_LAUNCH(product, dim3(1), block, 0, nullptr, a.data(), g.data(), thresholds.data(),
-            maps_per_row, samples, channels, pixels, layercams.data());
+  WS_LAUNCH(product, dim3(2), block, 0, nullptr, a.data(), g.data(), thresholds.data(),
+            maps_per_row, samples, channels, pixels, groups, layercams.data());
   const std::vector<py::ssize_t> map_shape = {grads.shape(0), grads.shape(2), grads.shape(3)};
   return py::make_tuple(truncated.numpy({grads.shape(0), grads.shape(1), grads.shape(2),
                                          grads.shape(3)}),

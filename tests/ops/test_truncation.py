@@ -466,6 +466,9 @@ def test_errors(case: int) -> None:
     assert message in str(error.value)
 
 
+GROUPS = (1, 16)  # threads that share a pixel of a CAM
+
+
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
 @pytest.mark.parametrize("path", ["cached", "uncached", "long", "longest"])
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -474,7 +477,10 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
     g[0, 1] = -1
     g[1, 2] = g[1, 2].round()
     scope = "sample" if per_sample else "map"
-    found = emulator.call("truncation", to_bits(a), to_bits(g), 40.0, per_sample, path, dtype=dtype)
+    found = emulator.call(
+        "truncation", to_bits(a), to_bits(g), 40.0, per_sample, path, GROUPS[per_sample],
+        dtype=dtype,
+    )  # fmt: skip
     truncated, delta, gradcam, layercam = (from_bits(x, dtype) for x in found)
     assert torch.equal(truncated, reference.truncate_gradients(g, 40, scope=scope))
     expected = reference.positive_percentile(g, 40, scope=scope)
@@ -484,12 +490,35 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
         torch.testing.assert_close(ours, expected, **tolerance(dtype))
 
 
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 1, 1), (2, 16, 1, 33), (3, 17, 3, 9), (1, 140, 1, 2), (2, 3, 11, 29)]
+)
+def test_emulated_cams(emulator, shape: tuple[int, ...], per_sample: bool, groups: int) -> None:
+    """Fewer and more channels than are loaded at once, several images in a warp's pixels."""
+    scope = "sample" if per_sample else "map"
+    for dtype in (torch.float64, torch.float16):
+        a, g = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+        g[:, 1::5] = -1  # their weights are 0, so that Grad-CAM skips what LayerCAM reads
+        a[:, 1::10, :, 0] = math.inf
+        a[:, 6::10, 0] = math.nan
+        found = emulator.call(
+            "truncation", to_bits(a), to_bits(g), 30.0, per_sample, "cached", groups, dtype=dtype
+        )
+        for ours, name in zip(found[2:], CAM_OPS, strict=True):
+            expected = getattr(reference, name)(a, g, 30, scope=scope)
+            torch.testing.assert_close(
+                from_bits(ours, dtype), expected, equal_nan=True, **tolerance(dtype)
+            )
+
+
 @pytest.mark.parametrize("path", ["cached", "long"])
 def test_emulated_decimal_percentile(emulator, path: str) -> None:
     """64.4 % of 250 places is rank 161."""
     g = torch.arange(1.0, 252).view(1, 1, 1, 251)
     found = emulator.call(
-        "truncation", to_bits(g), to_bits(g), 64.4, False, path, dtype=torch.float32
+        "truncation", to_bits(g), to_bits(g), 64.4, False, path, 1, dtype=torch.float32
     )
     assert torch.equal(from_bits(found[0], torch.float32), torch.where(g >= 162, g, 0))
     assert from_bits(found[1], torch.float32).item() == 162

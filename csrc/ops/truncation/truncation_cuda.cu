@@ -12,6 +12,13 @@ namespace {
 
 constexpr int64_t kLongRow = int64_t{1} << 17;  // longer rows are counted by many blocks
 constexpr int64_t kStaticShared = kBins * 4 + 1024;
+constexpr int64_t kSmallMap = int64_t{1} << 14;  // a thread per pixel of these is too few
+
+dim3 grid_for(int64_t elements) {
+  constexpr int64_t most_blocks = int64_t{1} << 20;
+  return dim3(static_cast<unsigned>(
+      std::min(most_blocks, (elements + kThreads - 1) / kThreads)));
+}
 
 struct Launch {
   int64_t samples, channels, pixels;
@@ -23,6 +30,10 @@ struct Launch {
   int64_t rows() const { return per_sample ? samples : maps(); }
   int64_t row_length() const { return per_sample ? channels * pixels : pixels; }
   int64_t maps_per_row() const { return per_sample ? channels : 1; }
+
+  // Threads that share a pixel of a CAM. Of a map's size alone: no sum depends on the batch.
+  int groups() const { return pixels <= kSmallMap ? kChannelGroups : 1; }
+  dim3 cam_grid() const { return grid_for(samples * pixels * groups()); }
 };
 
 Launch launch_of(const char* op, const Tensor& grads, double percentile, bool per_sample) {
@@ -37,12 +48,6 @@ Launch launch_of(const char* op, const Tensor& grads, double percentile, bool pe
 Tensor new_row_tensor(const Tensor& like, const Launch& launch, ScalarType dtype) {
   if (launch.per_sample) return new_tensor(like, {launch.samples}, dtype);
   return new_tensor(like, {launch.samples, launch.channels}, dtype);
-}
-
-dim3 grid_for(int64_t elements) {
-  constexpr int64_t most_blocks = int64_t{1} << 20;
-  return dim3(static_cast<unsigned>(
-      std::min(most_blocks, (elements + kThreads - 1) / kThreads)));
 }
 
 // Bytes of dynamic shared memory that a block may have.
@@ -209,9 +214,9 @@ std::tuple<Tensor, Tensor, Tensor> truncated_gradcam_cuda(const Tensor& activati
                    write_ptr<acc_t<T>>(weights));
     if (launch.samples * launch.pixels == 0) return;
     const auto kernel = weighted_cam_kernel<T, Out>;
-    WS_LAUNCH(kernel, grid_for(launch.samples * launch.pixels), dim3(kThreads), 0, launch.stream,
+    WS_LAUNCH(kernel, launch.cam_grid(), dim3(kThreads), 0, launch.stream,
               read_ptr<T>(t.activations), read_ptr<acc_t<T>>(weights), launch.samples,
-              launch.channels, launch.pixels, write_ptr<Out>(t.cams));
+              launch.channels, launch.pixels, launch.groups(), write_ptr<Out>(t.cams));
     check_launch();
   });
   return {t.cams, weights, t.thresholds};
@@ -228,10 +233,10 @@ std::tuple<Tensor, Tensor> truncated_layercam_cuda(const Tensor& activations, co
     select_rows<T>(t.grads, launch, write_ptr<T>(t.thresholds), nullptr, nullptr);
     if (launch.samples * launch.pixels == 0) return;
     const auto kernel = kept_product_cam_kernel<T, Out>;
-    WS_LAUNCH(kernel, grid_for(launch.samples * launch.pixels), dim3(kThreads), 0, launch.stream,
+    WS_LAUNCH(kernel, launch.cam_grid(), dim3(kThreads), 0, launch.stream,
               read_ptr<T>(t.activations), read_ptr<T>(t.grads), read_ptr<T>(t.thresholds),
               launch.maps_per_row(), launch.samples, launch.channels, launch.pixels,
-              write_ptr<Out>(t.cams));
+              launch.groups(), write_ptr<Out>(t.cams));
     check_launch();
   });
   return {t.cams, t.thresholds};
