@@ -21,7 +21,7 @@ void select_long_rows(const T* grads, int64_t rows, int64_t n, double percentile
   states.zero();
   const auto count = tr::count_digits_kernel<T, Count>;
   const auto pick = tr::pick_digit_kernel<T, Count>;
-  for (int level = 0; level < tr::RowKey<T>::levels; ++level) {
+  for (int level = 0; level < tr::kLevels<T>; ++level) {
     WS_LAUNCH(count, dim3(to_unsigned(rows * tiles)), block, 0, nullptr, grads, n, tiles, level,
               states.data(), histograms.data());
     WS_LAUNCH(pick, grid, block, 0, nullptr, histograms.data(), level, percentile, states.data(),

@@ -490,6 +490,38 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
         torch.testing.assert_close(ours, expected, **tolerance(dtype))
 
 
+def hostile_rows(n: int, dtype: torch.dtype) -> torch.Tensor:
+    """Maps (1, 9, 1, n): ties, neighbours, subnormals, inf, NaN, one positive and none."""
+    limits, places = torch.finfo(dtype), torch.arange(n).double()
+    noise, zeros = torch.randn(n).double(), torch.zeros(n).double()
+    rows = [
+        noise.round(),
+        1 + places * limits.eps,
+        (places - 3) * limits.tiny * limits.eps,
+        torch.where(places % 3 == 0, math.inf, noise),
+        torch.where(places % 3 == 0, math.nan, noise).copysign(noise),
+        torch.where(places % 4 == 0, zeros + limits.max, -math.inf),
+        torch.where(places == n - 1, zeros + limits.tiny, -0.0),
+        -noise.abs() - 1,
+        zeros + 0.25,
+    ]
+    return torch.stack(rows).to(dtype).view(1, 9, 1, n)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("path", ["cached", "long"])
+def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str) -> None:
+    g = hostile_rows(67, dtype)
+    for percentile in (0.0, 62.5, 100.0):
+        found = emulator.call(
+            "truncation", to_bits(g), to_bits(g), percentile, False, path, 1, dtype=dtype
+        )
+        kept = reference.truncate_gradients(g, percentile)
+        assert torch.equal(from_bits(found[0], dtype), kept), percentile
+        delta = reference.positive_percentile(g, percentile)
+        torch.testing.assert_close(from_bits(found[1], dtype), delta[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize(

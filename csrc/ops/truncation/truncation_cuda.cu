@@ -94,7 +94,7 @@ void select_long_rows(const Tensor& grads, const Launch& launch, T* thresholds) 
   auto* selections = write_ptr<State>(states);
   const auto count = count_digits_kernel<T, Count>;
   const auto pick = pick_digit_kernel<T, Count>;
-  for (int level = 0; level < RowKey<T>::levels; ++level) {
+  for (int level = 0; level < kLevels<T>; ++level) {
     WS_LAUNCH(count, dim3(static_cast<unsigned>(rows * tiles)), dim3(kThreads), 0, launch.stream,
               read_ptr<T>(grads), n, tiles, level, selections, counts);
     WS_LAUNCH(pick, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, launch.stream, counts,

@@ -37,6 +37,10 @@ struct KeyOf<double> {
 template <class T>
 using RowKey = KeyOf<acc_t<T>>;
 
+// Digits of a row's keys. Half types widened to float leave the lowest one, bits 0 to 8, at 0.
+template <class T>
+inline constexpr int kLevels = sizeof(T) == 2 ? 2 : RowKey<T>::levels;
+
 template <class To, class From>
 WS_HD To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -134,7 +138,7 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   }
   if (threadIdx.x == 0) selection = {0, 0, 0};
   const T* values = Cached ? cache : row;
-  for (int level = 0; level < K::levels; ++level) {
+  for (int level = 0; level < kLevels<T>; ++level) {
     for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
     __syncthreads();
     const typename K::Key prefix = selection.prefix;
@@ -197,13 +201,12 @@ template <class T, class Count>
 WS_GLOBAL void __launch_bounds__(kThreads)
     pick_digit_kernel(Count* histograms, int level, double percentile,
                       Selection<typename RowKey<T>::Key>* selections, T* thresholds) {
-  using K = RowKey<T>;
   __shared__ long long scratch[kThreads / 32];
   Count* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
-  pick_digit<K>(histogram, level, percentile, &selections[blockIdx.x], scratch);
+  pick_digit<RowKey<T>>(histogram, level, percentile, &selections[blockIdx.x], scratch);
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
-  if (level == K::levels - 1 && threadIdx.x == 0) {
+  if (level == kLevels<T> - 1 && threadIdx.x == 0) {
     thresholds[blockIdx.x] = from_acc<T>(selected_value<acc_t<T>>(selections[blockIdx.x]));
   }
 }
