@@ -19,8 +19,8 @@ DECLARATION = re.compile(
 LAUNCHED_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "truncation": {
         "truncation": (
-            "select_row_kernel", "interpolate_kernel", "map_weight_kernel", "weighted_cam_kernel",
-            "kept_product_cam_kernel",
+            "select_short_row_kernel", "select_row_kernel", "interpolate_kernel",
+            "map_weight_kernel", "weighted_cam_kernel", "kept_product_cam_kernel",
         ),
         "truncation_long": ("count_digits_kernel", "pick_digit_kernel", "keep_kernel"),
     },

@@ -66,7 +66,7 @@ def _truncation(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
 
 
 def check_truncation(device: torch.device) -> None:
-    """Rows that fit into shared memory, rows for which a kernel must ask for more of it, longer."""
+    """Rows of a warp, of shared memory, rows for which a kernel must ask for more of it, longer."""
     for dtype in DTYPES:
         _truncation(device, (2, 3, 14, 15), dtype)
         _truncation(device, (1, 2, 160, 160), dtype)

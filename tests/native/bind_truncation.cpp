@@ -31,11 +31,24 @@ void select_long_rows(const T* grads, int64_t rows, int64_t n, double percentile
             truncated);
 }
 
+template <class T, int PerLane>
+void select_by_warps(const T* grads, int64_t rows, int64_t n, double percentile, T* thresholds,
+                     T* truncated, acc_t<T>* weights) {
+  const auto kernel = tr::select_short_row_kernel<T, PerLane>;
+  const int64_t blocks = ceil_div(rows * kWarpSize, tr::kShortThreads);
+  WS_LAUNCH(kernel, dim3(to_unsigned(blocks)), dim3(tr::kShortThreads), 0, nullptr, grads, rows, n,
+            percentile, thresholds, truncated, weights);
+}
+
 template <class T>
 void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t n,
                  double percentile, T* thresholds, T* truncated, acc_t<T>* weights) {
   const dim3 block(tr::kThreads), grid(to_unsigned(rows));
-  if (path == "cached") {
+  if (path == "warp" && n <= 8 * kWarpSize) {
+    select_by_warps<T, 8>(grads, rows, n, percentile, thresholds, truncated, weights);
+  } else if (path == "warp") {
+    select_by_warps<T, 32>(grads, rows, n, percentile, thresholds, truncated, weights);
+  } else if (path == "cached") {
     const auto kernel = tr::select_row_kernel<T, true>;
     WS_LAUNCH(kernel, grid, block, n * sizeof(T), nullptr, grads, n, percentile, thresholds,
               truncated, weights);
@@ -66,7 +79,7 @@ py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double 
                  nullptr);
   WS_LAUNCH(tr::interpolate_kernel<T>, dim3(to_unsigned(rows)), block, 0, nullptr, g.data(), n,
             percentile, thresholds.data(), deltas.data());
-  if (!per_sample && (path == "cached" || path == "uncached")) {  // as CAMs ask: weights, no rows
+  if (!per_sample && path != "long" && path != "longest") {  // as CAMs ask: weights, no rows
     select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), nullptr, weights.data());
   } else {
     WS_LAUNCH(tr::map_weight_kernel<T>, dim3(to_unsigned(samples * channels)), block, 0, nullptr,
@@ -81,7 +94,8 @@ py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double 
   const std::vector<py::ssize_t> map_shape = {grads.shape(0), grads.shape(2), grads.shape(3)};
   return py::make_tuple(truncated.numpy({grads.shape(0), grads.shape(1), grads.shape(2),
                                          grads.shape(3)}),
-                        deltas.numpy(), gradcams.numpy(map_shape), layercams.numpy(map_shape));
+                        deltas.numpy(), gradcams.numpy(map_shape), layercams.numpy(map_shape),
+                        weights.numpy({grads.shape(0), grads.shape(1)}));
 }
 
 }  // namespace

@@ -469,8 +469,23 @@ def test_errors(case: int) -> None:
 GROUPS = (1, 16)  # threads that share a pixel of a CAM
 
 
+def mean_of_a_block(kept: np.ndarray) -> np.ndarray:
+    """The mean as 512 threads add: strided sums, lanes i and i ^ 16 and so on, warps in order."""
+    sums = np.zeros(512, kept.dtype)
+    for begin in range(0, kept.size, 512):
+        sums[: kept.size - begin] += kept[begin : begin + 512]
+    warps = sums.reshape(16, 32)
+    while warps.shape[1] > 1:
+        half = warps.shape[1] // 2
+        warps = warps[:, :half] + warps[:, half:]
+    total = warps[0, 0]
+    for warp in warps[1:, 0]:
+        total += warp
+    return total / kept.dtype.type(kept.size)
+
+
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["cached", "uncached", "long", "longest"])
+@pytest.mark.parametrize("path", ["warp", "cached", "uncached", "long", "longest"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bool) -> None:
     a, g = torch.randn(2, 3, 9, 13).to(dtype), torch.randn(2, 3, 9, 13).to(dtype)
@@ -481,7 +496,7 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
         "truncation", to_bits(a), to_bits(g), 40.0, per_sample, path, GROUPS[per_sample],
         dtype=dtype,
     )  # fmt: skip
-    truncated, delta, gradcam, layercam = (from_bits(x, dtype) for x in found)
+    truncated, delta, gradcam, layercam = (from_bits(x, dtype) for x in found[:4])
     assert torch.equal(truncated, reference.truncate_gradients(g, 40, scope=scope))
     expected = reference.positive_percentile(g, 40, scope=scope)
     torch.testing.assert_close(delta, expected.flatten(), **tolerance(dtype))
@@ -509,7 +524,7 @@ def hostile_rows(n: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["cached", "long"])
+@pytest.mark.parametrize("path", ["warp", "cached", "long"])
 def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str) -> None:
     g = hostile_rows(67, dtype)
     for percentile in (0.0, 62.5, 100.0):
@@ -520,6 +535,29 @@ def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str) -> None:
         assert torch.equal(from_bits(found[0], dtype), kept), percentile
         delta = reference.positive_percentile(g, percentile)
         torch.testing.assert_close(from_bits(found[1], dtype), delta[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize(
+    ("path", "sizes"),
+    [
+        ("warp", (1, 31, 33, 49, 196, 256, 257, 784, 1023, 1024)),
+        ("cached", (1, 513, 1225)),
+        ("uncached", (1700,)),
+        ("long", (5, 1700)),
+    ],
+)
+def test_emulated_sizes(emulator, dtype: torch.dtype, path: str, sizes: tuple[int, ...]) -> None:
+    """The kept sets are exact and the weights have the same bits, whatever kernel adds them."""
+    for n in sizes:
+        g = torch.randn(1, 5, 1, n).to(dtype)  # more rows than a block of warps takes
+        found = emulator.call(
+            "truncation", to_bits(g), to_bits(g), 35.0, False, path, 16, dtype=dtype
+        )
+        kept = reference.truncate_gradients(g, 35)
+        assert torch.equal(from_bits(found[0], dtype), kept), n
+        means = [mean_of_a_block(row.numpy()) for row in reference.accumulate(kept)[0, :, 0]]
+        np.testing.assert_array_equal(found[4][0], np.array(means))
 
 
 @pytest.mark.parametrize("groups", GROUPS)
@@ -536,16 +574,22 @@ def test_emulated_cams(emulator, shape: tuple[int, ...], per_sample: bool, group
         a[:, 1::10, :, 0] = math.inf
         a[:, 6::10, 0] = math.nan
         found = emulator.call(
-            "truncation", to_bits(a), to_bits(g), 30.0, per_sample, "cached", groups, dtype=dtype
+            "truncation", to_bits(a), to_bits(g), 30.0, per_sample, "warp", groups, dtype=dtype
         )
-        for ours, name in zip(found[2:], CAM_OPS, strict=True):
+        for ours, name in zip(found[2:4], CAM_OPS, strict=True):
             expected = getattr(reference, name)(a, g, 30, scope=scope)
             torch.testing.assert_close(
                 from_bits(ours, dtype), expected, equal_nan=True, **tolerance(dtype)
             )
 
 
-@pytest.mark.parametrize("path", ["cached", "long"])
+@pytest.mark.parametrize("path", ["warp", "cached", "long"])
+def test_emulated_kernels_in_every_order(emulator, path: str) -> None:
+    a, g = torch.randn(2, 18, 1, 37).numpy(), torch.randn(2, 18, 1, 37).numpy()
+    emulator.call_in_every_order("truncation", a, g, 50.0, path == "long", path, 16)
+
+
+@pytest.mark.parametrize("path", ["warp", "cached", "long"])
 def test_emulated_decimal_percentile(emulator, path: str) -> None:
     """64.4 % of 250 places is rank 161."""
     g = torch.arange(1.0, 252).view(1, 1, 1, 251)

@@ -58,9 +58,19 @@ int64_t cache_limit(const Tensor& tensor) {
   return bytes - kStaticShared;
 }
 
+template <class T, int PerLane>
+void select_by_warps(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
+                     acc_t<T>* weights) {
+  const auto kernel = select_short_row_kernel<T, PerLane>;
+  const int64_t blocks = ceil_div(launch.rows() * kWarpSize, kShortThreads);
+  WS_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kShortThreads), 0, launch.stream,
+            read_ptr<T>(grads), launch.rows(), launch.row_length(), launch.percentile, thresholds,
+            truncated, weights);
+}
+
 template <class T>
-void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
-                       acc_t<T>* weights) {
+void select_by_blocks(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
+                      acc_t<T>* weights) {
   const int64_t n = launch.row_length();
   const int64_t cache_bytes = n * static_cast<int64_t>(sizeof(T));
   const dim3 grid(static_cast<unsigned>(launch.rows()));
@@ -77,6 +87,20 @@ void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds,
     WS_LAUNCH(kernel, grid, dim3(kThreads), 0, launch.stream, read_ptr<T>(grads), n,
               launch.percentile, thresholds, truncated, weights);
   }
+}
+
+template <class T>
+void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
+                       acc_t<T>* weights) {
+  if (launch.row_length() <= 8 * kWarpSize) {
+    return select_by_warps<T, 8>(grads, launch, thresholds, truncated, weights);
+  }
+  if constexpr (sizeof(T) < 8) {  // 32 keys of 64 bits would take too many registers
+    if (launch.row_length() <= 32 * kWarpSize) {
+      return select_by_warps<T, 32>(grads, launch, thresholds, truncated, weights);
+    }
+  }
+  select_by_blocks(grads, launch, thresholds, truncated, weights);
 }
 
 // Count holds the number of values of a row.

@@ -7,7 +7,8 @@
 
 namespace wsfast::truncation {
 
-inline constexpr int kThreads = 512;       // every kernel here
+inline constexpr int kThreads = 512;       // every kernel here but select_short_row_kernel
+inline constexpr int kShortThreads = 128;  // of select_short_row_kernel, a warp per row
 inline constexpr int kBins = 2048;         // 11-bit digits
 inline constexpr int kBinsPerThread = kBins / kThreads;
 inline constexpr int64_t kTileLength = 16384;  // elements one block counts of a long row
@@ -40,6 +41,12 @@ using RowKey = KeyOf<acc_t<T>>;
 // Digits of a row's keys. Half types widened to float leave the lowest one, bits 0 to 8, at 0.
 template <class T>
 inline constexpr int kLevels = sizeof(T) == 2 ? 2 : RowKey<T>::levels;
+
+// The lowest bit that a key may have set.
+template <class T>
+inline constexpr int kLowestBit = std::is_same_v<T, half_t>       ? 13
+                                  : std::is_same_v<T, bfloat16_t> ? 16
+                                                                  : 0;
 
 template <class To, class From>
 WS_HD To same_bits(From from) {
@@ -119,6 +126,57 @@ WS_DEVICE void pick_digit(const Count* histogram, int level, double percentile,
 template <class A, class Key>
 WS_DEVICE A selected_value(const Selection<Key>& selection) {
   return selection.positives == 0 ? infinity<A>() : same_bits<A>(selection.prefix);
+}
+
+// One warp per row of at most 32 * PerLane values, which its lanes hold. The threshold's bits are
+// found from the top: one is set where no more values lie below than the wanted rank. Then, as
+// asked by non-null pointers, it writes the truncated row and the mean of the kept values.
+template <class T, int PerLane>
+WS_GLOBAL void __launch_bounds__(kShortThreads, 8)
+    select_short_row_kernel(const T* grads, int64_t rows, int64_t n, double percentile,
+                            T* thresholds, T* truncated, acc_t<T>* weights) {
+  using A = acc_t<T>;
+  using Key = typename RowKey<T>::Key;
+  constexpr int per_block = kShortThreads / kWarpSize;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * per_block + threadIdx.x / kWarpSize;
+  if (row >= rows) return;  // whole warps
+  const int lane = threadIdx.x % kWarpSize, length = static_cast<int>(n);
+  Key keys[PerLane];  // 0 for what is not positive
+  int positives = 0;
+  for (int k = 0; k < PerLane; ++k) {
+    const int i = lane + kWarpSize * k;
+    const A x = i < length ? to_acc(grads[row * n + i]) : A(0);
+    keys[k] = x > A(0) ? same_bits<Key>(x) : Key(0);
+    positives += keys[k] != 0;
+  }
+  positives = warp_sum(positives);
+  Key threshold = same_bits<Key>(infinity<A>());
+  if (positives > 0) {
+    const int upper = static_cast<int>(percentile_rank(percentile, positives).upper);
+    const int rank = kWarpSize * PerLane - positives + upper;  // zeros come first
+    threshold = 0;
+    for (int bit = 8 * sizeof(Key) - 2; bit >= kLowestBit<T>; --bit) {
+      const Key candidate = threshold | Key(1) << bit;
+      int below = 0;
+      for (int k = 0; k < PerLane; ++k) below += keys[k] < candidate;
+      if (warp_sum(below) <= rank) threshold = candidate;
+    }
+  }
+  A kept[PerLane];
+  for (int k = 0; k < PerLane; ++k) {
+    const int i = lane + kWarpSize * k;
+    kept[k] = keys[k] >= threshold ? same_bits<A>(keys[k]) : A(0);
+    if (truncated != nullptr && i < length) truncated[row * n + i] = from_acc<T>(kept[k]);
+  }
+  if (lane == 0) thresholds[row] = from_acc<T>(same_bits<A>(threshold));
+  if (weights != nullptr) {  // the tree of kThreads threads, of which one adds k and k + apart
+    constexpr int apart = kThreads / kWarpSize;
+    A sum = 0;
+    for (int k = 0; k < apart && k < PerLane; ++k) {
+      sum += warp_sum(kept[k] + (k + apart < PerLane ? kept[k + apart] : A(0)));
+    }
+    if (lane == 0) weights[row] = sum / static_cast<A>(n);
+  }
 }
 
 // One block selects one row's threshold; the row is kept in shared memory where it fits (Cached).
