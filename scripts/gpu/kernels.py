@@ -66,12 +66,12 @@ def _truncation(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
 
 
 def check_truncation(device: torch.device) -> None:
-    """Rows of a warp, of shared memory, rows for which a kernel must ask for more of it, longer."""
+    """Rows of a warp, rows of blocks of every size, in shared memory and beyond it."""
+    sizes = ((2, 3, 14, 15), (3, 2, 1, 1), (1, 2, 40, 40), (1, 2, 80, 80), (1, 1, 130, 130),
+             (1, 2, 160, 160), (1, 1, 300, 401))  # fmt: skip
     for dtype in DTYPES:
-        _truncation(device, (2, 3, 14, 15), dtype)
-        _truncation(device, (1, 2, 160, 160), dtype)
-        _truncation(device, (1, 1, 300, 401), dtype)
-        _truncation(device, (3, 2, 1, 1), dtype)
+        for size in sizes:
+            _truncation(device, size, dtype)
 
 
 def check_truncation_long(device: torch.device) -> None:

@@ -40,23 +40,27 @@ void select_by_warps(const T* grads, int64_t rows, int64_t n, double percentile,
             percentile, thresholds, truncated, weights);
 }
 
+template <class T, bool Cached, int Threads>
+void select_by_blocks(const T* grads, int64_t rows, int64_t n, double percentile, T* thresholds,
+                      T* truncated, acc_t<T>* weights) {
+  const auto kernel = tr::select_row_kernel<T, Cached, Threads>;
+  WS_LAUNCH(kernel, dim3(to_unsigned(rows)), dim3(Threads), Cached ? n * sizeof(T) : 0, nullptr,
+            grads, n, percentile, thresholds, truncated, weights);
+}
+
 template <class T>
 void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t n,
                  double percentile, T* thresholds, T* truncated, acc_t<T>* weights) {
-  const dim3 block(tr::kThreads), grid(to_unsigned(rows));
-  if (path == "warp" && n <= 8 * kWarpSize) {
-    select_by_warps<T, 8>(grads, rows, n, percentile, thresholds, truncated, weights);
-  } else if (path == "warp") {
-    select_by_warps<T, 32>(grads, rows, n, percentile, thresholds, truncated, weights);
-  } else if (path == "cached") {
-    const auto kernel = tr::select_row_kernel<T, true>;
-    WS_LAUNCH(kernel, grid, block, n * sizeof(T), nullptr, grads, n, percentile, thresholds,
-              truncated, weights);
-  } else if (path == "uncached") {
-    const auto kernel = tr::select_row_kernel<T, false>;
-    WS_LAUNCH(kernel, grid, block, 0, nullptr, grads, n, percentile, thresholds, truncated,
-              weights);
-  } else if (path == "long") {
+  const auto select = [&](auto function) {
+    function(grads, rows, n, percentile, thresholds, truncated, weights);
+  };
+  if (path == "warp" && n <= 8 * kWarpSize) return select(select_by_warps<T, 8>);
+  if (path == "warp") return select(select_by_warps<T, 32>);
+  if (path == "block 128") return select(select_by_blocks<T, true, 128>);
+  if (path == "block 256") return select(select_by_blocks<T, true, 256>);
+  if (path == "block") return select(select_by_blocks<T, true, tr::kMostThreads<T>>);
+  if (path == "uncached") return select(select_by_blocks<T, false, tr::kMostThreads<T>>);
+  if (path == "long") {
     select_long_rows<T, uint32_t>(grads, rows, n, percentile, thresholds, truncated);
   } else {
     select_long_rows<T, unsigned long long>(grads, rows, n, percentile, thresholds, truncated);

@@ -485,7 +485,7 @@ def mean_of_a_block(kept: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["warp", "cached", "uncached", "long", "longest"])
+@pytest.mark.parametrize("path", ["warp", "block", "uncached", "long", "longest"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bool) -> None:
     a, g = torch.randn(2, 3, 9, 13).to(dtype), torch.randn(2, 3, 9, 13).to(dtype)
@@ -506,12 +506,13 @@ def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bo
 
 
 def hostile_rows(n: int, dtype: torch.dtype) -> torch.Tensor:
-    """Maps (1, 9, 1, n): ties, neighbours, subnormals, inf, NaN, one positive and none."""
+    """Maps (1, 10, 1, n): ties, neighbours, subnormals, inf, NaN, one positive and none."""
     limits, places = torch.finfo(dtype), torch.arange(n).double()
     noise, zeros = torch.randn(n).double(), torch.zeros(n).double()
     rows = [
         noise.round(),
         1 + places * limits.eps,
+        1 + places / (16 * n),
         (places - 3) * limits.tiny * limits.eps,
         torch.where(places % 3 == 0, math.inf, noise),
         torch.where(places % 3 == 0, math.nan, noise).copysign(noise),
@@ -520,13 +521,16 @@ def hostile_rows(n: int, dtype: torch.dtype) -> torch.Tensor:
         -noise.abs() - 1,
         zeros + 0.25,
     ]
-    return torch.stack(rows).to(dtype).view(1, 9, 1, n)
+    return torch.stack(rows).to(dtype).view(1, 10, 1, n)
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["warp", "cached", "long"])
-def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str) -> None:
-    g = hostile_rows(67, dtype)
+@pytest.mark.parametrize(
+    ("path", "n"), [("warp", 67), ("block 128", 256), ("block 128", 600), ("long", 67)]
+)
+def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str, n: int) -> None:
+    """Also rows of which as many values share their digits as a block of 128 lists, and more."""
+    g = hostile_rows(n, dtype)
     for percentile in (0.0, 62.5, 100.0):
         found = emulator.call(
             "truncation", to_bits(g), to_bits(g), percentile, False, path, 1, dtype=dtype
@@ -542,15 +546,18 @@ def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str) -> None:
     ("path", "sizes"),
     [
         ("warp", (1, 31, 33, 49, 196, 256, 257, 784, 1023, 1024)),
-        ("cached", (1, 513, 1225)),
+        ("block 128", (1, 513, 1225)),
+        ("block 256", (2100,)),
+        ("block", (7500,)),
         ("uncached", (1700,)),
-        ("long", (5, 1700)),
+        ("long", (5, 17000)),
     ],
 )
 def test_emulated_sizes(emulator, dtype: torch.dtype, path: str, sizes: tuple[int, ...]) -> None:
     """The kept sets are exact and the weights have the same bits, whatever kernel adds them."""
     for n in sizes:
-        g = torch.randn(1, 5, 1, n).to(dtype)  # more rows than a block of warps takes
+        rows = 5 if n < 2000 else 2  # more than a block of warps takes
+        g = torch.randn(1, rows, 1, n).to(dtype)
         found = emulator.call(
             "truncation", to_bits(g), to_bits(g), 35.0, False, path, 16, dtype=dtype
         )
@@ -583,13 +590,13 @@ def test_emulated_cams(emulator, shape: tuple[int, ...], per_sample: bool, group
             )
 
 
-@pytest.mark.parametrize("path", ["warp", "cached", "long"])
+@pytest.mark.parametrize("path", ["warp", "block 128", "long"])
 def test_emulated_kernels_in_every_order(emulator, path: str) -> None:
     a, g = torch.randn(2, 18, 1, 37).numpy(), torch.randn(2, 18, 1, 37).numpy()
     emulator.call_in_every_order("truncation", a, g, 50.0, path == "long", path, 16)
 
 
-@pytest.mark.parametrize("path", ["warp", "cached", "long"])
+@pytest.mark.parametrize("path", ["warp", "block 128", "long"])
 def test_emulated_decimal_percentile(emulator, path: str) -> None:
     """64.4 % of 250 places is rank 161."""
     g = torch.arange(1.0, 252).view(1, 1, 1, 251)

@@ -49,8 +49,8 @@ def test_declarations_are_found_however_they_are_written(tmp_path) -> None:
         ("void wsfast::crf::embed_kernel<float, 1>(wsfast::crf::Points, wsfast::crf::Build<float>)",
          "crf::embed_kernel<float, 1>"),
         ("wsfast::boxes::join_kernel(wsfast::boxes::Grid, int*)", "boxes::join_kernel"),
-        ("void wsfast::truncation::select_row_kernel<wsfast::half_t, true>(wsfast::half_t const*)",
-         "truncation::select_row_kernel<half_t, true>"),
+        ("void wsfast::truncation::select_row_kernel<wsfast::half_t, true, 512>(wsfast::half_t*)",
+         "truncation::select_row_kernel<half_t, true, 512>"),
     ],
 )  # fmt: skip
 def test_profiled_names_are_the_budgets(profiled: str, wanted: str) -> None:

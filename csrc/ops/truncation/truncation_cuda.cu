@@ -11,7 +11,6 @@ namespace wsfast::truncation {
 namespace {
 
 constexpr int64_t kLongRow = int64_t{1} << 17;  // longer rows are counted by many blocks
-constexpr int64_t kStaticShared = kBins * 4 + 1024;
 constexpr int64_t kSmallMap = int64_t{1} << 14;  // a thread per pixel of these is too few
 
 dim3 grid_for(int64_t elements) {
@@ -50,12 +49,14 @@ Tensor new_row_tensor(const Tensor& like, const Launch& launch, ScalarType dtype
   return new_tensor(like, {launch.samples, launch.channels}, dtype);
 }
 
-// Bytes of dynamic shared memory that a block may have.
+// Bytes of dynamic shared memory that a block of select_row_kernel may have.
+template <class T>
 int64_t cache_limit(const Tensor& tensor) {
+  constexpr int64_t lists = kListed<T, kMostThreads<T>> * sizeof(T), others = kBins * 4 + 1024;
   int bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                     tensor.get_device_index()));
-  return bytes - kStaticShared;
+  return bytes - lists - others;
 }
 
 template <class T, int PerLane>
@@ -68,39 +69,41 @@ void select_by_warps(const Tensor& grads, const Launch& launch, T* thresholds, T
             truncated, weights);
 }
 
-template <class T>
+template <class T, bool Cached, int Threads>
 void select_by_blocks(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
                       acc_t<T>* weights) {
+  const auto kernel = select_row_kernel<T, Cached, Threads>;
   const int64_t n = launch.row_length();
-  const int64_t cache_bytes = n * static_cast<int64_t>(sizeof(T));
-  const dim3 grid(static_cast<unsigned>(launch.rows()));
-  const int64_t limit = cache_limit(grads);
-  if (cache_bytes <= limit) {
-    const auto kernel = select_row_kernel<T, true>;
-    // Always the same value: another thread may set it between here and the launch.
+  if (Cached) {  // always the same value: another thread may set it between here and the launch
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(limit)));
-    WS_LAUNCH(kernel, grid, dim3(kThreads), cache_bytes, launch.stream, read_ptr<T>(grads), n,
-              launch.percentile, thresholds, truncated, weights);
-  } else {
-    const auto kernel = select_row_kernel<T, false>;
-    WS_LAUNCH(kernel, grid, dim3(kThreads), 0, launch.stream, read_ptr<T>(grads), n,
-              launch.percentile, thresholds, truncated, weights);
+                                    static_cast<int>(cache_limit<T>(grads))));
   }
+  WS_LAUNCH(kernel, dim3(static_cast<unsigned>(launch.rows())), dim3(Threads),
+            Cached ? n * sizeof(T) : 0, launch.stream, read_ptr<T>(grads), n, launch.percentile,
+            thresholds, truncated, weights);
 }
 
+// Rows of one warp or block each.
 template <class T>
 void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* truncated,
                        acc_t<T>* weights) {
-  if (launch.row_length() <= 8 * kWarpSize) {
-    return select_by_warps<T, 8>(grads, launch, thresholds, truncated, weights);
-  }
+  const auto select = [&](auto function) {
+    function(grads, launch, thresholds, truncated, weights);
+  };
+  const int64_t n = launch.row_length();
+  if (n <= 8 * kWarpSize) return select(select_by_warps<T, 8>);
   if constexpr (sizeof(T) < 8) {  // 32 keys of 64 bits would take too many registers
-    if (launch.row_length() <= 32 * kWarpSize) {
-      return select_by_warps<T, 32>(grads, launch, thresholds, truncated, weights);
-    }
+    if (n <= 32 * kWarpSize) return select(select_by_warps<T, 32>);
   }
-  select_by_blocks(grads, launch, thresholds, truncated, weights);
+  if (n * static_cast<int64_t>(sizeof(T)) > cache_limit<T>(grads)) {
+    select(select_by_blocks<T, false, kMostThreads<T>>);
+  } else if (n <= 4096) {
+    select(select_by_blocks<T, true, 128>);
+  } else if (n <= 16384) {
+    select(select_by_blocks<T, true, 256>);
+  } else {
+    select(select_by_blocks<T, true, kMostThreads<T>>);
+  }
 }
 
 // Count holds the number of values of a row.

@@ -7,10 +7,9 @@
 
 namespace wsfast::truncation {
 
-inline constexpr int kThreads = 512;       // every kernel here but select_short_row_kernel
+inline constexpr int kThreads = 512;       // where a kernel does not say another number
 inline constexpr int kShortThreads = 128;  // of select_short_row_kernel, a warp per row
 inline constexpr int kBins = 2048;         // 11-bit digits
-inline constexpr int kBinsPerThread = kBins / kThreads;
 inline constexpr int64_t kTileLength = 16384;  // elements one block counts of a long row
 inline constexpr int kChannelGroups = 16;  // threads that share a pixel of a small map's CAM
 
@@ -56,25 +55,56 @@ WS_HD To same_bits(From from) {
   return to;
 }
 
-// How far the selection of one row has come: the key's leading digits, and the rank and number of
-// the positives that share them.
+// How far the selection of one row has come: the key's leading digits, how many values share them,
+// the rank among these, and the number of positives.
 template <class Key>
 struct Selection {
   Key prefix;
+  long long sharing;
   long long rank;
   long long positives;
 };
 
-// The digit of x at `level`, or -1 where x is not positive or has another prefix.
+// The keys of the positive values with one prefix: one range, since those of NaN and of negative
+// values lie above infinity's.
 template <class T>
-WS_DEVICE int digit_of(T value, typename RowKey<T>::Key prefix, int level) {
+class Digits {
+ public:
   using K = RowKey<T>;
-  const acc_t<T> x = to_acc(value);
-  if (!(x > acc_t<T>(0))) return -1;
-  const typename K::Key key = same_bits<typename K::Key>(x);
-  const int low = K::shift(level), top = low + K::width(level);
-  if ((key >> top) != (prefix >> top)) return -1;
-  return static_cast<int>((key >> low) & ((typename K::Key(1) << K::width(level)) - 1));
+  using Key = typename K::Key;
+
+  WS_DEVICE Digits(Key prefix, int level) : prefix_(prefix), low_(K::shift(level)) {
+    const Key last = prefix | ((Key(1) << (low_ + K::width(level))) - 1);
+    const Key highest = same_bits<Key>(infinity<acc_t<T>>());
+    first_ = prefix > 0 ? prefix : Key(1);
+    span_ = (last < highest ? last : highest) - first_;
+  }
+
+  // Counts the value's digit if it has the prefix, and says so.
+  WS_DEVICE bool count(T value, uint32_t* histogram) const {
+    const Key key = same_bits<Key>(to_acc(value));
+    const bool counts = key - first_ <= span_;
+    if (counts) atomic_add(&histogram[(key - prefix_) >> low_], uint32_t(1));
+    return counts;
+  }
+
+ private:
+  Key prefix_, first_, span_;
+  int low_;
+};
+
+// visit(i, values[i]) for all n values, shared out among `Threads` threads, 8 loads at a time: no
+// load waits for the atomics of a visit.
+template <int Threads, class T, class Visit>
+WS_DEVICE void visit_values(const T* values, int n, const Visit& visit) {
+  constexpr int at_once = 8;
+  int i = threadIdx.x;
+  for (; i + (at_once - 1) * Threads < n; i += at_once * Threads) {
+    T loaded[at_once];
+    for (int k = 0; k < at_once; ++k) loaded[k] = values[i + k * Threads];
+    for (int k = 0; k < at_once; ++k) visit(i + k * Threads, loaded[k]);
+  }
+  for (; i < n; i += Threads) visit(i, values[i]);
 }
 
 // Sum of the values of earlier threads of the block. `scratch` holds one value per warp.
@@ -93,29 +123,36 @@ WS_DEVICE inline long long block_exclusive_sum(long long value, long long* scrat
   return earlier + inclusive - value;
 }
 
+template <int Threads, class Count>
+WS_DEVICE void clear_bins(Count* histogram) {
+  for (int k = 0; k < kBins / Threads; ++k) histogram[threadIdx.x + k * Threads] = 0;
+}
+
 // Finds the bin that holds the wanted rank and appends its digit to the prefix. At level 0 the
 // histogram's total is the number of positives, which fixes the rank.
-template <class K, class Count>
+template <class K, int Threads, class Count>
 WS_DEVICE void pick_digit(const Count* histogram, int level, double percentile,
                           Selection<typename K::Key>* selection, long long* scratch) {
-  const int first = threadIdx.x * kBinsPerThread;
+  constexpr int bins = kBins / Threads;  // of a thread
+  const int first = threadIdx.x * bins;
   long long mine = 0;
-  for (int b = 0; b < kBinsPerThread; ++b) mine += histogram[first + b];
+  for (int b = 0; b < bins; ++b) mine += histogram[first + b];
   long long below = block_exclusive_sum(mine, scratch);
-  if (level == 0 && threadIdx.x == kThreads - 1) {
+  if (level == 0 && threadIdx.x == Threads - 1) {
     const long long positives = below + mine;
-    selection->positives = positives;
+    selection->positives = selection->sharing = positives;
     selection->rank = positives > 0 ? percentile_rank(percentile, positives).upper : 0;
   }
   __syncthreads();
   const long long rank = selection->rank;
   __syncthreads();
   if (selection->positives == 0 || rank < below || rank >= below + mine) return;
-  for (int b = 0; b < kBinsPerThread; ++b) {
+  for (int b = 0; b < bins; ++b) {
     const long long count = histogram[first + b];
     if (rank < below + count) {
       using Key = typename K::Key;
       selection->prefix |= static_cast<Key>(first + b) << K::shift(level);
+      selection->sharing = count;
       selection->rank = rank - below;
       return;
     }
@@ -179,52 +216,94 @@ WS_GLOBAL void __launch_bounds__(kShortThreads, 8)
   }
 }
 
-// One block selects one row's threshold; the row is kept in shared memory where it fits (Cached).
-// Then, as asked by non-null pointers, it writes the truncated row and the mean of the kept values.
-template <class T, bool Cached>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    select_row_kernel(const T* grads, int64_t n, double percentile, T* thresholds, T* truncated,
-                      acc_t<T>* weights) {
-  using K = RowKey<T>;
-  WS_DYNAMIC_SHARED(T, cache);
-  __shared__ uint32_t histogram[kBins];
-  __shared__ long long scratch[kThreads / 32];
-  __shared__ Selection<typename K::Key> selection;
-  const T* row = grads + static_cast<int64_t>(blockIdx.x) * n;
-  if (Cached) {
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) cache[i] = row[i];
-  }
-  if (threadIdx.x == 0) selection = {0, 0, 0};
-  const T* values = Cached ? cache : row;
-  for (int level = 0; level < kLevels<T>; ++level) {
-    for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
-    __syncthreads();
-    const typename K::Key prefix = selection.prefix;
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-      const int digit = digit_of(values[i], prefix, level);
-      if (digit >= 0) atomic_add(&histogram[digit], uint32_t(1));
-    }
-    __syncthreads();
-    pick_digit<K>(histogram, level, percentile, &selection, scratch);
-    __syncthreads();
-  }
-  const acc_t<T> threshold = selected_value<acc_t<T>>(selection);
-  if (threadIdx.x == 0) thresholds[blockIdx.x] = from_acc<T>(threshold);
-  if (truncated != nullptr) {
-    T* out = truncated + static_cast<int64_t>(blockIdx.x) * n;
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-      out[i] = to_acc(values[i]) >= threshold ? values[i] : from_acc<T>(0);
-    }
-  }
-  if (weights != nullptr) {
-    __shared__ acc_t<T> sums[kThreads / 32];
+// The sum of what reaches the threshold, by the fixed tree of kThreads threads whatever number of
+// them the block has. Once per kernel; every thread gets the result.
+template <int Threads, class T, class Index>
+WS_DEVICE acc_t<T> kept_sum(const T* values, Index n, acc_t<T> threshold) {
+  constexpr int warps = kThreads / kWarpSize;
+  __shared__ acc_t<T> sums[warps];
+  const int lane = threadIdx.x % kWarpSize;
+  for (int warp = threadIdx.x / kWarpSize; warp < warps; warp += Threads / kWarpSize) {
     acc_t<T> sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+    for (Index i = warp * kWarpSize + lane; i < n; i += kThreads) {
       const acc_t<T> g = to_acc(values[i]);
       sum += g >= threshold ? g : acc_t<T>(0);
     }
-    sum = block_sum(sum, sums);
-    if (threadIdx.x == 0) weights[blockIdx.x] = sum / static_cast<acc_t<T>>(n);
+    sum = warp_sum(sum);
+    if (lane == 0) sums[warp] = sum;
+  }
+  __syncthreads();
+  acc_t<T> total = sums[0];
+  for (int warp = 1; warp < warps; ++warp) total += sums[warp];
+  return total;
+}
+
+// Threads for the longest rows of select_row_kernel: two rows of a half type fit an SM.
+template <class T>
+inline constexpr int kMostThreads = sizeof(T) == 2 ? 512 : 1024;
+
+// Values of a row that its block may list: none of a half type, which has but two levels.
+template <class T, int Threads>
+inline constexpr int kListed = kLevels<T> > 2 ? 2 * Threads : 1;
+
+// One block selects one row's threshold; the row is kept in shared memory where it fits (Cached).
+// The values that share the digits so far are listed once they are few, and later levels go on with
+// the list. Then, as asked by non-null pointers, the block writes the truncated row and the mean of
+// the kept values.
+template <class T, bool Cached, int Threads>
+WS_GLOBAL void __launch_bounds__(Threads)
+    select_row_kernel(const T* grads, int64_t row_length, double percentile, T* thresholds,
+                      T* truncated, acc_t<T>* weights) {
+  using A = acc_t<T>;
+  WS_DYNAMIC_SHARED(T, cache);
+  __shared__ uint32_t histogram[kBins];
+  __shared__ T list[kListed<T, Threads>];
+  __shared__ unsigned listed;
+  __shared__ long long scratch[Threads / kWarpSize];
+  __shared__ Selection<typename RowKey<T>::Key> selection;
+  const int n = static_cast<int>(row_length);
+  const T* row = grads + blockIdx.x * row_length;
+  const T* values = Cached ? cache : row;  // after the first level
+  if (threadIdx.x == 0) {
+    selection = {0, 0, 0, 0};
+    listed = 0;
+  }
+  bool has_list = false;
+  for (int level = 0; level < kLevels<T>; ++level) {
+    clear_bins<Threads>(histogram);
+    __syncthreads();
+    const Digits<T> digits(selection.prefix, level);
+    const bool more = level + 1 < kLevels<T>, few = selection.sharing <= kListed<T, Threads>;
+    const bool lists = level > 0 && more && few && !has_list;
+    if (level == 0) {
+      visit_values<Threads>(row, n, [&](int i, T x) {
+        if (Cached) cache[i] = x;
+        digits.count(x, histogram);
+      });
+    } else if (has_list) {
+      const int length = static_cast<int>(listed);
+      visit_values<Threads>(list, length, [&](int, T x) { digits.count(x, histogram); });
+    } else {
+      visit_values<Threads>(values, n, [&](int, T x) {
+        if (digits.count(x, histogram) && lists) list[atomic_add(&listed, 1u)] = x;
+      });
+    }
+    has_list = has_list || lists;
+    __syncthreads();
+    pick_digit<RowKey<T>, Threads>(histogram, level, percentile, &selection, scratch);
+    __syncthreads();
+  }
+  const A threshold = selected_value<A>(selection);
+  if (threadIdx.x == 0) thresholds[blockIdx.x] = from_acc<T>(threshold);
+  if (truncated != nullptr) {
+    T* out = truncated + blockIdx.x * row_length;
+    visit_values<Threads>(values, n, [&](int i, T x) {
+      out[i] = to_acc(x) >= threshold ? x : from_acc<T>(0);
+    });
+  }
+  if (weights != nullptr) {
+    const A sum = kept_sum<Threads>(values, n, threshold);
+    if (threadIdx.x == 0) weights[blockIdx.x] = sum / static_cast<A>(n);
   }
 }
 
@@ -237,15 +316,13 @@ WS_GLOBAL void __launch_bounds__(kThreads)
                         Count* histograms) {
   __shared__ uint32_t histogram[kBins];
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
+  clear_bins<kThreads>(histogram);
   __syncthreads();
-  const typename RowKey<T>::Key prefix = selections[row].prefix;
+  const Digits<T> digits(selections[row].prefix, level);
   const int64_t begin = tile * kTileLength;
-  const int64_t end = begin + kTileLength < n ? begin + kTileLength : n;
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const int digit = digit_of(grads[row * n + i], prefix, level);
-    if (digit >= 0) atomic_add(&histogram[digit], uint32_t(1));
-  }
+  const int length = static_cast<int>(n - begin < kTileLength ? n - begin : kTileLength);
+  visit_values<kThreads>(grads + row * n + begin, length,
+                         [&](int, T x) { digits.count(x, histogram); });
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
     if (histogram[b] != 0) {
@@ -261,9 +338,9 @@ WS_GLOBAL void __launch_bounds__(kThreads)
                       Selection<typename RowKey<T>::Key>* selections, T* thresholds) {
   __shared__ long long scratch[kThreads / 32];
   Count* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
-  pick_digit<RowKey<T>>(histogram, level, percentile, &selections[blockIdx.x], scratch);
+  pick_digit<RowKey<T>, kThreads>(histogram, level, percentile, &selections[blockIdx.x], scratch);
   __syncthreads();
-  for (int b = threadIdx.x; b < kBins; b += kThreads) histogram[b] = 0;
+  clear_bins<kThreads>(histogram);
   if (level == kLevels<T> - 1 && threadIdx.x == 0) {
     thresholds[blockIdx.x] = from_acc<T>(selected_value<acc_t<T>>(selections[blockIdx.x]));
   }
@@ -284,15 +361,9 @@ template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
     map_weight_kernel(const T* grads, int64_t pixels, int64_t maps_per_row, const T* thresholds,
                       acc_t<T>* weights) {
-  __shared__ acc_t<T> sums[kThreads / 32];
   const int64_t map = blockIdx.x;
   const acc_t<T> threshold = to_acc(thresholds[map / maps_per_row]);
-  acc_t<T> sum = 0;
-  for (int64_t i = threadIdx.x; i < pixels; i += kThreads) {
-    const acc_t<T> g = to_acc(grads[map * pixels + i]);
-    sum += g >= threshold ? g : acc_t<T>(0);
-  }
-  sum = block_sum(sum, sums);
+  const acc_t<T> sum = kept_sum<kThreads>(grads + map * pixels, pixels, threshold);
   if (threadIdx.x == 0) weights[map] = sum / static_cast<acc_t<T>>(pixels);
 }
 
