@@ -22,7 +22,10 @@ LAUNCHED_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "select_short_row_kernel", "select_row_kernel", "interpolate_kernel",
             "map_weight_kernel", "weighted_cam_kernel", "kept_product_cam_kernel",
         ),
-        "truncation_long": ("count_digits_kernel", "pick_digit_kernel", "keep_kernel"),
+        "truncation_long": (
+            "count_digits_kernel", "pick_digit_kernel", "keep_kernel", "look_below_kernel",
+            "interpolate_long_kernel",
+        ),
     },
     "fusion": {"fusion": ("layer_stats_kernel", "reduce_kernel", "normalize_kernel")},
     "boxes": {

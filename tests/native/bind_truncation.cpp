@@ -27,8 +27,8 @@ void select_long_rows(const T* grads, int64_t rows, int64_t n, double percentile
     WS_LAUNCH(pick, grid, block, 0, nullptr, histograms.data(), level, percentile, states.data(),
               thresholds);
   }
-  WS_LAUNCH(tr::keep_kernel<T>, dim3(2), block, 0, nullptr, grads, rows * n, n, thresholds,
-            truncated);
+  WS_LAUNCH(tr::keep_kernel<T>, dim3(to_unsigned(rows * tiles)), block, 0, nullptr, grads, n, tiles,
+            thresholds, truncated);
 }
 
 template <class T, int PerLane>
@@ -68,6 +68,19 @@ void select_rows(const std::string& path, const T* grads, int64_t rows, int64_t 
 }
 
 template <class T>
+void interpolate_long_rows(const T* grads, int64_t rows, int64_t n, double percentile,
+                           const T* thresholds, T* out) {
+  const dim3 block(tr::kThreads);
+  const int64_t tiles = ceil_div(n, tr::kTileLength);
+  DeviceArray<tr::Below<typename tr::RowKey<T>::Key>> below(rows);
+  below.zero();
+  WS_LAUNCH(tr::look_below_kernel<T>, dim3(to_unsigned(rows * tiles)), block, 0, nullptr, grads, n,
+            tiles, thresholds, below.data());
+  WS_LAUNCH(tr::interpolate_long_kernel<T>, dim3(to_unsigned(ceil_div(rows, tr::kThreads))), block,
+            0, nullptr, below.data(), rows, percentile, thresholds, out);
+}
+
+template <class T>
 py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double percentile,
                      bool per_sample, const std::string& path, int groups) {
   const int64_t samples = grads.shape(0), channels = grads.shape(1);
@@ -81,9 +94,14 @@ py::tuple truncation(const Array<T>& activations, const Array<T>& grads, double 
   DeviceArray<T> gradcams(samples * pixels), layercams(samples * pixels);
   select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), truncated.data(),
                  nullptr);
-  WS_LAUNCH(tr::interpolate_kernel<T>, dim3(to_unsigned(rows)), block, 0, nullptr, g.data(), n,
-            percentile, thresholds.data(), deltas.data());
-  if (!per_sample && path != "long" && path != "longest") {  // as CAMs ask: weights, no rows
+  const bool long_rows = path == "long" || path == "longest";
+  if (long_rows) {
+    interpolate_long_rows(g.data(), rows, n, percentile, thresholds.data(), deltas.data());
+  } else {
+    WS_LAUNCH(tr::interpolate_kernel<T>, dim3(to_unsigned(rows)), block, 0, nullptr, g.data(), n,
+              percentile, thresholds.data(), deltas.data());
+  }
+  if (!per_sample && !long_rows) {  // as CAMs ask: weights, no rows
     select_rows<T>(path, g.data(), rows, n, percentile, thresholds.data(), nullptr, weights.data());
   } else {
     WS_LAUNCH(tr::map_weight_kernel<T>, dim3(to_unsigned(samples * channels)), block, 0, nullptr,

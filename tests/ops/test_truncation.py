@@ -563,6 +563,8 @@ def test_emulated_sizes(emulator, dtype: torch.dtype, path: str, sizes: tuple[in
         )
         kept = reference.truncate_gradients(g, 35)
         assert torch.equal(from_bits(found[0], dtype), kept), n
+        delta = reference.positive_percentile(g, 35)
+        torch.testing.assert_close(from_bits(found[1], dtype), delta[0], rtol=0, atol=0)
         means = [mean_of_a_block(row.numpy()) for row in reference.accumulate(kept)[0, :, 0]]
         np.testing.assert_array_equal(found[4][0], np.array(means))
 

@@ -28,6 +28,9 @@ struct Launch {
   int64_t maps() const { return samples * channels; }
   int64_t rows() const { return per_sample ? samples : maps(); }
   int64_t row_length() const { return per_sample ? channels * pixels : pixels; }
+  bool has_long_rows() const { return row_length() > kLongRow; }
+  int64_t tiles() const { return ceil_div(row_length(), kTileLength); }
+  dim3 tile_grid() const { return dim3(static_cast<unsigned>(rows() * tiles())); }
   int64_t maps_per_row() const { return per_sample ? channels : 1; }
 
   // Threads that share a pixel of a CAM. Of a map's size alone: no sum depends on the batch.
@@ -110,8 +113,7 @@ void select_short_rows(const Tensor& grads, const Launch& launch, T* thresholds,
 template <class T, class Count>
 void select_long_rows(const Tensor& grads, const Launch& launch, T* thresholds) {
   using State = Selection<typename RowKey<T>::Key>;
-  const int64_t rows = launch.rows(), n = launch.row_length();
-  const int64_t tiles = (n + kTileLength - 1) / kTileLength;
+  const int64_t rows = launch.rows();
   const Tensor histograms = torch::stable::new_zeros(
       grads, std::vector<int64_t>{rows, kBins * static_cast<int64_t>(sizeof(Count))},
       ScalarType::Byte);
@@ -122,8 +124,8 @@ void select_long_rows(const Tensor& grads, const Launch& launch, T* thresholds) 
   const auto count = count_digits_kernel<T, Count>;
   const auto pick = pick_digit_kernel<T, Count>;
   for (int level = 0; level < kLevels<T>; ++level) {
-    WS_LAUNCH(count, dim3(static_cast<unsigned>(rows * tiles)), dim3(kThreads), 0, launch.stream,
-              read_ptr<T>(grads), n, tiles, level, selections, counts);
+    WS_LAUNCH(count, launch.tile_grid(), dim3(kThreads), 0, launch.stream, read_ptr<T>(grads),
+              launch.row_length(), launch.tiles(), level, selections, counts);
     WS_LAUNCH(pick, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, launch.stream, counts,
               level, launch.percentile, selections, thresholds);
   }
@@ -136,7 +138,7 @@ void select_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* tr
                  acc_t<T>* weights) {
   if (launch.maps() == 0 || launch.pixels == 0) return;
   const int64_t n = launch.row_length();
-  const bool long_rows = n > kLongRow;
+  const bool long_rows = launch.has_long_rows();
   const bool weigh_apart = weights != nullptr && (long_rows || launch.per_sample);
   if (long_rows) {
     if (n <= UINT32_MAX) {
@@ -145,9 +147,8 @@ void select_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* tr
       select_long_rows<T, unsigned long long>(grads, launch, thresholds);
     }
     if (truncated != nullptr) {
-      const int64_t total = launch.rows() * n;
-      WS_LAUNCH(keep_kernel<T>, grid_for(total), dim3(kThreads), 0, launch.stream,
-                read_ptr<T>(grads), total, n, thresholds, truncated);
+      WS_LAUNCH(keep_kernel<T>, launch.tile_grid(), dim3(kThreads), 0, launch.stream,
+                read_ptr<T>(grads), n, launch.tiles(), thresholds, truncated);
     }
   } else {
     select_short_rows(grads, launch, thresholds, truncated, weigh_apart ? nullptr : weights);
@@ -158,6 +159,20 @@ void select_rows(const Tensor& grads, const Launch& launch, T* thresholds, T* tr
               weights);
   }
   check_launch();
+}
+
+template <class T>
+void interpolate_long_rows(const Tensor& grads, const Launch& launch, const T* thresholds,
+                           T* out) {
+  using State = Below<typename RowKey<T>::Key>;
+  const Tensor states = torch::stable::new_zeros(
+      grads, std::vector<int64_t>{launch.rows(), static_cast<int64_t>(sizeof(State))},
+      ScalarType::Byte);
+  auto* below = write_ptr<State>(states);
+  WS_LAUNCH(look_below_kernel<T>, launch.tile_grid(), dim3(kThreads), 0, launch.stream,
+            read_ptr<T>(grads), launch.row_length(), launch.tiles(), thresholds, below);
+  WS_LAUNCH(interpolate_long_kernel<T>, grid_for(launch.rows()), dim3(kThreads), 0, launch.stream,
+            below, launch.rows(), launch.percentile, thresholds, out);
 }
 
 Tensor positive_percentile_cuda(const Tensor& grads, double percentile, bool per_sample) {
@@ -173,9 +188,13 @@ Tensor positive_percentile_cuda(const Tensor& grads, double percentile, bool per
   }
   dispatch_floating(g.scalar_type(), "positive_percentile", [&]<class T>() {
     select_rows<T>(g, launch, write_ptr<T>(thresholds), nullptr, nullptr);
-    WS_LAUNCH(interpolate_kernel<T>, dim3(static_cast<unsigned>(launch.rows())), dim3(kThreads), 0,
-              launch.stream, read_ptr<T>(g), launch.row_length(), percentile,
-              read_ptr<T>(thresholds), write_ptr<T>(out));
+    if (launch.has_long_rows()) {
+      interpolate_long_rows<T>(g, launch, read_ptr<T>(thresholds), write_ptr<T>(out));
+    } else {
+      WS_LAUNCH(interpolate_kernel<T>, dim3(static_cast<unsigned>(launch.rows())), dim3(kThreads),
+                0, launch.stream, read_ptr<T>(g), launch.row_length(), percentile,
+                read_ptr<T>(thresholds), write_ptr<T>(out));
+    }
     check_launch();
   });
   return out;

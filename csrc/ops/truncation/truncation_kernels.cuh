@@ -10,7 +10,7 @@ namespace wsfast::truncation {
 inline constexpr int kThreads = 512;       // where a kernel does not say another number
 inline constexpr int kShortThreads = 128;  // of select_short_row_kernel, a warp per row
 inline constexpr int kBins = 2048;         // 11-bit digits
-inline constexpr int64_t kTileLength = 16384;  // elements one block counts of a long row
+inline constexpr int64_t kTileLength = 16384;  // values that one block takes of a long row
 inline constexpr int kChannelGroups = 16;  // threads that share a pixel of a small map's CAM
 
 // Positive floats order like their bits, so selection walks the bits from the top, digit by digit.
@@ -216,6 +216,14 @@ WS_GLOBAL void __launch_bounds__(kShortThreads, 8)
   }
 }
 
+// out = the values that reach the threshold, 0 for the others
+template <int Threads, class T>
+WS_DEVICE void write_kept(const T* values, int n, acc_t<T> threshold, T* out) {
+  visit_values<Threads>(values, n, [&](int i, T x) {
+    out[i] = to_acc(x) >= threshold ? x : from_acc<T>(0);
+  });
+}
+
 // The sum of what reaches the threshold, by the fixed tree of kThreads threads whatever number of
 // them the block has. Once per kernel; every thread gets the result.
 template <int Threads, class T, class Index>
@@ -296,16 +304,25 @@ WS_GLOBAL void __launch_bounds__(Threads)
   const A threshold = selected_value<A>(selection);
   if (threadIdx.x == 0) thresholds[blockIdx.x] = from_acc<T>(threshold);
   if (truncated != nullptr) {
-    T* out = truncated + blockIdx.x * row_length;
-    visit_values<Threads>(values, n, [&](int i, T x) {
-      out[i] = to_acc(x) >= threshold ? x : from_acc<T>(0);
-    });
+    write_kept<Threads>(values, n, threshold, truncated + blockIdx.x * row_length);
   }
   if (weights != nullptr) {
     const A sum = kept_sum<Threads>(values, n, threshold);
     if (threadIdx.x == 0) weights[blockIdx.x] = sum / static_cast<A>(n);
   }
 }
+
+// The part of a long row that a block takes, of `tiles` parts.
+struct Tile {
+  int64_t row, begin;  // begin: from the first row's first value on
+  int length;
+
+  WS_DEVICE Tile(int64_t n, int64_t tiles) : row(blockIdx.x / tiles) {
+    const int64_t first = (blockIdx.x - row * tiles) * kTileLength;
+    begin = row * n + first;
+    length = static_cast<int>(n - first < kTileLength ? n - first : kTileLength);
+  }
+};
 
 // Long rows: many blocks count one digit of one row into its global histogram. Count holds the
 // number of values of a row: 32 bits halve the memory for all but the longest rows.
@@ -315,18 +332,16 @@ WS_GLOBAL void __launch_bounds__(kThreads)
                         const Selection<typename RowKey<T>::Key>* selections,
                         Count* histograms) {
   __shared__ uint32_t histogram[kBins];
-  const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const Tile tile(n, tiles);
   clear_bins<kThreads>(histogram);
   __syncthreads();
-  const Digits<T> digits(selections[row].prefix, level);
-  const int64_t begin = tile * kTileLength;
-  const int length = static_cast<int>(n - begin < kTileLength ? n - begin : kTileLength);
-  visit_values<kThreads>(grads + row * n + begin, length,
+  const Digits<T> digits(selections[tile.row].prefix, level);
+  visit_values<kThreads>(grads + tile.begin, tile.length,
                          [&](int, T x) { digits.count(x, histogram); });
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
     if (histogram[b] != 0) {
-      atomic_add(&histograms[row * kBins + b], static_cast<Count>(histogram[b]));
+      atomic_add(&histograms[tile.row * kBins + b], static_cast<Count>(histogram[b]));
     }
   }
 }
@@ -346,13 +361,13 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   }
 }
 
-// truncated = grads where grads >= the row's threshold, else 0
+// One block per tile of a long row: truncated = grads where they reach the threshold, else 0
 template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
-    keep_kernel(const T* grads, int64_t total, int64_t n, const T* thresholds, T* truncated) {
-  for (int64_t i = global_thread_id(); i < total; i += global_thread_count()) {
-    truncated[i] = to_acc(grads[i]) >= to_acc(thresholds[i / n]) ? grads[i] : from_acc<T>(0);
-  }
+    keep_kernel(const T* grads, int64_t n, int64_t tiles, const T* thresholds, T* truncated) {
+  const Tile tile(n, tiles);
+  write_kept<kThreads>(grads + tile.begin, tile.length, to_acc(thresholds[tile.row]),
+                       truncated + tile.begin);
 }
 
 // One block per map: the mean of its kept gradients (LTGrad-CAM eq. 9). `maps_per_row` maps share
@@ -367,35 +382,77 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) weights[map] = sum / static_cast<acc_t<T>>(pixels);
 }
 
-// One block per row: the interpolated percentile from the kept order statistic and the one below.
+// What interpolation needs to know of a row besides the kept order statistic: how many values are
+// positive, how many of them lie below it, and the key of the largest of these.
+template <class Key>
+struct Below {
+  unsigned long long positives, smaller;
+  Key largest;
+};
+
+// Below of n values, seen by a block; every thread gets the result.
 template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    interpolate_kernel(const T* grads, int64_t n, double percentile, const T* thresholds, T* out) {
+WS_DEVICE Below<typename RowKey<T>::Key> look_below(const T* values, int n, acc_t<T> upper) {
   using A = acc_t<T>;
-  __shared__ long long counts[kThreads / 32];
-  __shared__ A values[kThreads / 32];
-  const T* row = grads + static_cast<int64_t>(blockIdx.x) * n;
-  const A upper = to_acc(thresholds[blockIdx.x]);
-  long long positives = 0, smaller = 0;
+  using Key = typename RowKey<T>::Key;
+  __shared__ int counts[kThreads / kWarpSize];
+  __shared__ A maxima[kThreads / kWarpSize];
+  int positives = 0, smaller = 0;
   A largest = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-    const A x = to_acc(row[i]);
+  visit_values<kThreads>(values, n, [&](int, T value) {
+    const A x = to_acc(value);
     const bool positive = x > A(0), under = positive && x < upper;
     positives += positive;
     smaller += under;
     largest = under && x > largest ? x : largest;
-  }
+  });
   positives = block_sum(positives, counts);
   smaller = block_sum(smaller, counts);
-  largest = block_max(largest, values);
+  largest = block_max(largest, maxima);
+  return {static_cast<unsigned long long>(positives), static_cast<unsigned long long>(smaller),
+          same_bits<Key>(largest)};
+}
+
+template <class T>
+WS_DEVICE T interpolated(const Below<typename RowKey<T>::Key>& below, acc_t<T> upper,
+                         double percentile) {
+  using A = acc_t<T>;
+  if (below.positives == 0) return from_acc<T>(infinity<A>());
+  const Rank rank = percentile_rank(percentile, static_cast<int64_t>(below.positives));
+  const bool tied = rank.lower >= static_cast<int64_t>(below.smaller);
+  return interpolate<T>(tied ? upper : same_bits<A>(below.largest), upper, rank.fraction);
+}
+
+// One block per row: the interpolated percentile from the kept order statistic and the one below.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    interpolate_kernel(const T* grads, int64_t n, double percentile, const T* thresholds, T* out) {
+  const acc_t<T> upper = to_acc(thresholds[blockIdx.x]);
+  const auto below = look_below(grads + blockIdx.x * n, static_cast<int>(n), upper);
+  if (threadIdx.x == 0) out[blockIdx.x] = interpolated<T>(below, upper, percentile);
+}
+
+// Long rows: one block per tile adds what it sees to what is known of its row.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    look_below_kernel(const T* grads, int64_t n, int64_t tiles, const T* thresholds,
+                      Below<typename RowKey<T>::Key>* rows) {
+  const Tile tile(n, tiles);
+  const auto seen = look_below(grads + tile.begin, tile.length, to_acc(thresholds[tile.row]));
   if (threadIdx.x == 0) {
-    T result = from_acc<T>(infinity<A>());
-    if (positives > 0) {
-      const Rank rank = percentile_rank(percentile, positives);
-      result = interpolate<T>(rank.lower >= smaller ? upper : largest, upper, rank.fraction);
-    }
-    out[blockIdx.x] = result;
+    atomic_add(&rows[tile.row].positives, seen.positives);
+    atomic_add(&rows[tile.row].smaller, seen.smaller);
+    atomic_max(&rows[tile.row].largest, seen.largest);
   }
+}
+
+// One thread per long row.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    interpolate_long_kernel(const Below<typename RowKey<T>::Key>* rows, int64_t count,
+                            double percentile, const T* thresholds, T* out) {
+  const int64_t row = global_thread_id();
+  if (row < count) out[row] = interpolated<T>(rows[row], to_acc(thresholds[row]), percentile);
 }
 
 template <class A>
