@@ -11,6 +11,7 @@ namespace wsfast::crf {
 
 inline constexpr int kThreads = 256;
 inline constexpr int64_t kNoKey = -1;
+inline constexpr int kNeighbourSlots = 2;  // that a lane of neighbour_kernel reads at a time
 
 // Points of a batch: feature planes, or images whose first two features are column and row.
 struct Points {
@@ -225,28 +226,36 @@ WS_GLOBAL void __launch_bounds__(kThreads) settle_kernel(const Points points, co
 }
 
 // Both neighbours of every vertex along every axis, -1 where there is none: (corners, 2, vertices).
+// Few slots hold a key, but nearly every block has one: a warp takes its vertices one by one, each
+// lane looks up one neighbour. Blocks of row y: image y and those that follow by the grid's height.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads)
     neighbour_kernel(const Points points, const Build<A> build, int64_t vertices,
                      int32_t* neighbours) {
-  const int64_t total = points.images * build.slots;
-  for (int64_t i = global_thread_id(); i < total; i += global_thread_count()) {
-    const int64_t key = build.keys[i];
-    if (key == kNoKey) continue;
-    const int64_t image = i / build.slots;
+  static_assert(2 * (kLargestDimension + 1) <= kWarpSize && kNeighbourSlots == 2);
+  const int lane = warp_lane();
+  const bool looks = lane < 2 * points.corners(), ahead = lane % 2 == 0;
+  for (int64_t image = blockIdx.y; image < points.images; image += gridDim.y) {
     const KeySpace& space = build.spaces[image];
-    const int64_t colour = key / space.colour, wrapping = space.wrapping_step();
+    const int64_t stride = looks ? space.stride[lane / 2] : 0;
+    const int64_t colour = space.colour, wrapping = space.wrapping_step();
     const int64_t* const table = build.keys + image * build.slots;
     const int32_t* const numbers = build.numbers + image * build.slots;
-    const auto number_at = [&](int64_t neighbour) {
-      const int32_t slot = look_up(table, build.slots, neighbour);
-      return slot < 0 ? -1 : numbers[slot];
-    };
-    int32_t* out = neighbours + build.offsets[image] + build.numbers[i];
-    for (int axis = 0; axis < points.corners(); ++axis, out += 2 * vertices) {
-      const int64_t stride = space.stride[axis];
-      out[0] = number_at(key + stride + (colour == 0 ? wrapping : -space.colour));
-      out[vertices] = number_at(key - stride - (colour == points.d ? wrapping : -space.colour));
+    const int64_t row = lane * vertices + build.offsets[image];
+    for (int64_t begin = kNeighbourSlots * (global_thread_id() - lane); begin < build.slots;
+         begin += kNeighbourSlots * global_thread_count()) {
+      const int64_t next = begin + kWarpSize;
+      const int64_t one = table[begin + lane];
+      const int64_t other = next < build.slots ? table[next + lane] : kNoKey;
+      uint64_t used = warp_ballot(other != kNoKey);
+      used = used << kWarpSize | warp_ballot(one != kNoKey);
+      for (; looks && used != 0; used &= used - 1) {
+        const int64_t slot = begin + __ffsll(static_cast<long long>(used)) - 1, key = table[slot];
+        const bool wraps = ahead ? key < colour : key >= points.d * colour;
+        const int64_t step = stride + (wraps ? wrapping : -colour);
+        const int32_t found = look_up(table, build.slots, ahead ? key + step : key - step);
+        neighbours[row + numbers[slot]] = found < 0 ? -1 : numbers[found];
+      }
     }
   }
 }

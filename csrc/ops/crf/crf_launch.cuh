@@ -17,6 +17,11 @@ inline dim3 blocks_for(int64_t threads) {
   return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, kMostBlocks)));
 }
 
+// Rows of blocks, one per image; kernels loop over images beyond kMostRows.
+inline dim3 rows_of_blocks(unsigned blocks, int64_t images) {
+  return dim3(blocks, static_cast<unsigned>(std::clamp<int64_t>(images, 1, kMostRows)));
+}
+
 inline int parts_of(int64_t points) {
   return static_cast<int>(std::clamp<int64_t>(points / kPartPoints, 1, 64));
 }
@@ -70,7 +75,8 @@ void find_vertices(const Points& points, const T* planes, const Build<A>& build,
 template <class A>
 void find_neighbours(const Points& points, const Build<A>& build, int64_t vertices,
                      int32_t* neighbours, [[maybe_unused]] cudaStream_t stream) {
-  WS_LAUNCH(neighbour_kernel<A>, blocks_for(points.images * build.slots), dim3(kThreads), 0, stream,
+  const dim3 blocks = blocks_for(ceil_div(build.slots, kNeighbourSlots));
+  WS_LAUNCH(neighbour_kernel<A>, rows_of_blocks(blocks.x, points.images), dim3(kThreads), 0, stream,
             points, build, vertices, neighbours);
 }
 
@@ -116,9 +122,7 @@ class LatticeFilter {
 
  private:
   dim3 points_grid() const { return blocks_for(lattice_.images * lattice_.points); }
-  dim3 rows_grid(unsigned blocks) const {
-    return dim3(blocks, static_cast<unsigned>(std::min(lattice_.images, kMostRows)));
-  }
+  dim3 rows_grid(unsigned blocks) const { return rows_of_blocks(blocks, lattice_.images); }
 
   void filter(const Group<A>& group, const T* values, const FilterMemory<A>& memory, A* energy,
               T* filtered, cudaStream_t stream) const {
