@@ -19,6 +19,8 @@ def image_of(kind: str, *shape: int) -> Tensor:
         return torch.rand(shape, generator=random) * 255
     if kind == "flat":
         return torch.full(shape, 90.0)
+    if kind == "stripes":
+        return torch.where(torch.arange(shape[3]) // 3 % 2 == 0, 90.0, 210.0).expand(shape).clone()
     coarse = torch.rand(*shape[:2], 3, 3, generator=random) * 255
     return torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear")
 
@@ -74,14 +76,20 @@ def test_emulated_kernel_of_images(emulator, kind: str) -> None:
 
 
 def energy(
-    emulator, image: Tensor, values: Tensor, roi: Tensor | None, direction: str, filtered: bool
+    emulator,
+    image: Tensor,
+    values: Tensor,
+    roi: Tensor | None,
+    direction: str,
+    filtered: bool,
+    sigma_xy: float = SIGMA_XY,
 ) -> tuple[Tensor, Tensor]:
     found = emulator.call(
         "dense_crf_energy",
         image.numpy(),
         to_bits(values.flatten(2)),
         None if roi is None else roi.flatten(1).numpy(),
-        [SIGMA_XY, SIGMA_XY, *SIGMA_RGB],
+        [sigma_xy, sigma_xy, *SIGMA_RGB],
         direction,
         filtered,
         dtype=values.dtype,
@@ -106,6 +114,24 @@ def test_emulated_kernel_of_energies(emulator, dtype: torch.dtype, direction: st
         exact = {"rtol": 2e-5, "atol": 2e-5} if sums == dtype else {}
         torch.testing.assert_close(ours[1].view(values.shape), theirs[1], **exact)
     assert energy(emulator, image, values, None, direction, False)[1].numel() == 0
+
+
+@pytest.mark.parametrize("kind", ["flat", "stripes", "smooth", "noise"])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 3, 1, 33), (40, 3, 1, 1), (1, 3, 9, 16)])
+def test_emulated_kernel_of_points_that_share_vertices(emulator, kind: str, shape) -> None:
+    """Whole warps, parts of one and single points on a vertex; images that end within a warp."""
+    image = image_of(kind, *shape)
+    values = torch.randn(
+        shape[0], 9, *shape[2:], generator=torch.Generator().manual_seed(8), dtype=torch.float64
+    )
+    values[:, 1] = 0.0
+    for sigma_xy in (SIGMA_XY, 500.0):
+        ours = energy(emulator, image, values, None, "symmetric", True, sigma_xy)
+        theirs = reference.dense_crf_energy(
+            image, values, None, SIGMA_RGB, sigma_xy, "symmetric", True
+        )
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ours[1].view(values.shape), theirs[1], rtol=1e-9, atol=1e-9)
 
 
 def test_emulated_kernel_of_strange_values(emulator) -> None:

@@ -71,28 +71,51 @@ WS_GLOBAL inline void __launch_bounds__(kThreads) clear_kernel(int64_t count, in
   for (int64_t i = global_thread_id(); i < count; i += global_thread_count()) sums[i] = 0;
 }
 
-// Adds every point's values to its vertices; sums are (total, group).
+// The first lane of a run gets the sum of the run's shares. Bit i of `follows`: lane i belongs to the
+// run of lane i - 1.
+WS_DEVICE inline int64_t run_sum(int64_t share, unsigned follows) {
+  for (int step = 1; follows != 0; step *= 2) {  // bit i by now: lane i to the run of lane i - step
+    const int64_t other = warp_shfl_down(share, static_cast<unsigned>(step));
+    if ((static_cast<uint64_t>(follows) >> (warp_lane() + step) & 1) != 0) share += other;
+    follows &= follows << step;
+  }
+  return share;
+}
+
+// Adds every point's values to its vertices; sums are (total, group). Neighbouring points often
+// share a vertex: a warp adds those up first. All of its lanes go on together.
 template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
     splat_kernel(const Kept<acc_t<T>> lattice, const Group<acc_t<T>> in, const T* values,
                  int point_bits, int64_t* sums) {
+  const int lane = warp_lane();
   const int64_t points = lattice.images * lattice.points;
-  for (int64_t i = global_thread_id(); i < points; i += global_thread_count()) {
+  for (int64_t begin = global_thread_id() - lane; begin < points; begin += global_thread_count()) {
+    const bool inside = begin + lane < points;
+    const int64_t i = inside ? begin + lane : points - 1;
     const int64_t image = i / lattice.points, point = i % lattice.points;
-    if (lattice.count(image) == 0) continue;
     const int32_t* const vertices = lattice.vertices + i * lattice.corners;
     const acc_t<T>* const weights = lattice.weights + i * lattice.corners;
-    int64_t* const rows = sums + lattice.offsets[image] * in.size;
-    for (int c = 0; c < in.size; ++c) {
+    const bool known = inside && lattice.count(image) > 0;
+    double units[kGroup] = {};
+    for (int c = 0; c < kGroup; ++c) {
+      if (c >= in.size) break;
       const int64_t plane = in.plane(image, c);
       const int exponent = in.exponents[plane];
-      if (exponent == kNotFinite || exponent == kNoExponent) continue;
+      if (!known || exponent == kNotFinite || exponent == kNoExponent) continue;
       const acc_t<T> value = to_acc(values[plane * lattice.points + point]) * in.mask(i);
-      if (value == acc_t<T>(0)) continue;
-      const double units = ldexp(static_cast<double>(value), unit_shift(exponent, point_bits));
-      for (int k = 0; k < lattice.corners; ++k) {
-        const auto share = static_cast<int64_t>(rint(units * static_cast<double>(weights[k])));
-        atomic_add(rows + static_cast<int64_t>(vertices[k]) * in.size + c, share);
+      units[c] = ldexp(static_cast<double>(value), unit_shift(exponent, point_bits));
+    }
+    for (int k = 0; k < lattice.corners; ++k) {
+      const int64_t row = known ? lattice.offsets[image] + vertices[k] : -1;
+      const double weight = known ? static_cast<double>(weights[k]) : 0.0;
+      const int64_t before = warp_shfl_up(row, 1u);
+      const unsigned follows = warp_ballot(lane > 0 && before == row);
+      const bool leads = row >= 0 && (follows >> lane & 1) == 0;
+      for (int c = 0; c < kGroup; ++c) {
+        if (c >= in.size) break;
+        const int64_t sum = run_sum(static_cast<int64_t>(rint(units[c] * weight)), follows);
+        if (leads && sum != 0) atomic_add(sums + row * in.size + c, sum);
       }
     }
   }
