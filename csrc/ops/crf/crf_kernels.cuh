@@ -11,7 +11,8 @@ namespace wsfast::crf {
 
 inline constexpr int kThreads = 256;
 inline constexpr int64_t kNoKey = -1;
-inline constexpr int kNeighbourSlots = 2;  // that a lane of neighbour_kernel reads at a time
+inline constexpr int kNumberSlots = 16;    // that a lane of number_kernel reads at a time
+inline constexpr int kNeighbourSlots = 2;  // and one of neighbour_kernel
 
 // Points of a batch: feature planes, or images whose first two features are column and row.
 struct Points {
@@ -190,21 +191,38 @@ WS_GLOBAL void __launch_bounds__(kThreads) embed_kernel(const Points points, con
   }
 }
 
-// Numbers the vertices of every image; offsets[n + 1] counts those of image n. One warp: 32 slots.
+// Numbers the vertices of every image; offsets[n + 1] counts those of image n. One addition to the
+// count, for which all warps of an image queue, numbers many slots of a warp. Rows of blocks as below.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads) number_kernel(const Points points, const Build<A> build) {
   const int lane = warp_lane();
-  const int64_t warps = global_thread_count() / kWarpSize;
-  const int64_t words = points.images * build.slots / kWarpSize;
-  for (int64_t w = global_thread_id() / kWarpSize; w < words; w += warps) {
-    const int64_t slot = w * kWarpSize + lane;
-    const unsigned used = warp_ballot(build.keys[slot] != kNoKey);
-    if (used == 0) continue;
-    const int64_t image = w * kWarpSize / build.slots;
-    int64_t before = 0;
-    if (lane == 0) before = atomic_add(build.offsets + image + 1, __popc(used));
-    before = warp_shfl(before, 0);
-    build.numbers[slot] = static_cast<int32_t>(before) + __popc(used & ((1u << lane) - 1));
+  for (int64_t image = blockIdx.y; image < points.images; image += gridDim.y) {
+    const int64_t* const keys = build.keys + image * build.slots;
+    int32_t* const numbers = build.numbers + image * build.slots;
+    for (int64_t begin = kNumberSlots * (global_thread_id() - lane) + lane;
+         begin - lane < build.slots; begin += kNumberSlots * global_thread_count()) {
+      int64_t held[kNumberSlots];
+      for (int j = 0; j < kNumberSlots; ++j) {
+        const int64_t slot = begin + j * kWarpSize;
+        held[j] = slot < build.slots ? keys[slot] : kNoKey;
+      }
+      unsigned used[kNumberSlots];
+      int count = 0;
+      for (int j = 0; j < kNumberSlots; ++j) {
+        used[j] = warp_ballot(held[j] != kNoKey);
+        count += __popc(used[j]);
+      }
+      if (count == 0) continue;
+      int64_t before = 0;
+      if (lane == 0) before = atomic_add(build.offsets + image + 1, count);
+      before = warp_shfl(before, 0);
+      for (int j = 0; j < kNumberSlots; ++j) {
+        const int rank = __popc(used[j] & ((1u << lane) - 1));
+        const bool own = (used[j] >> lane & 1) != 0;
+        if (own) numbers[begin + j * kWarpSize] = static_cast<int32_t>(before) + rank;
+        before += __popc(used[j]);
+      }
+    }
   }
 }
 

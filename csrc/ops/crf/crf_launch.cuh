@@ -56,8 +56,8 @@ template <class T, class A>
 void find_vertices(const Points& points, const T* planes, const Build<A>& build,
                    [[maybe_unused]] cudaStream_t stream) {
   const dim3 threads(kThreads);
-  const dim3 slots = blocks_for(points.images * build.slots);
-  WS_LAUNCH(begin_kernel<A>, slots, threads, 0, stream, points, build);
+  WS_LAUNCH(begin_kernel<A>, blocks_for(points.images * build.slots), threads, 0, stream, points,
+            build);
   if (points.planes > 0) {
     const int parts = parts_of(points.points);
     const auto kernel = widen_kernel<T, A>;
@@ -66,7 +66,9 @@ void find_vertices(const Points& points, const T* planes, const Build<A>& build,
   }
   WS_LAUNCH(space_kernel<A>, blocks_for(points.images), threads, 0, stream, points, build);
   embed_points(points, build, stream);
-  WS_LAUNCH(number_kernel<A>, slots, threads, 0, stream, points, build);
+  const dim3 numbering = blocks_for(ceil_div(build.slots, kNumberSlots));
+  WS_LAUNCH(number_kernel<A>, rows_of_blocks(numbering.x, points.images), threads, 0, stream, points,
+            build);
   WS_LAUNCH(offset_kernel, dim3(1), dim3(1), 0, stream, points.images, build.offsets);
   WS_LAUNCH(settle_kernel<A>, blocks_for(points.images * points.points * points.corners()), threads,
             0, stream, points, build);
