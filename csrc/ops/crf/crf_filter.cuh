@@ -146,18 +146,19 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   });
 }
 
-// out = in + half of both neighbours along one axis.
+// out = in + half of both neighbours along one axis; added to `more` where that is not null.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads)
-    blur_kernel(const Kept<A> lattice, int axis, int group, const A* in, A* out) {
+    blur_kernel(const Kept<A> lattice, int axis, int group, const A* in, A* out, const A* more) {
   const int32_t* const one = lattice.neighbours + 2 * axis * lattice.total;
   const int32_t* const other = one + lattice.total;
   for_vertices(lattice, group, [&](int64_t, int64_t first, int64_t vertex, int c) {
     const auto at = [&](int32_t neighbour) {
       return neighbour < 0 ? A(0) : in[(first + neighbour) * group + c];
     };
-    const int64_t row = first + vertex;
-    out[row * group + c] = in[row * group + c] + A(0.5) * (at(one[row]) + at(other[row]));
+    const int64_t row = first + vertex, entry = row * group + c;
+    const A sum = in[entry] + A(0.5) * (at(one[row]) + at(other[row]));
+    out[entry] = more == nullptr ? sum : more[entry] + sum;
   });
 }
 
@@ -219,26 +220,26 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   }
 }
 
-// Every point's share of its vertices' rows, or of two arrays of rows.
+// Every point's share of its vertices' rows.
 template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
     slice_kernel(const Kept<acc_t<T>> lattice, const Group<acc_t<T>> group, acc_t<T> scale,
-                 const acc_t<T>* rows, const acc_t<T>* more_rows, T* out) {
+                 const acc_t<T>* rows, T* out) {
   using A = acc_t<T>;
   const int64_t points = lattice.images * lattice.points;
   for (int64_t i = global_thread_id(); i < points; i += global_thread_count()) {
     const int64_t image = i / lattice.points, point = i % lattice.points;
     const int32_t* const vertices = lattice.vertices + i * lattice.corners;
     const A* const weights = lattice.weights + i * lattice.corners;
+    const A* const own = rows + lattice.offsets[image] * group.size;
     const bool known = lattice.count(image) > 0;
     const A mask = group.mask(i) * scale;
     A sums[kGroup] = {};
     for (int k = 0; known && k < lattice.corners; ++k) {
-      const int64_t row = (lattice.offsets[image] + vertices[k]) * group.size;
+      const A* const row = own + static_cast<int64_t>(vertices[k]) * group.size;
       for (int c = 0; c < kGroup; ++c) {
         if (c >= group.size) break;
-        const A value = more_rows == nullptr ? rows[row + c] : rows[row + c] + more_rows[row + c];
-        sums[c] += weights[k] * value;
+        sums[c] += weights[k] * row[c];
       }
     }
     for (int c = 0; c < kGroup; ++c) {

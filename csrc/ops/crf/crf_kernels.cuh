@@ -191,8 +191,9 @@ WS_GLOBAL void __launch_bounds__(kThreads) embed_kernel(const Points points, con
   }
 }
 
-// Numbers the vertices of every image; offsets[n + 1] counts those of image n. One addition to the
-// count, for which all warps of an image queue, numbers many slots of a warp. Rows of blocks as below.
+// Numbers the vertices of every image; offsets[n + 1] counts those of image n. All warps of an image
+// queue for its count, so that one addition to it serves many slots of a warp. Blocks of row y work
+// on image y and those that follow by the grid's height.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads) number_kernel(const Points points, const Build<A> build) {
   const int lane = warp_lane();
@@ -245,7 +246,7 @@ WS_GLOBAL void __launch_bounds__(kThreads) settle_kernel(const Points points, co
 
 // Both neighbours of every vertex along every axis, -1 where there is none: (corners, 2, vertices).
 // Few slots hold a key, but nearly every block has one: a warp takes its vertices one by one, each
-// lane looks up one neighbour. Blocks of row y: image y and those that follow by the grid's height.
+// lane looks up one neighbour. Rows of blocks as above.
 template <class A>
 WS_GLOBAL void __launch_bounds__(kThreads)
     neighbour_kernel(const Points points, const Build<A> build, int64_t vertices,

@@ -137,35 +137,35 @@ class LatticeFilter {
     WS_LAUNCH(settle_sums_kernel<A>, vertices, threads, 0, stream, lattice_, group, point_bits_,
               memory.sums, in);
     const double scale = blur_scale(lattice_.corners - 1);
-    A* forward = nullptr;
+    A* rows = nullptr;
     if (energy != nullptr || direction_ != Direction::transpose) {
-      forward = blur(group, vertices, in, memory.rows[1], memory.rows[2], false, stream);
+      rows = blur(group, vertices, in, memory.rows[1], memory.rows[2], false, nullptr, stream);
     }
     if (energy != nullptr) {
       WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)), threads, 0, stream,
-                lattice_, group, point_bits_, scale, in, forward, energy);
+                lattice_, group, point_bits_, scale, in, rows, energy);
     }
     if (filtered == nullptr) return;
-    A* backward = nullptr;
-    if (direction_ != Direction::forward) {
-      A* const free = forward == memory.rows[1] ? memory.rows[2] : memory.rows[1];
-      backward = blur(group, vertices, in, free, in, true, stream);
-    }
     const bool both = direction_ == Direction::symmetric;
+    if (direction_ != Direction::forward) {
+      A* const free = rows == memory.rows[1] ? memory.rows[2] : memory.rows[1];
+      rows = blur(group, vertices, in, free, in, true, both ? rows : nullptr, stream);
+    }
     const auto share = static_cast<A>(both ? 0.5 * scale : scale);
-    WS_LAUNCH(slice_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, share,
-              direction_ == Direction::transpose ? backward : forward, both ? backward : nullptr,
+    WS_LAUNCH(slice_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, share, rows,
               filtered);
   }
 
-  // All axes in turn, back and forth between `a` and `b`, which may be `in`; returns the last.
+  // All axes in turn, back and forth between `a` and `b`, which may be `in`; returns the last, to
+  // which `more` is added where it is not null.
   A* blur(const Group<A>& group, dim3 vertices, const A* in, A* a, A* b, bool transpose,
-          [[maybe_unused]] cudaStream_t stream) const {
+          const A* more, [[maybe_unused]] cudaStream_t stream) const {
     const int axes = lattice_.corners;
     for (int step = 0; step < axes; ++step) {
       A* const to = step % 2 == 0 ? a : b;
       WS_LAUNCH(blur_kernel<A>, vertices, dim3(kThreads), 0, stream, lattice_,
-                transpose ? axes - 1 - step : step, group.size, in, to);
+                transpose ? axes - 1 - step : step, group.size, in, to,
+                step + 1 == axes ? more : nullptr);
       in = to;
     }
     return axes % 2 == 0 ? b : a;
