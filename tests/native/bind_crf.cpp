@@ -65,13 +65,7 @@ struct Lattices {
   }
 
   int64_t total() { return offsets.data()[points.images]; }
-  int64_t most() {
-    int64_t most = 0;
-    for (int64_t n = 0; n < points.images; ++n) {
-      most = std::max(most, offsets.data()[n + 1] - offsets.data()[n]);
-    }
-    return most;
-  }
+  int64_t likely() { return cr::likely_vertices(total(), points.images); }
   cr::Kept<A> kept() {
     return {points.images,    points.points,  total(),             points.corners(),
             vertices.data(), weights.data(), neighbours->data(), offsets.data()};
@@ -106,7 +100,7 @@ py::tuple dense_crf_energy(const Array<T>& images, const Array<V>& values,
   DeviceArray<int64_t> sums(rows);
   DeviceArray<A> first(rows), second(rows), third(rows);
   DeviceArray<A> energy(lattices.points.images * channels);
-  cr::LatticeFilter<V>(lattices.kept(), channels, lattices.most(), direction_of(direction))
+  cr::LatticeFilter<V>(lattices.kept(), channels, lattices.likely(), direction_of(direction))
       .launch(in.data(), mask ? mask->data() : nullptr,
               {exponents.data(), sums.data(), {first.data(), second.data(), third.data()}},
               energy.data(), with_filtered ? filtered.data() : nullptr, nullptr);

@@ -38,7 +38,7 @@ constexpr ScalarType dtype_of() {
 template <class A>
 struct Lattices {
   Tensor vertices, weights, neighbours, offsets;
-  int64_t images, points, total, most_vertices;
+  int64_t images, points, total, grid_vertices;
   int corners;
 
   Kept<A> kept() const {
@@ -119,7 +119,7 @@ void filter(const Lattices<acc_t<T>>& lattices, const Tensor& values, const Tens
   const Tensor sums = new_tensor(values, {rows}, ScalarType::Long);
   const Tensor on_vertices = new_tensor(values, {3 * rows}, dtype_of<A>());
   A* const first = write_ptr<A>(on_vertices);
-  LatticeFilter<T>(lattices.kept(), channels, lattices.most_vertices, direction)
+  LatticeFilter<T>(lattices.kept(), channels, lattices.grid_vertices, direction)
       .launch(read_ptr<T>(values), roi == nullptr ? nullptr : read_ptr<A>(*roi),
               {write_ptr<int32_t>(exponents), write_ptr<int64_t>(sums),
                {first, first + rows, first + 2 * rows}},
@@ -196,14 +196,12 @@ Tensor lattice_filter_cuda(const Tensor& values, const Tensor& vertices, const T
   Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
   if (values.numel() == 0) return filtered;
   const Tensor x = as_contiguous(values), ends = as_contiguous(offsets);
-  // Bounds that the host knows: every vertex is a corner of some point.
-  const int64_t total = neighbours.size(2);
-  const int64_t most = std::min(total, values.size(2) * vertices.size(2));
+  const int64_t total = neighbours.size(2), likely = likely_vertices(total, values.size(0));
   const Direction way = direction_named(op, direction);
   dispatch_floating(values.scalar_type(), op, [&]<class T>() {
     const Lattices<acc_t<T>> lattices{as_contiguous(vertices), as_contiguous(weights),
                                       as_contiguous(neighbours), ends, values.size(0),
-                                      values.size(2), total, most,
+                                      values.size(2), total, likely,
                                       static_cast<int>(vertices.size(2))};
     filter<T>(lattices, x, nullptr, values.size(1), way, nullptr, &filtered);
   });

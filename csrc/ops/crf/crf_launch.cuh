@@ -22,6 +22,12 @@ inline dim3 rows_of_blocks(unsigned blocks, int64_t images) {
   return dim3(blocks, static_cast<unsigned>(std::clamp<int64_t>(images, 1, kMostRows)));
 }
 
+// Of an image, where the counts lie on the device alone: what a grid is sized for. Twice the mean;
+// kernels loop where an image has more.
+inline int64_t likely_vertices(int64_t total, int64_t images) {
+  return std::min(total, 2 * ceil_div(total, images));
+}
+
 inline int parts_of(int64_t points) {
   return static_cast<int>(std::clamp<int64_t>(points / kPartPoints, 1, 64));
 }
@@ -91,16 +97,16 @@ struct FilterMemory {
 };
 
 // Filters values (images, channels, points) and sums their energies; `energy` and `filtered` may be
-// null. `most_vertices` is the largest count of an image.
+// null. Grids are sized for images of so many vertices.
 template <class T>
 class LatticeFilter {
   using A = acc_t<T>;
 
  public:
-  LatticeFilter(const Kept<A>& lattice, int64_t channels, int64_t most_vertices, Direction direction)
+  LatticeFilter(const Kept<A>& lattice, int64_t channels, int64_t grid_vertices, Direction direction)
       : lattice_(lattice),
         channels_(channels),
-        most_vertices_(most_vertices),
+        grid_vertices_(grid_vertices),
         direction_(direction),
         point_bits_(static_cast<int>(std::bit_width(static_cast<uint64_t>(lattice.points)))) {}
 
@@ -128,7 +134,7 @@ class LatticeFilter {
 
   void filter(const Group<A>& group, const T* values, const FilterMemory<A>& memory, A* energy,
               T* filtered, cudaStream_t stream) const {
-    const dim3 threads(kThreads), vertices = rows_grid(blocks_for(most_vertices_ * group.size).x);
+    const dim3 threads(kThreads), vertices = rows_grid(blocks_for(grid_vertices_ * group.size).x);
     const int64_t entries = lattice_.total * group.size;
     WS_LAUNCH(clear_kernel, blocks_for(entries), threads, 0, stream, entries, memory.sums);
     WS_LAUNCH(splat_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, values,
@@ -172,7 +178,7 @@ class LatticeFilter {
   }
 
   Kept<A> lattice_;
-  int64_t channels_, most_vertices_;
+  int64_t channels_, grid_vertices_;
   Direction direction_;
   int point_bits_;
 };
