@@ -97,13 +97,12 @@ py::tuple dense_crf_energy(const Array<T>& images, const Array<V>& values,
   std::optional<DeviceArray<A>> mask;
   if (roi) mask.emplace(*roi);
   DeviceArray<int32_t> exponents(lattices.points.images * channels);
-  DeviceArray<int64_t> sums(rows);
-  DeviceArray<A> first(rows), second(rows), third(rows);
+  DeviceArray<A> on_vertices(3 * rows);
   DeviceArray<A> energy(lattices.points.images * channels);
   cr::LatticeFilter<V>(lattices.kept(), channels, lattices.likely(), direction_of(direction))
       .launch(in.data(), mask ? mask->data() : nullptr,
-              {exponents.data(), sums.data(), {first.data(), second.data(), third.data()}},
-              energy.data(), with_filtered ? filtered.data() : nullptr, nullptr);
+              {exponents.data(), on_vertices.data()}, energy.data(),
+              with_filtered ? filtered.data() : nullptr, nullptr);
   const std::vector<py::ssize_t> shape{lattices.points.images, channels, lattices.points.points};
   return py::make_tuple(
       energy.numpy({lattices.points.images, channels}),

@@ -71,7 +71,7 @@ Lattices<A> build(const Points& points, const Tensor& planes) {
   Tensor vertices = new_tensor(planes, {n, points.points, corners}, ScalarType::Int);
   Tensor weights = new_tensor(planes, {n, points.points, corners}, dtype_of<A>());
   Tensor offsets = new_tensor(planes, {n + 1}, ScalarType::Long);
-  const Tensor features = new_tensor(planes, {n * points.planes * points.points}, dtype_of<A>());
+  Tensor features = new_tensor(planes, {n * points.planes * points.points}, dtype_of<A>());
   const Tensor bounds = new_tensor(planes, {n * points.planes * 2}, ScalarType::Long);
   const Tensor spaces =
       new_tensor(planes, {n * static_cast<int64_t>(sizeof(KeySpace))}, ScalarType::Byte);
@@ -90,6 +90,7 @@ Lattices<A> build(const Points& points, const Tensor& planes) {
   find_vertices(points, read_ptr<T>(planes), work, stream);
   check_launch();
   const Counts counts(offsets);
+  features = Tensor();  // their memory may serve the neighbours
   Tensor neighbours = new_tensor(planes, {corners, 2, counts.total}, ScalarType::Int);
   if (counts.total > 0) {
     find_neighbours(points, work, counts.total, write_ptr<int32_t>(neighbours), stream);
@@ -116,13 +117,10 @@ void filter(const Lattices<acc_t<T>>& lattices, const Tensor& values, const Tens
            "wsfast: too many planes to filter, got ", lattices.images, " x ", channels);
   const int64_t rows = lattices.total * LatticeFilter<T>::group_of(channels);
   const Tensor exponents = new_tensor(values, {lattices.images * channels}, ScalarType::Int);
-  const Tensor sums = new_tensor(values, {rows}, ScalarType::Long);
   const Tensor on_vertices = new_tensor(values, {3 * rows}, dtype_of<A>());
-  A* const first = write_ptr<A>(on_vertices);
   LatticeFilter<T>(lattices.kept(), channels, lattices.grid_vertices, direction)
       .launch(read_ptr<T>(values), roi == nullptr ? nullptr : read_ptr<A>(*roi),
-              {write_ptr<int32_t>(exponents), write_ptr<int64_t>(sums),
-               {first, first + rows, first + 2 * rows}},
+              {write_ptr<int32_t>(exponents), write_ptr<A>(on_vertices)},
               energy == nullptr ? nullptr : write_ptr<A>(*energy),
               filtered == nullptr ? nullptr : write_ptr<T>(*filtered), current_stream(values));
   check_launch();

@@ -88,12 +88,12 @@ void find_neighbours(const Points& points, const Build<A>& build, int64_t vertic
             points, build, vertices, neighbours);
 }
 
-// Memory of a filter: exponents (images, channels), sums and rows (total, group) each.
+// Memory of a filter: exponents (images, channels) and three arrays of rows (total, group). What is
+// splatted is summed where the first two are, and read into the third before they are written.
 template <class A>
 struct FilterMemory {
   int32_t* exponents;
-  int64_t* sums;
-  A* rows[3];
+  A* rows;
 };
 
 // Filters values (images, channels, points) and sums their energies; `energy` and `filtered` may be
@@ -136,16 +136,19 @@ class LatticeFilter {
               T* filtered, cudaStream_t stream) const {
     const dim3 threads(kThreads), vertices = rows_grid(blocks_for(grid_vertices_ * group.size).x);
     const int64_t entries = lattice_.total * group.size;
-    WS_LAUNCH(clear_kernel, blocks_for(entries), threads, 0, stream, entries, memory.sums);
+    A* const one = memory.rows;
+    A* const other = one + entries;
+    A* const in = other + entries;
+    auto* const sums = reinterpret_cast<int64_t*>(one);
+    WS_LAUNCH(clear_kernel, blocks_for(entries), threads, 0, stream, entries, sums);
     WS_LAUNCH(splat_kernel<T>, points_grid(), threads, 0, stream, lattice_, group, values,
-              point_bits_, memory.sums);
-    A* const in = memory.rows[0];
-    WS_LAUNCH(settle_sums_kernel<A>, vertices, threads, 0, stream, lattice_, group, point_bits_,
-              memory.sums, in);
+              point_bits_, sums);
+    WS_LAUNCH(settle_sums_kernel<A>, vertices, threads, 0, stream, lattice_, group, point_bits_, sums,
+              in);
     const double scale = blur_scale(lattice_.corners - 1);
     A* rows = nullptr;
     if (energy != nullptr || direction_ != Direction::transpose) {
-      rows = blur(group, vertices, in, memory.rows[1], memory.rows[2], false, nullptr, stream);
+      rows = blur(group, vertices, in, one, other, false, nullptr, stream);
     }
     if (energy != nullptr) {
       WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)), threads, 0, stream,
@@ -154,7 +157,7 @@ class LatticeFilter {
     if (filtered == nullptr) return;
     const bool both = direction_ == Direction::symmetric;
     if (direction_ != Direction::forward) {
-      A* const free = rows == memory.rows[1] ? memory.rows[2] : memory.rows[1];
+      A* const free = rows == one ? other : one;
       rows = blur(group, vertices, in, free, in, true, both ? rows : nullptr, stream);
     }
     const auto share = static_cast<A>(both ? 0.5 * scale : scale);
