@@ -452,7 +452,10 @@ def test_script_and_trace(device: torch.device) -> None:
     ],
 )  # fmt: skip
 def test_ops_that_wait_for_the_device_stay_out_of_cuda_graphs(name: str) -> None:
-    """torch.compile(mode="reduce-overhead") captures the work around them."""
+    """torch.compile(mode="reduce-overhead") captures the work around them.
+
+    lattice_filter does not wait, but each number of vertices would get a graph of its own.
+    """
     assert torch.Tag.cudagraph_unsafe in getattr(OPS, name).default.tags
 
 

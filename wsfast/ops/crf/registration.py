@@ -47,11 +47,10 @@ _gaussian = torch.library.custom_op(
     schema="(Tensor values, Tensor features, str method) -> Tensor",
 )
 
-for _name in (
-    "dense_crf_energy", "build_lattice", "build_bilateral_lattice", "lattice_filter",
-    "gaussian_filter",
-):  # fmt: skip
+for _name in ("dense_crf_energy", "build_lattice", "build_bilateral_lattice", "gaussian_filter"):
     native.keep_out_of_cuda_graphs(_name)  # numbers of vertices are read back
+# Reads nothing back; but torch.compile would record a graph for every number of vertices it meets.
+native.keep_out_of_cuda_graphs("lattice_filter")
 
 
 @torch.library.register_fake("wsfast::dense_crf_energy")
