@@ -58,13 +58,16 @@ inline void check_thresholds(const Tensor& cams, const Tensor& thresholds) {
 }
 
 struct BoxTensors {
-  Tensor boxes, scores, areas, counts;
+  Tensor boxes, areas, counts;
 
   BoxTensors(const Tensor& like, const Shape& shape, int64_t max_boxes)
       : boxes(new_tensor(like, {shape.images, max_boxes, 4}, ScalarType::Int)),
-        scores(new_tensor(like, {shape.images, max_boxes}, ScalarType::Float)),
         areas(new_tensor(like, {shape.images, max_boxes}, ScalarType::Int)),
         counts(new_tensor(like, {shape.images}, ScalarType::Int)) {}
 };
+
+inline Tensor new_scores(const Tensor& like, const Shape& shape, int64_t max_boxes) {
+  return new_tensor(like, {shape.images, max_boxes}, ScalarType::Float);
+}
 
 }  // namespace wsfast::boxes

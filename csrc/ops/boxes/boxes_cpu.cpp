@@ -179,13 +179,13 @@ std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t 
 
 // ---- boxes --------------------------------------------------------------------------------------
 
-// Writes the boxes of one image after the other into the batch.
+// Writes the boxes of one image after the other into the batch; `scores` are null for masks.
 class SlotWriter {
  public:
-  SlotWriter(const BoxTensors& out, const BoxOptions& options)
+  SlotWriter(const BoxTensors& out, float* scores, const BoxOptions& options)
       : most_(options.max_boxes),
         boxes_(write_ptr<int32_t>(out.boxes)),
-        scores_(write_ptr<float>(out.scores)),
+        scores_(scores),
         areas_(write_ptr<int32_t>(out.areas)),
         counts_(write_ptr<int32_t>(out.counts)) {}
 
@@ -197,7 +197,7 @@ class SlotWriter {
     for (int64_t k = 0; k < found; ++k) write_slot(first + k, component(k));
     std::fill(boxes_ + (first + found) * 4, boxes_ + (first + most_) * 4, -1);
     std::fill(areas_ + first + found, areas_ + first + most_, -1);
-    std::fill(scores_ + first + found, scores_ + first + most_, -1.0f);
+    if (scores_ != nullptr) std::fill(scores_ + first + found, scores_ + first + most_, -1.0f);
   }
 
  private:
@@ -208,7 +208,7 @@ class SlotWriter {
     box[2] = c.x1;
     box[3] = c.y1;
     areas_[slot] = c.area;
-    scores_[slot] = static_cast<float>(c.sum / c.area);
+    if (scores_ != nullptr) scores_[slot] = static_cast<float>(c.sum / c.area);
   }
 
   int64_t most_;
@@ -271,10 +271,9 @@ bool box_bands(int64_t image, const Bands& bands, const BoxOptions& options,
 }
 
 template <class Passes, class RowsOf, class Done>
-void box_batch(const Shape& shape, const BoxOptions& options, const BoxTensors& out,
+void box_batch(const Shape& shape, const BoxOptions& options, const SlotWriter& writer,
                const RowsOf& rows_of, const Done& done) {
   using Labeler = typename Passes::Labeler;
-  const SlotWriter writer(out, options);
   const Bands bands(shape.height, shape.width);
   if (bands.count() == 1) return box_images<Labeler>(shape, options, writer, rows_of, done);
   for_large_images(shape.images, [&](int64_t n) {
@@ -288,11 +287,12 @@ std::tuple<Tensor, Tensor, Tensor> component_boxes_cpu(const Tensor& mask, int64
   const BoxOptions options = box_options("component_boxes", max_boxes, connectivity, min_area);
   const Tensor bytes = mask_bytes("component_boxes", mask);
   const BoxTensors out(mask, shape, max_boxes);
+  const SlotWriter writer(out, nullptr, options);
   dispatch_simd([&]<class Passes>() {
     const auto rows_of = [&](int64_t n) {
       return MaskRows<Passes>{read_ptr<uint8_t>(bytes) + n * shape.pixels(), shape.width};
     };
-    box_batch<Passes>(shape, options, out, rows_of, [](int64_t, bool) {});
+    box_batch<Passes>(shape, options, writer, rows_of, [](int64_t, bool) {});
   });
   return {out.boxes, out.areas, out.counts};
 }
@@ -307,6 +307,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
   check_thresholds(cams, thresholds);
   const Tensor maps = as_contiguous(cams), limits = as_contiguous(thresholds);
   const BoxTensors out(cams, shape, max_boxes);
+  Tensor scores = new_scores(cams, shape, max_boxes);
+  const SlotWriter writer(out, write_ptr<float>(scores), options);
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   dispatch_floating(cams.scalar_type(), "cam_boxes", [&]<class T>() {
     dispatch_simd([&]<class Passes>() {
@@ -314,11 +316,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cpu(const Tensor& c
         return MapRows<Passes, T>{read_ptr<T>(maps) + n * shape.pixels(),
                                   read_ptr<acc_t<T>>(limits)[n], shape.width};
       };
-      box_batch<Passes>(shape, options, out, rows_of,
+      box_batch<Passes>(shape, options, writer, rows_of,
                         [&](int64_t n, bool numbers) { write_ptr<bool>(valid)[n] = numbers; });
     });
   });
-  return {out.boxes, out.scores, out.areas, out.counts, valid};
+  return {out.boxes, scores, out.areas, out.counts, valid};
 }
 
 // ---- boxes of labels ----------------------------------------------------------------------------

@@ -15,50 +15,61 @@ void check_images(const char* op, const Shape& shape) {
 // Components of a batch and the memory to find them in.
 struct Workspace {
   Components components;
-  Tensor bits, parents, row_roots, counts;
+  Tensor memory;  // parents, roots of the rows, bits
+  Tensor counts;
 
   Workspace(const Tensor& like, const Shape& shape, int64_t connectivity)
       : components(shape.images, shape.height, shape.width, connectivity),
-        bits(new_tensor(like, {components.bits_count()}, ScalarType::Int)),
-        parents(new_tensor(like, {components.parents_count()}, ScalarType::Int)),
-        row_roots(new_tensor(like, {components.row_roots_count()}, ScalarType::Int)),
+        memory(new_tensor(like,
+                          {components.parents_count() + components.row_roots_count() +
+                           components.bits_count()},
+                          ScalarType::Int)),
         counts(new_tensor(like, {shape.images}, ScalarType::Int)) {}
 
   Labeling labeling() const {
-    return {write_ptr<uint32_t>(bits), write_ptr<int32_t>(parents), write_ptr<int32_t>(row_roots),
-            write_ptr<int32_t>(counts)};
+    int32_t* const parents = write_ptr<int32_t>(memory);
+    int32_t* const row_roots = parents + components.parents_count();
+    int32_t* const bits = row_roots + components.row_roots_count();
+    return {reinterpret_cast<uint32_t*>(bits), parents, row_roots, write_ptr<int32_t>(counts)};
   }
 };
 
-// Outputs of the box ops and the memory to choose them in; sums only where there are scores.
+// Outputs of the box ops and the memory to choose them in.
 struct Slots {
   BoxTensors out;
-  Tensor sizes, keys, sums, infinite;
-  int64_t key_capacity;
   BoxOptions options;
+  bool scored;
+  int64_t key_capacity, sizes_count, keys_count;
+  Tensor ints;   // sizes; if scored, infinite
+  Tensor longs;  // keys; if scored, sums
 
   Slots(const Tensor& like, const Shape& shape, const Components& components,
-        const BoxOptions& given, bool scored)
+        const BoxOptions& given, bool is_scored)
       : out(like, shape, given.max_boxes),
-        sizes(new_tensor(like, {components.sizes_count()}, ScalarType::Int)),
-        keys(new_tensor(like, {shape.images * components.key_capacity(given.max_boxes)},
-                        ScalarType::Long)),
-        sums(new_tensor(like, {scored ? shape.images * given.max_boxes : 0}, ScalarType::Long)),
-        infinite(new_tensor(like, {scored ? shape.images * given.max_boxes : 0}, ScalarType::Int)),
+        options(given),
+        scored(is_scored),
         key_capacity(components.key_capacity(given.max_boxes)),
-        options(given) {}
+        sizes_count(components.sizes_count()),
+        keys_count(shape.images * key_capacity),
+        ints(new_tensor(like, {sizes_count + sums_count(shape)}, ScalarType::Int)),
+        longs(new_tensor(like, {keys_count + sums_count(shape)}, ScalarType::Long)) {}
 
   BoxSlots slots() const {
     return {options.max_boxes,
             options.min_area,
-            write_ptr<int32_t>(sizes),
-            write_ptr<uint64_t>(keys),
+            write_ptr<int32_t>(ints),
+            write_ptr<uint64_t>(longs),
             key_capacity,
             write_ptr<int32_t>(out.boxes),
             write_ptr<int32_t>(out.areas),
             write_ptr<int32_t>(out.counts),
-            sums.numel() > 0 ? write_ptr<int64_t>(sums) : nullptr,
-            sums.numel() > 0 ? write_ptr<int32_t>(infinite) : nullptr};
+            scored ? write_ptr<int64_t>(longs) + keys_count : nullptr,
+            scored ? write_ptr<int32_t>(ints) + sizes_count : nullptr};
+  }
+
+ private:
+  int64_t sums_count(const Shape& shape) const {
+    return scored ? shape.images * options.max_boxes : 0;
   }
 };
 
@@ -104,16 +115,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cam_boxes_cuda(const Tensor& 
   const Tensor maps = as_contiguous(cams), limits = as_contiguous(thresholds);
   const Workspace work(cams, shape, connectivity);
   const Slots slots(cams, shape, work.components, options, true);
+  Tensor scores = new_scores(cams, shape, max_boxes);
   Tensor exponents = new_tensor(cams, {shape.images}, ScalarType::Int);
   Tensor valid = new_tensor(cams, {shape.images}, ScalarType::Bool);
   const MapFacts facts{write_ptr<int32_t>(exponents), write_ptr<bool>(valid)};
   dispatch_floating(cams.scalar_type(), "cam_boxes", [&]<class T>() {
     work.components.box_maps(read_ptr<T>(maps), read_ptr<acc_t<T>>(limits), work.labeling(), facts,
-                             slots.slots(), write_ptr<float>(slots.out.scores),
-                             current_stream(cams));
+                             slots.slots(), write_ptr<float>(scores), current_stream(cams));
   });
   check_launch();
-  return {slots.out.boxes, slots.out.scores, slots.out.areas, slots.out.counts, valid};
+  return {slots.out.boxes, scores, slots.out.areas, slots.out.counts, valid};
 }
 
 std::tuple<Tensor, Tensor> otsu_level_cuda(const Tensor& cams, int64_t repeat) {
