@@ -109,6 +109,43 @@ def test_emulated_kernel_of_long_chains_at_random(emulator) -> None:
             assert_same(found, expected)
 
 
+def bars(lengths: list[int], width: int) -> torch.Tensor:
+    """A component of each length, in every other row."""
+    mask = torch.zeros(1, 2 * len(lengths), width, dtype=torch.uint8)
+    for row, length in enumerate(lengths):
+        mask[0, 2 * row, :length] = 1
+    return mask
+
+
+def large_and_small() -> torch.Tensor:
+    """Areas of three bytes, two bytes and one."""
+    mask = torch.zeros(1, 270, 261, dtype=torch.uint8)
+    mask[0, :256, :257] = 1
+    for row, length in zip((258, 260, 262, 264), (257, 256, 3, 256), strict=True):
+        mask[0, row, :length] = 1
+    return mask
+
+
+SELECTIONS = {
+    "one digit": (bars([3, 8, 8, 7, 16, 1, 8, 9, 15, 3], 12), (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+    "one digit, all of them": (bars([*range(1, 16)], 15), range(1, 15)),
+    "two digits": (bars([250, 255, 256, 257, 511, 512, 513, 256, 300, 255], 520), range(1, 10)),
+    "two digits, small areas": (bars([3, 8, 8, 7, 16, 1, 8, 200, 15, 3], 230), (1, 2, 4, 5, 9)),
+    "three digits": (large_and_small(), (1, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_emulated_kernel_keeps_the_largest(emulator, name: str) -> None:
+    """Whatever the digit in which the last slot falls, equals in raster order."""
+    mask, slots = SELECTIONS[name]
+    for max_boxes in slots:
+        for min_area in (1, 8):
+            found = emulator.call("component_boxes", mask.numpy(), max_boxes, 4, min_area)
+            expected = reference.scored_boxes(mask, mask.float(), max_boxes, 4, min_area)
+            assert_same(found, (expected[0], *expected[2:]))
+
+
 def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
     masks = np.zeros((0, 4, 5), np.uint8)
     assert emulator.call("connected_components", masks, 8)[0].shape == (0, 4, 5)

@@ -46,24 +46,38 @@ struct Cutoff {
   int area, equals;  // all larger areas, and the first `equals` of this area
 };
 
-// The K-th largest of the image's sizes of at least min_area, digit by digit from the top.
-WS_DEVICE inline Cutoff find_cutoff(const int32_t* sizes, int count, int64_t min_area, int64_t k,
-                                    int* histogram, Cutoff* shared) {
+inline constexpr int kDigitBits = 8;
+inline constexpr int kDigits = 1 << kDigitBits;
+
+// By the first warp: adds the digit in which the wanted-th largest falls. Lanes count from the top;
+// in exactly one of them the count comes to `wanted`.
+WS_DEVICE inline void pick_digit(const int* histogram, int shift, Cutoff cutoff, Cutoff* found) {
+  constexpr int lane_digits = kDigits / kWarpSize;
+  int digit = kDigits - 1 - warp_lane() * lane_digits, count = 0;
+  for (int i = 0; i < lane_digits; ++i) count += histogram[digit - i];
+  const int above = warp_exclusive_sum(count);
+  int wanted = cutoff.equals - above;
+  if (wanted <= 0 || wanted > count) return;
+  for (; wanted > histogram[digit]; --digit) wanted -= histogram[digit];
+  *found = {cutoff.area | digit << shift, wanted};
+}
+
+// The K-th largest of the image's sizes of at least min_area, digit by digit from the highest that
+// the area of all pixels has.
+WS_DEVICE inline Cutoff find_cutoff(const int32_t* sizes, int count, int64_t pixels,
+                                    int64_t min_area, int64_t k, int* histogram, Cutoff* shared) {
   Cutoff cutoff = {0, static_cast<int>(k)};
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int d = block_thread(); d < 256; d += kBlockThreads) histogram[d] = 0;
+  const int highest_bit = 31 - __clz(static_cast<int>(pixels));
+  for (int shift = highest_bit / kDigitBits * kDigitBits; shift >= 0; shift -= kDigitBits) {
+    for (int d = block_thread(); d < kDigits; d += kBlockThreads) histogram[d] = 0;
     __syncthreads();
     for (int i = block_thread(); i < count; i += kBlockThreads) {
       const int size = sizes[i];
-      const bool candidate = size >= min_area && (size ^ cutoff.area) >> shift >> 8 == 0;
-      if (candidate) atomic_add(histogram + (size >> shift & 255), 1);
+      const bool candidate = size >= min_area && (size ^ cutoff.area) >> shift >> kDigitBits == 0;
+      if (candidate) atomic_add(histogram + (size >> shift & (kDigits - 1)), 1);
     }
     __syncthreads();
-    if (block_thread() == 0) {
-      int digit = 255, wanted = cutoff.equals;
-      for (; wanted > histogram[digit]; --digit) wanted -= histogram[digit];
-      *shared = {cutoff.area | digit << shift, wanted};
-    }
+    if (block_warp() == 0) pick_digit(histogram, shift, cutoff, shared);
     __syncthreads();
     cutoff = *shared;
   }
@@ -122,7 +136,7 @@ WS_DEVICE inline void open_slot(const Grid& grid, const BoxSlots& out, int64_t s
 // One block per image: counts components and gives slots to the largest, equals in raster order.
 WS_GLOBAL void __launch_bounds__(kBlockThreads)
     select_kernel(const Grid grid, const int32_t* components, const BoxSlots out) {
-  __shared__ int histogram[256], scratch[kBlockThreads / kWarpSize], next;
+  __shared__ int histogram[kDigits], scratch[kBlockThreads / kWarpSize], next;
   __shared__ Cutoff shared_cutoff;
   const int64_t image = blockIdx.x;
   const int count = components[image];
@@ -133,7 +147,8 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
   large = block_sum(large, scratch);
   Cutoff cutoff = {0, 0};  // everything
   if (large > out.max_boxes) {
-    cutoff = find_cutoff(sizes, count, out.min_area, out.max_boxes, histogram, &shared_cutoff);
+    cutoff = find_cutoff(sizes, count, grid.pixels(), out.min_area, out.max_boxes, histogram,
+                         &shared_cutoff);
   }
   const int kept = large < out.max_boxes ? large : static_cast<int>(out.max_boxes);
   int padded = 1;
