@@ -105,12 +105,22 @@ py::tuple otsu_level(const Array<T>& cams, int64_t repeat) {
   return py::make_tuple(levels.numpy(), valid.numpy());
 }
 
+Array<int32_t> otsu_of_histograms(const Array<uint32_t>& histograms, int64_t repeat) {
+  const py::ssize_t images = histograms.shape(0);
+  DeviceArray<uint32_t> counts(histograms);
+  DeviceArray<int32_t> levels(images);
+  WS_LAUNCH(bo::otsu_kernel, bo::block_per_image(images), dim3(kWarpSize), 0, nullptr,
+            counts.data(), repeat, levels.data());
+  return levels.numpy();
+}
+
 }  // namespace
 
 void bind_boxes(py::module_& m) {
   m.def("connected_components", &connected_components);
   m.def("component_boxes", &component_boxes);
   def_floating(m, "cam_boxes", []<class Tag>(Tag) { return &cam_boxes<typename Tag::type>; });
+  m.def("otsu_of_histograms", &otsu_of_histograms);
   def_floating(m, "otsu_level", []<class Tag>(Tag) { return &otsu_level<typename Tag::type>; });
 }
 

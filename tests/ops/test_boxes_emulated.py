@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import wsfast
 from tests.masks import make_mask, snake, spiral
 from tests.native.emulator import to_bits
+from tests.ops.test_boxes import random_histogram
 from wsfast.ops.boxes import reference
 from wsfast.testing import FLOATING_DTYPES
 
@@ -144,6 +146,76 @@ def test_emulated_kernel_keeps_the_largest(emulator, name: str) -> None:
             found = emulator.call("component_boxes", mask.numpy(), max_boxes, 4, min_area)
             expected = reference.scored_boxes(mask, mask.float(), max_boxes, 4, min_area)
             assert_same(found, (expected[0], *expected[2:]))
+
+
+def spikes(counts: dict[int, int]) -> np.ndarray:
+    histogram = np.zeros(256, np.int64)
+    histogram[list(counts)] = list(counts.values())
+    return histogram
+
+
+def mirrored(rng: np.random.Generator) -> np.ndarray:
+    """A symmetric histogram: its splits come in pairs of equals."""
+    size = int(rng.integers(1, 128))
+    half = rng.integers(0, 30, size) * (rng.random(size) < rng.choice([0.05, 0.3, 1.0]))
+    middle = rng.integers(0, 30, rng.integers(2))
+    whole = np.concatenate([half, middle, half[::-1]])
+    histogram = np.zeros(256, np.int64)
+    first = int(rng.integers(256 - len(whole) + 1))
+    histogram[first : first + len(whole)] = whole
+    return histogram
+
+
+def hard_histograms() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    found = [
+        *(spikes({level: 7}) for level in (0, 1, 7, 8, 128, 247, 248, 255)),
+        *(spikes({level: 7, level + 1: 7}) for level in (0, 7, 100, 254)),
+        spikes({0: 5, 127: 5, 254: 5}),  # equal splits in two lanes,
+        spikes({1: 5, 128: 5, 255: 5}),
+        spikes({64: 5, 72: 5, 80: 5}),  # in neighbours,
+        spikes({64: 5, 66: 5, 68: 5}),  # in one
+        spikes({0: 9, 3: 1, 5: 4}),  # nothing behind the first lane
+        spikes({250: 9, 252: 1, 255: 4}),
+        np.zeros(256, np.int64),
+        np.ones(256, np.int64),
+        *(mirrored(rng) for _ in range(60)),
+        *(random_histogram(rng) for _ in range(60)),
+    ]
+    wide = [2**31 // histogram.sum() * histogram for histogram in found if histogram.sum() > 0]
+    return np.stack([*found, *wide])
+
+
+def exact_level(histogram: list[int], repeat: int) -> int:
+    level = reference._exact_otsu_level(histogram, 0)
+    for _ in range(1, repeat):
+        above = reference._exact_otsu_level(histogram, level + 1)
+        if above <= level:
+            break
+        level = above
+    return level
+
+
+@pytest.mark.parametrize("repeat", [1, 2, 400])
+def test_emulated_kernel_of_otsu_is_exact(emulator, repeat: int) -> None:
+    """A warp finds the split that a loop over all levels finds: of equals, the first."""
+    histograms = hard_histograms()
+    expected = [exact_level(histogram.tolist(), repeat) for histogram in histograms]
+    counts = histograms.astype(np.uint32)
+    assert (counts == histograms).all()
+    assert emulator.call("otsu_of_histograms", counts, repeat).tolist() == expected
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_emulated_kernel_of_otsu_equals_the_cpu(emulator, repeat: int) -> None:
+    rng = np.random.default_rng(1)
+    ties = [mirrored(rng) for _ in range(4)]
+    for histogram in (spikes({40: 6}), spikes({0: 5, 127: 5, 254: 5}), *ties):
+        levels = torch.from_numpy(rng.permutation(np.repeat(np.arange(256), histogram)))
+        cams = ((levels + 0.5) / 255).view(1, 1, -1)
+        found = emulator.call("otsu_level", cams.numpy(), repeat)[0]
+        threshold = wsfast.otsu_threshold(cams, repeat=repeat)
+        assert found.tolist() == ((threshold * 255).round().int() - 1).tolist()
 
 
 def test_emulated_kernel_on_an_empty_batch(emulator) -> None:

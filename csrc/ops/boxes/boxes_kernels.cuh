@@ -1,12 +1,12 @@
 // CUDA kernels of the boxes room: masks as words of 32 bits, a union-find over the runs inside words
 // whose roots are the first pixels of components, numbers by scans; Otsu's histograms. Nothing
 // depends on scheduling. No torch: the emulator runs this file on the CPU. Boxes and scores are in
-// boxes_slots.cuh.
+// boxes_slots.cuh, the search for Otsu's level in boxes_otsu.cuh.
 #pragma once
 
 #include <cmath>
 
-#include "boxes_math.h"
+#include "boxes_otsu.cuh"
 
 namespace wsfast::boxes {
 
@@ -238,14 +238,7 @@ WS_GLOBAL void __launch_bounds__(kThreads)
       });
 }
 
-WS_DEVICE inline int warp_exclusive_sum(int value) {
-  int sum = value;
-  for (int delta = 1; delta < kWarpSize; delta *= 2) {
-    const int below = warp_shfl_up(sum, delta);
-    if (warp_lane() >= delta) sum += below;
-  }
-  return sum - value;
-}
+WS_DEVICE inline int warp_exclusive_sum(int value) { return warp_inclusive_sum(value) - value; }
 
 // The sum of the values of all earlier threads; `scratch` holds one value per warp.
 WS_DEVICE inline int block_exclusive_sum(int value, int* scratch, int& total) {
@@ -362,15 +355,12 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
   }
 }
 
-// One warp per image; one lane decides.
+// One warp per image.
 WS_GLOBAL void __launch_bounds__(kWarpSize)
     otsu_kernel(const uint32_t* histograms, int64_t repeat, int32_t* levels) {
-  __shared__ int64_t histogram[kLevels];
-  for (int level = block_thread(); level < kLevels; level += kWarpSize) {
-    histogram[level] = histograms[static_cast<int64_t>(blockIdx.x) * kLevels + level];
-  }
-  __syncthreads();
-  if (block_thread() == 0) levels[blockIdx.x] = repeated_otsu_level(histogram, repeat);
+  const int64_t image = blockIdx.x;
+  const int level = warp_repeated_otsu_level(histograms + image * kLevels, repeat);
+  if (warp_lane() == 0) levels[image] = level;
 }
 
 }  // namespace wsfast::boxes
