@@ -102,7 +102,7 @@ py::tuple otsu_level(const Array<T>& cams, int64_t repeat) {
   DeviceArray<bool> valid(images);
   bo::find_otsu_levels(maps.data(), images, cams.shape(1) * cams.shape(2), repeat,
                        histograms.data(), levels.data(), valid.data(), nullptr);
-  return py::make_tuple(levels.numpy(), valid.numpy());
+  return py::make_tuple(levels.numpy(), valid.numpy(), histograms.numpy({images, bo::kLevels}));
 }
 
 Array<int32_t> otsu_of_histograms(const Array<uint32_t>& histograms, int64_t repeat) {

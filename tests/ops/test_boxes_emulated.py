@@ -60,7 +60,7 @@ def test_emulated_kernel_of_maps(emulator, dtype: torch.dtype) -> None:
         expected = reference.scored_boxes(mask, cams, 6, connectivity, 2)
         assert_same(found, (*expected, torch.ones(5, dtype=torch.bool)))
     for repeat in (1, 2, 3):
-        levels, valid = emulator.call("otsu_level", to_bits(cams), repeat, dtype=dtype)
+        levels, valid, _ = emulator.call("otsu_level", to_bits(cams), repeat, dtype=dtype)
         assert_same((levels,), (reference.otsu_level(cams, repeat),))
         assert valid.all()
 
@@ -146,6 +146,22 @@ def test_emulated_kernel_keeps_the_largest(emulator, name: str) -> None:
             found = emulator.call("component_boxes", mask.numpy(), max_boxes, 4, min_area)
             expected = reference.scored_boxes(mask, mask.float(), max_boxes, 4, min_area)
             assert_same(found, (expected[0], *expected[2:]))
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_emulated_kernel_counts_every_pixel(emulator, dtype: torch.dtype) -> None:
+    for pixels in (1, 511, 513, 1536, 1537, 2048, 2049, 5000, 2 * 8192, 2 * 8192 + 3073):
+        cams = (torch.rand(2, 1, pixels) * 1.2 - 0.1).to(dtype)
+        _, valid, histograms = emulator.call("otsu_level", to_bits(cams), 1, dtype=dtype)
+        levels = reference.levels(cams).view(2, -1).numpy()
+        expected = np.stack([np.bincount(row, minlength=256) for row in levels])
+        np.testing.assert_array_equal(histograms, expected)
+        assert valid.all()
+        for place in (0, pixels // 2, pixels - 1):
+            strange = cams.clone()
+            strange[1, 0, place] = math.nan
+            valid = emulator.call("otsu_level", to_bits(strange), 1, dtype=dtype)[1]
+            assert valid.tolist() == [True, False]
 
 
 def spikes(counts: dict[int, int]) -> np.ndarray:

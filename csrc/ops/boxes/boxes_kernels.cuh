@@ -335,6 +335,7 @@ template <class T>
 WS_GLOBAL void __launch_bounds__(kBlockThreads)
     histogram_kernel(const T* maps, int64_t pixels, int parts, uint32_t* histograms, bool* valid) {
   constexpr int copies = 2;
+  constexpr int ahead = 4;  // values that a thread loads before it counts them
   __shared__ uint32_t counts[copies * kLevels];
   for (int i = block_thread(); i < copies * kLevels; i += kBlockThreads) counts[i] = 0;
   __syncthreads();
@@ -342,10 +343,18 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
   uint32_t* const mine = counts + block_warp() % copies * kLevels;
   bool numbers = true;
   const int64_t step = static_cast<int64_t>(parts) * kBlockThreads;
-  for (int64_t i = blockIdx.x % parts * kBlockThreads + threadIdx.x; i < pixels; i += step) {
-    const acc_t<T> value = to_acc(maps[image * pixels + i]);
-    numbers = numbers && value == value;
-    atomic_add(mine + level_of(value), 1);
+  int64_t i = blockIdx.x % parts * kBlockThreads + threadIdx.x;
+  for (; i < pixels; i += ahead * step) {
+    T values[ahead];
+    for (int k = 0; k < ahead; ++k) {
+      values[k] = i + k * step < pixels ? maps[image * pixels + i + k * step] : T{};
+    }
+    for (int k = 0; k < ahead; ++k) {
+      if (i + k * step >= pixels) break;
+      const acc_t<T> value = to_acc(values[k]);
+      numbers = numbers && value == value;
+      atomic_add(mine + level_of(value), 1);
+    }
   }
   if (!numbers) valid[image] = false;
   __syncthreads();
