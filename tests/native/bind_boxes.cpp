@@ -114,6 +114,16 @@ Array<int32_t> otsu_of_histograms(const Array<uint32_t>& histograms, int64_t rep
   return levels.numpy();
 }
 
+// The places of the words that a warp takes from word `index` on.
+py::list word_places(int64_t images, int height, int width, int64_t index) {
+  const bo::Grid grid{images, height, width, ceil_div(width, bo::kWordBits), 0, false};
+  py::list places;
+  bo::WarpWords(grid, index).each(grid, [&](int, const bo::WordPlace& at) {
+    places.append(py::make_tuple(at.image, at.y, at.word, at.pixel, at.batch_pixel()));
+  });
+  return places;
+}
+
 }  // namespace
 
 void bind_boxes(py::module_& m) {
@@ -121,6 +131,7 @@ void bind_boxes(py::module_& m) {
   m.def("component_boxes", &component_boxes);
   def_floating(m, "cam_boxes", []<class Tag>(Tag) { return &cam_boxes<typename Tag::type>; });
   m.def("otsu_of_histograms", &otsu_of_histograms);
+  m.def("word_places", &word_places);
   def_floating(m, "otsu_level", []<class Tag>(Tag) { return &otsu_level<typename Tag::type>; });
 }
 

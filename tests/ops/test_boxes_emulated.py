@@ -111,6 +111,51 @@ def test_emulated_kernel_of_long_chains_at_random(emulator) -> None:
             assert_same(found, expected)
 
 
+HUGE_SIDE = 2**31 - 1024
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1, 1), (1, 33), (3, 64), (2, 224), (1, HUGE_SIDE), (HUGE_SIDE, 1), (46340, 46341)],
+)
+def test_words_of_a_warp(emulator, height: int, width: int) -> None:
+    """Words follow each other over rows and images, and nothing overflows behind the last one."""
+    row_words = -(-width // 32)
+    words = 3 * height * row_words
+    for first in {0, words // 3 - 1, words // 2, words - 9, words - 8, words - 1}:
+        expected = []
+        for index in range(max(0, first), min(max(0, first) + 8, words)):
+            row, word = divmod(index, row_words)
+            image, y = divmod(row, height)
+            pixel = y * width + word * 32
+            expected.append((image, y, word, pixel, image * height * width + pixel))
+        assert emulator.call("word_places", 3, height, width, max(0, first)) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "height", "width"),
+    [(19, 1, 1), (2, 1, 256), (3, 1, 257), (7, 3, 33), (3, 5, 32), (4, 2, 224), (2, 9, 300)],
+)
+def test_emulated_kernel_where_words_change_row_and_image(
+    emulator, images: int, height: int, width: int
+) -> None:
+    """Maps of one warp neither share their largest value nor their NaN."""
+    scale = torch.tensor([1e30, 1e-30, 1.0]).repeat(images)[:images, None, None]
+    cams = torch.rand(images, height, width) * scale
+    cams[images // 2, -1, -1] = math.nan
+    limits = 0.4 * scale.flatten()
+    mask = cams >= limits[:, None, None]
+    expected = reference.scored_boxes(mask, cams, 9, 8, 1)
+    valid = torch.arange(images) != images // 2
+    found = emulator.call_in_every_order("cam_boxes", cams.numpy(), limits.numpy(), 9, 8, 1)
+    assert_same(found, (*expected, valid))
+    bytes_ = mask.to(torch.uint8)
+    found = emulator.call("connected_components", bytes_.numpy(), 8)
+    assert_same(found, reference.connected_components(bytes_, connectivity=8))
+    boxes = emulator.call("component_boxes", bytes_.numpy(), 9, 8, 1)
+    assert_same(boxes, (expected[0], *expected[2:]))
+
+
 def bars(lengths: list[int], width: int) -> torch.Tensor:
     """A component of each length, in every other row."""
     mask = torch.zeros(1, 2 * len(lengths), width, dtype=torch.uint8)

@@ -13,6 +13,7 @@ namespace wsfast::boxes {
 inline constexpr int kThreads = 256;
 inline constexpr int kBlockThreads = 512;  // where one block works on one image
 inline constexpr int kWordBits = 32;
+inline constexpr int kWarpWords = 8;  // that a warp takes at a time
 
 // The masks of a batch. Pixels are numbered in raster order within their image.
 struct Grid {
@@ -40,14 +41,74 @@ struct Labeling {
 // Where a word lies.
 struct WordPlace {
   int64_t image;
-  int y, word, pixel;  // pixel: number of its first pixel
+  int64_t image_begin;  // the image's first pixel in the batch
+  int y, word, pixel;   // pixel: number of its first pixel
 
-  WS_DEVICE WordPlace(const Grid& grid, int64_t index)
-      : image(index / grid.image_words()),
-        y(static_cast<int>(index % grid.image_words() / grid.row_words)),
-        word(static_cast<int>(index % grid.row_words)),
-        pixel(y * grid.width + word * kWordBits) {}
+  WS_DEVICE WordPlace(const Grid& grid, int64_t index) {
+    const int64_t row = index / grid.row_words;
+    image = row / grid.height;
+    image_begin = image * grid.pixels();
+    y = static_cast<int>(row - image * grid.height);
+    word = static_cast<int>(index - row * grid.row_words);
+    pixel = y * grid.width + word * kWordBits;
+  }
+
+  // On to the next word of the batch; nothing overflows behind the last one.
+  WS_DEVICE void next(const Grid& grid) {
+    const bool row_ends = word == grid.row_words - 1;
+    const int pixels = row_ends ? grid.width - word * kWordBits : kWordBits;
+    pixel += pixels;
+    word = row_ends ? 0 : word + 1;
+    y += row_ends;
+    if (y < grid.height) return;
+    y = pixel = 0;
+    ++image;
+    image_begin += grid.pixels();
+  }
+
+  WS_DEVICE int64_t batch_pixel() const { return image_begin + pixel; }
+
+  // Whether the word's bit is a pixel of the row.
+  WS_DEVICE bool has(const Grid& grid, int bit) const {
+    return word * kWordBits + bit < grid.width;
+  }
 };
+
+// Words in a row, a lane per pixel: one set of divisions finds them all, and what a warp loads for
+// each is in flight together.
+struct WarpWords {
+  int64_t index;  // of the first word
+  int count;
+  WordPlace first;
+
+  WS_DEVICE WarpWords(const Grid& grid, int64_t index_)
+      : index(index_),
+        count(grid.words() - index_ < kWarpWords ? static_cast<int>(grid.words() - index_)
+                                                 : kWarpWords),
+        first(grid, index_) {}
+
+  // Calls visit(w, place) for word index + w, w < count.
+  template <class Visit>
+  WS_DEVICE void each(const Grid& grid, const Visit& visit) const {
+    WordPlace at = first;
+#ifdef __CUDACC__
+#pragma unroll  // keeps arrays with an element per word in registers
+#endif
+    for (int w = 0; w < kWarpWords; ++w) {
+      if (w < count) visit(w, at);
+      at.next(grid);
+    }
+  }
+};
+
+// Calls visit(words) for all words, shared out among the warps.
+template <class Visit>
+WS_DEVICE void for_warp_words(const Grid& grid, const Visit& visit) {
+  const int64_t warp = global_thread_id() / kWarpSize, warps = global_thread_count() / kWarpSize;
+  for (int64_t index = warp * kWarpWords; index < grid.words(); index += warps * kWarpWords) {
+    visit(WarpWords(grid, index));
+  }
+}
 
 // ---- runs inside a word -------------------------------------------------------------------------
 
@@ -120,45 +181,85 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   }
 }
 
-WS_DEVICE inline bool is_inside(uint8_t value, const uint8_t*, int64_t) { return value != 0; }
-
+// Reads maps, a value per lane, one map after the other.
 template <class T>
-WS_DEVICE bool is_inside(T value, const acc_t<T>* thresholds, int64_t image) {
-  return to_acc(value) >= thresholds[image];
-}
+class MaskReader {
+ public:
+  using Value = acc_t<T>;
 
-// A warp notes NaN and the largest exponent of its values.
-template <class A>
-WS_DEVICE void note_facts(A value, bool inside, int64_t image, const MapFacts& facts) {
-  if (value != value) facts.valid[image] = false;
-  const bool counts = inside && value != A(0) && value - value == A(0);
-  const int exponent = warp_max(counts ? ilogb(value) + 1 : kNoExponent);
-  if (warp_lane() == 0 && exponent > facts.exponents[image]) {
-    atomic_max(facts.exponents + image, exponent);
+  WS_DEVICE MaskReader(const Value* thresholds, const MapFacts& facts, int64_t image)
+      : thresholds_(thresholds), facts_(facts) {
+    begin(image);
   }
-}
 
-// One warp: one word after the other. T is uint8_t for masks, else the maps' type. Every run inside
-// a word begins as its own root.
+  // Whether the value is in the mask; notes NaN and the largest value.
+  WS_DEVICE bool is_inside(T element, bool exists, int64_t image) {
+    if (image != image_) {
+      end();
+      begin(image);
+    }
+    const Value value = to_acc(element), size = value < Value(0) ? -value : value;
+    if (value != value) facts_.valid[image] = false;
+    const bool inside = exists && value >= threshold_;
+    if (inside && size > largest_ && size - size == Value(0)) largest_ = size;
+    return inside;
+  }
+
+  // To be called behind the last value.
+  WS_DEVICE void end() const {
+    const int exponent = warp_max(largest_ > Value(0) ? ilogb(largest_) + 1 : kNoExponent);
+    if (warp_lane() == 0 && exponent > facts_.exponents[image_]) {
+      atomic_max(facts_.exponents + image_, exponent);
+    }
+  }
+
+ private:
+  WS_DEVICE void begin(int64_t image) {
+    image_ = image;
+    threshold_ = thresholds_[image];
+    largest_ = Value(0);
+  }
+
+  const Value* thresholds_;
+  const MapFacts& facts_;
+  int64_t image_;
+  Value threshold_;
+  Value largest_;  // in size, of the lane's finite values in the mask
+};
+
+// For masks, which have no thresholds and no facts.
+template <>
+class MaskReader<uint8_t> {
+ public:
+  WS_DEVICE MaskReader(const uint8_t*, const MapFacts&, int64_t) {}
+  WS_DEVICE bool is_inside(uint8_t element, bool, int64_t) const { return element != 0; }
+  WS_DEVICE void end() const {}
+};
+
+// T is uint8_t for masks, else the maps' type. Every run inside a word begins as its own root.
 template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
     pack_kernel(const Grid grid, const T* images, const acc_t<T>* thresholds,
                 const Labeling labeling, const MapFacts facts) {
   const int lane = warp_lane();
-  const int64_t warps = global_thread_count() / kWarpSize;
-  for (int64_t i = global_thread_id() / kWarpSize; i < grid.words(); i += warps) {
-    const WordPlace at(grid, i);
-    const bool exists = at.word * kWordBits + lane < grid.width;
-    const int64_t pixel = at.image * grid.pixels() + at.pixel + lane;
-    const T value = exists ? images[pixel] : T{};
-    const bool inside = exists && is_inside(value, thresholds, at.image);
-    if constexpr (!std::is_same_v<T, uint8_t>) {
-      note_facts(to_acc(value), inside, at.image, facts);
-    }
-    const uint32_t bits = warp_ballot(inside);
-    if (lane == 0) labeling.bits[i] = bits;
-    if (run_begins(bits) >> lane & 1) labeling.parents[pixel] = at.pixel + lane;
-  }
+  for_warp_words(grid, [&](const WarpWords& words) {
+    T values[kWarpWords];
+    words.each(grid, [&](int w, const WordPlace& at) {
+      values[w] = at.has(grid, lane) ? images[at.batch_pixel() + lane] : T{};
+    });
+    MaskReader<T> reader(thresholds, facts, words.first.image);
+    uint32_t mine = 0;  // word w in lane w
+    words.each(grid, [&](int w, const WordPlace& at) {
+      const uint32_t bits =
+          warp_ballot(reader.is_inside(values[w], at.has(grid, lane), at.image));
+      if (lane == w) mine = bits;
+      if (run_begins(bits) >> lane & 1) {
+        labeling.parents[at.batch_pixel() + lane] = at.pixel + lane;
+      }
+    });
+    reader.end();
+    if (lane < words.count) labeling.bits[words.index + lane] = mine;
+  });
 }
 
 // ---- components ---------------------------------------------------------------------------------
@@ -303,21 +404,40 @@ WS_DEVICE inline int component_at(const int32_t* parents, int32_t pixel) {
   return ~(parent < 0 ? parent : parents[parent]);
 }
 
-// One warp: one word after the other, a lane per pixel.
+inline constexpr int32_t kOutside = INT32_MIN;
+
+// ~component of the lane's pixel in every word, kOutside where it has none; `bits` is word w in
+// lane w. Each step is taken in all words before the next one, which needs what this one loads.
+WS_DEVICE inline void find_components(const Grid& grid, const Labeling& labeling,
+                                      const WarpWords& words, uint32_t bits,
+                                      int32_t (&found)[kWarpWords]) {
+  const int lane = warp_lane();
+  words.each(grid, [&](int w, const WordPlace& at) {
+    const uint32_t here = warp_shfl(bits, w);
+    const int32_t* const parents = labeling.parents + at.batch_pixel();
+    found[w] = here >> lane & 1 ? parents[run_begin(here, lane)] : kOutside;
+  });
+  words.each(grid, [&](int w, const WordPlace& at) {
+    const int32_t* const parents = labeling.parents + at.image_begin;
+    if (found[w] >= 0) found[w] = parents[found[w]];
+  });
+}
+
+WS_DEVICE inline uint32_t load_bits(const Labeling& labeling, const WarpWords& words) {
+  return warp_lane() < words.count ? labeling.bits[words.index + warp_lane()] : 0;
+}
+
 WS_GLOBAL void __launch_bounds__(kThreads)
     label_kernel(const Grid grid, const Labeling labeling, int32_t* labels) {
   const int lane = warp_lane();
-  const int64_t warps = global_thread_count() / kWarpSize;
-  for (int64_t i = global_thread_id() / kWarpSize; i < grid.words(); i += warps) {
-    const WordPlace at(grid, i);
-    if (at.word * kWordBits + lane >= grid.width) continue;
-    const int64_t image = at.image * grid.pixels();
-    const uint32_t bits = labeling.bits[i];
-    labels[image + at.pixel + lane] =
-        bits >> lane & 1
-            ? component_at(labeling.parents + image, at.pixel + run_begin(bits, lane)) + 1
-            : 0;
-  }
+  for_warp_words(grid, [&](const WarpWords& words) {
+    int32_t found[kWarpWords];
+    find_components(grid, labeling, words, load_bits(labeling, words), found);
+    words.each(grid, [&](int w, const WordPlace& at) {
+      if (!at.has(grid, lane)) return;
+      labels[at.batch_pixel() + lane] = found[w] == kOutside ? 0 : ~found[w] + 1;
+    });
+  });
 }
 
 // ---- Otsu ---------------------------------------------------------------------------------------

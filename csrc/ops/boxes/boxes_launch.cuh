@@ -43,8 +43,7 @@ class Components {
                    cudaStream_t stream) const {
     if (grid_.images == 0) return;
     find(masks, nullptr, labeling, {}, nullptr, stream);
-    WS_LAUNCH(label_kernel, blocks_for(grid_.words() * kWarpSize), dim3(kThreads), 0, stream,
-              grid_, labeling, labels);
+    WS_LAUNCH(label_kernel, word_warps(), dim3(kThreads), 0, stream, grid_, labeling, labels);
   }
 
   void box_masks(const uint8_t* masks, const Labeling& labeling, const BoxSlots& out,
@@ -64,19 +63,22 @@ class Components {
               facts);
     find(maps, thresholds, labeling, facts, out.sizes, stream);
     box(labeling, out, stream);
-    WS_LAUNCH(sum_kernel<T>, blocks_for(grid_.words() * kWarpSize), dim3(kThreads), 0, stream,
-              grid_, maps, labeling, facts.exponents, pixel_bits, out);
+    WS_LAUNCH(sum_kernel<T>, word_warps(), dim3(kThreads), 0, stream, grid_, maps, labeling,
+              facts.exponents, pixel_bits, out);
     WS_LAUNCH(score_kernel, blocks_for(grid_.images * out.max_boxes), dim3(kThreads), 0, stream,
               grid_.images, facts.exponents, pixel_bits, out, scores);
   }
 
  private:
+  // For kernels in which a warp takes kWarpWords words at a time.
+  dim3 word_warps() const { return blocks_for(ceil_div(grid_.words(), kWarpWords) * kWarpSize); }
+
   // Components with their numbers; their counts are in labeling.counts.
   template <class T>
   void find(const T* images, const acc_t<T>* thresholds, const Labeling& labeling,
             const MapFacts& facts, int32_t* sizes, [[maybe_unused]] cudaStream_t stream) const {
-    WS_LAUNCH(pack_kernel<T>, blocks_for(grid_.words() * kWarpSize), dim3(kThreads), 0, stream,
-              grid_, images, thresholds, labeling, facts);
+    WS_LAUNCH(pack_kernel<T>, word_warps(), dim3(kThreads), 0, stream, grid_, images, thresholds,
+              labeling, facts);
     WS_LAUNCH(join_kernel, blocks_for(grid_.words()), dim3(kThreads), 0, stream, grid_, labeling);
     const dim3 rows = blocks_for(grid_.rows() * kWarpSize);
     WS_LAUNCH(flatten_kernel, rows, dim3(kThreads), 0, stream, grid_, labeling);

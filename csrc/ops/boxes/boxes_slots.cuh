@@ -201,39 +201,57 @@ WS_DEVICE inline int fixed_point_shift(int exponent, int pixel_bits) {
   return shift < 1000 ? shift : 1000;
 }
 
-// One warp: one word after the other, a lane per pixel.
+// Adds a warp's values, a lane per pixel of the word, to the slots of the runs that they lie in.
+// `slot` is that of the lane's pixel, -1 without one.
+WS_DEVICE inline void add_word(uint32_t bits, double value, double scale, int slot, int64_t first,
+                               const BoxSlots& out) {
+  const int lane = warp_lane();
+  const bool finite = value - value == 0.0;
+  const int64_t units = finite ? static_cast<int64_t>(rint(value * scale)) : 0;
+  const unsigned plus = warp_ballot(!finite && value > 0.0);
+  const unsigned minus = warp_ballot(!finite && value < 0.0);
+  for_bits(run_begins(bits), [&](int begin) {
+    const int run_slot = warp_shfl(slot, begin);
+    if (run_slot < 0) return;
+    const int length = run_length(bits, begin);
+    const uint32_t run = (length < kWordBits ? (1u << length) - 1 : ~0u) << begin;
+    const int64_t total = warp_sum(run >> lane & 1 ? units : int64_t{0});
+    if (lane != 0) return;
+    atomic_add(out.sums + first + run_slot, total);
+    const int infinite = ((plus & run) != 0) | ((minus & run) != 0) << 1;
+    if (infinite != 0) atomic_or(out.infinite + first + run_slot, infinite);
+  });
+}
+
 template <class T>
 WS_GLOBAL void __launch_bounds__(kThreads)
     sum_kernel(const Grid grid, const T* maps, const Labeling labeling, const int32_t* exponents,
                int pixel_bits, const BoxSlots out) {
   const int lane = warp_lane();
-  const int64_t warps = global_thread_count() / kWarpSize;
-  for (int64_t i = global_thread_id() / kWarpSize; i < grid.words(); i += warps) {
-    const uint32_t bits = labeling.bits[i];
-    if (bits == 0) continue;
-    const WordPlace at(grid, i);
-    const int64_t image = at.image * grid.pixels();
-    const double value =
-        bits >> lane & 1 ? static_cast<double>(to_acc(maps[image + at.pixel + lane])) : 0.0;
-    const bool finite = value - value == 0.0;
-    const double scale = ldexp(1.0, fixed_point_shift(exponents[at.image], pixel_bits));
-    const int64_t units = finite ? static_cast<int64_t>(rint(value * scale)) : 0;
-    const unsigned plus = warp_ballot(!finite && value > 0.0);
-    const unsigned minus = warp_ballot(!finite && value < 0.0);
-    for_bits(run_begins(bits), [&](int begin) {
-      const int component = component_at(labeling.parents + image, at.pixel + begin);
-      const int slot = out.sizes[at.image * grid.most_components + component];
-      if (slot < 0) return;
-      const int length = run_length(bits, begin);
-      const uint32_t run = (length < kWordBits ? (1u << length) - 1 : ~0u) << begin;
-      const int64_t total = warp_sum(run >> lane & 1 ? units : int64_t{0});
-      if (lane != 0) return;
-      const int64_t to = at.image * out.max_boxes + slot;
-      atomic_add(out.sums + to, total);
-      const int infinite = ((plus & run) != 0) | ((minus & run) != 0) << 1;
-      if (infinite != 0) atomic_or(out.infinite + to, infinite);
+  for_warp_words(grid, [&](const WarpWords& words) {
+    const uint32_t bits = load_bits(labeling, words);
+    int32_t slots[kWarpWords];
+    find_components(grid, labeling, words, bits, slots);
+    T values[kWarpWords];
+    words.each(grid, [&](int w, const WordPlace& at) {
+      const int32_t found = slots[w];
+      const bool inside = found != kOutside;
+      slots[w] = inside ? out.sizes[at.image * grid.most_components + ~found] : -1;
+      values[w] = inside ? maps[at.batch_pixel() + lane] : T{};
     });
-  }
+    int64_t image = -1;
+    double scale = 0;
+    words.each(grid, [&](int w, const WordPlace& at) {
+      const uint32_t here = warp_shfl(bits, w);
+      if (here == 0) return;
+      if (at.image != image) {
+        image = at.image;
+        scale = ldexp(1.0, fixed_point_shift(exponents[image], pixel_bits));
+      }
+      add_word(here, static_cast<double>(to_acc(values[w])), scale, slots[w],
+               image * out.max_boxes, out);
+    });
+  });
 }
 
 WS_GLOBAL void __launch_bounds__(kThreads)
