@@ -95,6 +95,7 @@ def roofline_lines(roofline: dict[str, Json] | None) -> list[str]:
         if bound["milliseconds"] is not None:
             wanted = f"≤ {bound['milliseconds']} ms"
         verdict = {True: f"{wanted}: reached", False: f"{wanted}: MISSED", None: ""}
+        judgement = "WRONG" if work["wrong"] else verdict[work["reached"]]
         low, high = work["quartiles"]
         graph = (work["graph_note"] or "–") if work["graph"] is None else number(work["graph"])
         limit = work["extra_limit"]
@@ -106,7 +107,7 @@ def roofline_lines(roofline: dict[str, Json] | None) -> list[str]:
                      f"{number(low)}–{number(high)}", graph, f"{work['must_move'] / 1e6:.1f} MB",
                      f"{work['bandwidth'] / 1e9:.0f}",
                      f"{work['share_of_copy']:.0%}{' (L2)' if work['fits_in_l2'] else ''}",
-                     memory, f"{work['error']:.1e}", verdict[work["reached"]]))  # fmt: skip
+                     memory, f"{work['error']:.1e}", judgement))  # fmt: skip
     header = ("room", "op", "size", "ms", "quartiles", "graph ms", "must move", "GB/s",
               "of copy", "extra memory", "error", "bound")  # fmt: skip
     rows = [(*row, *("",) * (len(header) - len(row))) for row in rows]

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.gpu import coverage, kernels, plan
-from scripts.gpu.roofline import Bound, judged
+from scripts.gpu.roofline import Bound, Work, judged, measure, report
 from scripts.gpu.steps import Runner, Step
 from scripts.gpu.summary import write_summary
 
@@ -140,6 +141,23 @@ def test_bounds() -> None:
     assert judged(Bound(share=0.6), 9.0, 0.7) is True
     assert judged(Bound(share=0.6), 9.0, 0.5) is False
     assert judged(Bound(), 1.0, 1.0) is None
+
+
+@pytest.mark.parametrize(("change", "wrong"), [(0.0, False), (1e-7, False), (1e-3, True)])
+def test_a_result_out_of_tolerance_reaches_nothing(change: float, wrong: bool) -> None:
+    factors = iter((1.0, 1.0 + change))  # of the device's result and of the expected one
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return x * next(factors, 1.0)
+
+    work = Work("room", "double", "(9,)", (torch.ones(9),), call)
+    found = measure(work, torch.device("cpu"), 1e9, 0, 1)
+    assert found.wrong is wrong
+    assert found.reached is (False if wrong else None)
+    assert ("WRONG" in report(found)) is wrong
+    loose = Work("room", "double", "(9,)", (torch.ones(9),), call, tolerance=1e-2)
+    factors = iter((1.0, 1.0 + change))
+    assert not measure(loose, torch.device("cpu"), 1e9, 0, 1).wrong
 
 
 def test_plan_names_files_that_are_there(tmp_path) -> None:
