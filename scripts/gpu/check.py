@@ -77,7 +77,7 @@ def main() -> int:
         print("gpu_check: torch sees no CUDA device here")
         return 2
     out = options.out.resolve()
-    groups = chosen(plan(Setting(options.device, out)), options.only)
+    groups = plan(Setting(options.device, out))
     steps = [step for group in groups for step in group]
 
     def after_each() -> None:
@@ -90,7 +90,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what is under way
     runner = Runner(out, options.minutes * 60, source_digest(), after_each)
-    well = runner.run(groups)
+    well = runner.run(chosen(groups, options.only))
     after_each()
     print((out / "summary.md").read_text())
     return 0 if well else 1

@@ -166,6 +166,8 @@ class Runner:
         return self.status(Step(name, (), 0)).state == "passed"
 
     def _start(self, step: Step) -> _Running:
+        if self.status(step).state == "not run":
+            self._remove_earlier_results(step)
         limit = min(step.seconds, self._end - time.monotonic())
         with (self._out / f"{step.name}.log").open("wb") as log:
             process = subprocess.Popen(
@@ -174,6 +176,12 @@ class Runner:
                 preexec_fn=_take_interrupts,
             )  # fmt: skip
         return _Running(step, process, time.monotonic(), limit)
+
+    def _remove_earlier_results(self, step: Step) -> None:
+        """Of other sources: they would stand in the step's name if it failed without writing."""
+        for file in map(Path, step.products):
+            if file.is_relative_to(self._out):
+                file.unlink(missing_ok=True)
 
     def _ended(self, entry: _Running) -> bool:
         seconds = time.monotonic() - entry.started

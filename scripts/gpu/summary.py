@@ -21,11 +21,10 @@ def read_json(path: Path) -> Json:
         return None
 
 
-def benchmark_rows(out: Path) -> list[dict[str, Json]]:
+def benchmark_rows(files: Iterable[Json]) -> list[dict[str, Json]]:
     """Medians, spread and errors of every contender that was timed or is missing."""
     rows = []
-    for path in sorted(out.glob("bench-*.json")):
-        data = read_json(path) or {}
+    for data in files:
         timed = [entry["extra_info"] for entry in data.get("benchmarks", [])]
         for values in (*timed, *data.get("wsfast", {}).get("absent", [])):
             rows.append(benchmark_row(Row.from_json(values)))
@@ -45,14 +44,17 @@ def benchmark_row(row: Row) -> dict[str, Json]:
 
 
 def gather(out: Path, statuses: Sequence[Status]) -> dict[str, Json]:
-    """Everything known so far."""
+    """Everything known so far of these sources: what a step wrote for others is left out."""
+    ran = [status.name for status in statuses if status.state != "not run"]
+    found = {name: read_json(out / f"{name}.json") for name in ran}
+    benchmarks = [found[name] or {} for name in sorted(found) if name.startswith("bench-")]
     return {
-        "facts": read_json(out / "facts.json"),
+        "facts": found.get("facts"),
         "steps": [asdict(status) for status in statuses],
-        "kernels": read_json(out / "kernels.json"),
-        "roofline": read_json(out / "roofline.json"),
-        "levels": read_json(out / "levels.json"),
-        "benchmarks": benchmark_rows(out),
+        "kernels": found.get("kernels"),
+        "roofline": found.get("roofline"),
+        "levels": found.get("levels"),
+        "benchmarks": benchmark_rows(benchmarks),
     }
 
 

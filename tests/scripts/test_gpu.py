@@ -89,14 +89,15 @@ def test_a_second_run_repeats_only_what_did_not_pass(tmp_path) -> None:
         "second",
         count.format(str(again)) + f"; raise SystemExit(not Path({str(ready)!r}).exists())",
     )
-    assert not runner(tmp_path).run([[first], [second]])
+    out = tmp_path / "out"
+    assert not runner(out).run([[first], [second]])
     ready.touch()
-    assert runner(tmp_path).run([[first], [second]])
+    assert runner(out).run([[first], [second]])
     assert (once.read_text(), again.read_text()) == ("x", "xx")
-    assert runner(tmp_path, sources="b").run([[first]])  # other sources: all anew
+    assert runner(out, sources="b").run([[first]])  # other sources: all anew
     assert once.read_text() == "xx"
     once.unlink()
-    assert runner(tmp_path, sources="b").status(first).state == "not run"
+    assert runner(out, sources="b").status(first).state == "not run"
 
 
 def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
@@ -178,3 +179,22 @@ def test_summary_without_results(tmp_path) -> None:
     write_summary(tmp_path, [run.status(step("only", ""))])
     assert json.loads((tmp_path / "summary.json").read_text())["steps"][0]["state"] == "passed"
     assert "| only | passed |" in (tmp_path / "summary.md").read_text()
+
+
+def test_figures_of_other_sources_are_left_out(tmp_path) -> None:
+    file = tmp_path / "roofline.json"
+    timed = {"copy_bandwidth": 3e9, "work": []}
+    code = f"open({str(file)!r}, 'w').write({json.dumps(timed)!r})"
+    measured = step("roofline", code, products=(str(file),))
+    run = runner(tmp_path)
+    assert run.run([[measured]])
+    write_summary(tmp_path, [run.status(measured)])
+    assert "3 GB/s" in (tmp_path / "summary.md").read_text()
+
+    edited = runner(tmp_path, sources="b")
+    write_summary(tmp_path, [edited.status(measured)])
+    assert "GB/s" not in (tmp_path / "summary.md").read_text()
+    broken = step("roofline", "raise SystemExit(1)", products=(str(file),))
+    assert not edited.run([[broken]])  # fails before it writes anything
+    write_summary(tmp_path, [edited.status(broken)])
+    assert json.loads((tmp_path / "summary.json").read_text())["roofline"] is None
