@@ -11,7 +11,6 @@ import dataclasses
 import gc
 import importlib.util
 import math
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .clocks import Clock, Run, cuda_clock, wall_clock
 from .machine import free_memory
 from .records import FAILED, Grid, Row, Size, Target
 
-Run = Callable[[], Any]
 WARM_UP = Size(batch=1, side=16)
-Clock = Callable[[Run, int], float]
 
 
 def _as_is(value: Any) -> Any:
@@ -248,26 +246,6 @@ def _leaf_error(got: Tensor, wanted: Tensor) -> float:
     finite = wanted[wanted.isfinite()].abs()
     scale = finite.max().item() if finite.numel() else 0.0
     return math.inf if difference.isnan().any() else difference.max().item() / (scale or 1.0)
-
-
-def wall_clock(run: Run, calls: int) -> float:
-    """Return the seconds of ``calls`` calls by the wall clock."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return time.perf_counter() - start
-
-
-def cuda_clock(run: Run, calls: int) -> float:
-    """Return the seconds of ``calls`` calls between two CUDA events of the current stream."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(calls):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
 
 
 @dataclass

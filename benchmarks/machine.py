@@ -10,11 +10,12 @@ import platform
 import re
 import statistics
 import subprocess
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from .clocks import cuda_clock, wall_clock, warm_up
 
 Allocator = Literal["keep", "system"]
 ALLOCATORS: tuple[Allocator, ...] = ("keep", "system")
@@ -55,14 +56,14 @@ def copy_bandwidth(device: torch.device, *, megabytes: int = 256, rounds: int = 
     """Return the bytes per second (read plus written) of ``Tensor.copy_`` on ``device``."""
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     destination = torch.empty_like(source)
-    destination.copy_(source)
-    seconds = []
-    for _ in range(rounds):
-        _synchronize(device)
-        start = time.perf_counter()
+    # On a GPU one copy is over so soon that its launch would count.
+    clock, calls = (cuda_clock, 8) if device.type == "cuda" else (wall_clock, 1)
+
+    def copy() -> None:
         destination.copy_(source)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - start)
+
+    warm_up(copy, clock)
+    seconds = [clock(copy, calls) / calls for _ in range(rounds)]
     return 2 * source.nbytes / statistics.median(seconds)
 
 
@@ -83,11 +84,6 @@ def free_memory(device: torch.device) -> int | None:
         return None
     found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def facts(device: torch.device, threads: int, allocator: Allocator) -> dict[str, Any]:

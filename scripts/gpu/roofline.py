@@ -22,10 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import wsfast
-from benchmarks.harness import Clock, cuda_clock, relative_error, wall_clock
+from benchmarks.clocks import Clock, cuda_clock, wall_clock, warm_up
+from benchmarks.harness import relative_error
 from benchmarks.inputs import scenes
 from benchmarks.memory import extra_bytes
 from scripts.gpu.determinism import leaves
+from scripts.gpu.facts import said
 
 STAGES = ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))  # VGG-16: channels, side
 ROUND_SECONDS = 2e-3
@@ -97,8 +99,7 @@ class Measured:
 
 def times(run: Call, clock: Clock, rounds: int) -> list[float]:
     """Seconds per call, round by round."""
-    for _ in range(3):
-        run()
+    warm_up(run, clock)
     once = max(clock(run, 1), 1e-7)
     calls = max(1, math.ceil(ROUND_SECONDS / once)) if rounds > 1 else 1
     clock(run, calls)
@@ -334,6 +335,9 @@ def main() -> int:
             results["work"].append({"room": work.room, "name": work.name, "size": work.size,
                                     "failed": f"{type(error).__name__}: {error}"})  # fmt: skip
         options.out.write_text(json.dumps(results, indent=1))
+    if full:  # facts reads them before the device has worked
+        clocks = ("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader")
+        results["clocks"] = said(*clocks)
     for _ in add_graphs(results["work"], device, rounds) if full else ():
         options.out.write_text(json.dumps(results, indent=1))
     return 1 if broken else 0

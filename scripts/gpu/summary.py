@@ -114,6 +114,8 @@ def roofline_lines(roofline: dict[str, Json] | None) -> list[str]:
               "of copy", "extra memory", "error", "bound")  # fmt: skip
     rows = [(*row, *("",) * (len(header) - len(row))) for row in rows]
     copy = f"Copy bandwidth: {roofline['copy_bandwidth'] / 1e9:.0f} GB/s."
+    if roofline.get("clocks"):
+        copy += f" Clocks right after the timings: {roofline['clocks']}."
     return ["## Roofline", "", copy, "", *table(header, rows)]
 
 

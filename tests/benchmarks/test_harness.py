@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.clocks import wall_clock, warm_up
 from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
 from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
 from benchmarks.records import Declared, Row, Size, Target, by_room
@@ -45,6 +46,14 @@ def case_of(*contenders: Contender) -> Case:
 
 def raising(_: object) -> object:
     raise RuntimeError("no kernel")
+
+
+def test_a_warm_up_lasts_so_long_and_is_one_call_at_least() -> None:
+    calls: list[int] = []
+    warm_up(lambda: calls.append(1), wall_clock, 0.0)
+    assert len(calls) == 1
+    warm_up(lambda: calls.append(1), wall_clock, 0.02)
+    assert len(calls) > 3
 
 
 def test_a_contender_of_ours_that_breaks_fails_the_run() -> None:
