@@ -87,7 +87,7 @@ def benchmark(room: str, setting: Setting, compiles: bool = False) -> Step:
         options.append("--compile")
     command = (
         sys.executable, *PYTEST, f"benchmarks/bench_{room}.py", "--device", setting.device,
-        "--quick", *options,
+        "--quick", "--threads", str(setting.cores), *options,
     )  # fmt: skip
     return Step(
         name, command, 120, needs=("build",), absent=missing(*modules),

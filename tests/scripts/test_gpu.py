@@ -173,6 +173,12 @@ def test_plan_names_files_that_are_there(tmp_path) -> None:
                 assert Path(argument).exists(), argument
 
 
+def test_benchmarks_have_all_cores(tmp_path) -> None:
+    step = plan.benchmark("boxes", plan.Setting("cuda", tmp_path, cores=16))
+    assert step.command[step.command.index("--threads") + 1] == "16"
+    assert step.environment == {"OMP_NUM_THREADS": "16"}
+
+
 def test_summary_without_results(tmp_path) -> None:
     run = runner(tmp_path)
     run.run([[step("only", "")]])
