@@ -71,7 +71,7 @@ def timings(setting: Setting) -> list[list[Step]]:
     lone = [
         Step(name, module(name, "--out", setting.file(f"{name}.json"), setting=setting), seconds,
              needs=("build",), products=(setting.file(f"{name}.json"),))
-        for name, seconds in (("roofline", 120.0), ("levels", 60.0))
+        for name, seconds in (("roofline", 240.0), ("levels", 60.0))
     ]  # fmt: skip
     return [[step] for step in (*lone, *(benchmark(room, setting) for room in BENCHED_FIRST))]
 
