@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.gpu import coverage, kernels, plan
+from scripts.gpu import coverage, kernels, plan, sanitize
 from scripts.gpu.roofline import Bound, Work, judged, measure, report
 from scripts.gpu.steps import Runner, Step
 from scripts.gpu.summary import write_summary
@@ -134,6 +134,47 @@ def test_what_pytest_skipped_is_told(tmp_path) -> None:
     run = runner(tmp_path)
     assert run.run([[tests]])
     assert run.status(tests).reason == "3 passed, 2 skipped in 1.2s"
+
+
+UNINITIALISED = """========= Uninitialized __global__ memory read of size 4 bytes
+=========     at {}(int const *, int)+0x90 in file.cu:24
+=========     by thread (0,0,0) in block (0,0,0)
+=========     Device Frame: {}(int const *, int)+0x90 in file.cu:7
+=========     Saved host backtrace up to driver entry point at kernel launch time
+=========     Host Frame: wsfast::boxes::cam_boxes_cuda(wsfast::Tensor const&) [0x5c547]
+=========
+"""
+
+
+@pytest.mark.parametrize(
+    ("places", "status", "summary", "clean"),
+    [
+        ([], 0, "0 errors", True),
+        ([("void at::native::copy_kernel<float>",) * 2], 9, "1 error", True),
+        ([("at::native::copy",) * 2, ("wsfast::crf::blur_kernel",) * 2], 9, "2 errors", False),
+        ([("ThreadLoad<int>", "void wsfast::crf::blur_kernel<float>")], 9, "1 error", False),
+        ([("at::native::copy",) * 2], 9, "9 errors\n========= 8 errors were not printed.", False),
+        ([("at::native::copy",) * 2], 1, "1 error", False),  # the program failed
+        ([], 0, "", False),
+    ],
+)  # fmt: skip
+def test_initcheck_counts_reports_that_name_our_kernels(
+    places: list[tuple[str, str]], status: int, summary: str, clean: bool
+) -> None:
+    text = "".join(UNINITIALISED.format(*names) for names in places)
+    if summary:
+        text += f"========= ERROR SUMMARY: {summary}\n"
+    assert sanitize.judged("initcheck", status, text) is clean
+
+
+def test_other_sanitizers_have_to_find_nothing() -> None:
+    text = UNINITIALISED.format("a", "b") + "========= ERROR SUMMARY: 1 error\n"
+    assert not sanitize.judged("memcheck", 9, text)
+    assert not sanitize.judged("memcheck", 0, text)
+    assert sanitize.judged("synccheck", 0, "========= ERROR SUMMARY: 0 errors\n")
+    assert not sanitize.judged("synccheck", 1, "========= ERROR SUMMARY: 0 errors\n")
+    assert sanitize.judged("racecheck", 0, "========= RACECHECK SUMMARY: 0 hazards displayed\n")
+    assert set(sanitize.OPTIONS) == set(sanitize.TOOLS)
 
 
 def test_bounds() -> None:
