@@ -87,6 +87,11 @@ def readable(name: str) -> str:
     return name[:end].removeprefix("void ").replace("wsfast::", "").strip()
 
 
+def nothing_seen(launched: Iterable[str]) -> bool:
+    """Whether the profile holds no kernel at all, not even torch's: it tells nothing of ours."""
+    return not any("::" in name for name in launched)
+
+
 def compare(launched: Iterable[str]) -> dict[str, list[str]]:
     """What was not launched: kernels of the sources, and instances of the budget."""
     names = {readable(name) for name in launched if "wsfast::" in name}

@@ -254,6 +254,10 @@ def covered(names: list[str], device: torch.device, file: Path) -> list[str]:
         failed = run_checks(names, device)
         kernels = json.loads(coverage.BUDGET.read_text())["kernels"]
         launched = [f"void wsfast::{name}(int)" for name in kernels]
+    if coverage.nothing_seen(launched):
+        note = "the profiler saw nothing"
+        file.write_text(json.dumps({"device": device.type, "note": note}, indent=1))
+        return [*failed, note]
     found = coverage.compare(launched)
     file.write_text(json.dumps({"device": device.type, **found}, indent=1))
     for kind in ("missing_kernels", "missing_instances"):

@@ -157,6 +157,8 @@ def kernels_lines(kernels: dict[str, Json] | None) -> list[str]:
     """What the profiler saw launched."""
     if kernels is None:
         return []
+    if "note" in kernels:
+        return ["## Kernels", "", f"Which were launched is not known: {kernels['note']}.", ""]
     lines = ["## Kernels", "", f"{len(kernels['launched'])} template instances launched."]
     for kind in ("missing_kernels", "missing_instances"):
         lines.append(f"{kind.replace('_', ' ')}: {', '.join(kernels[kind]) or 'none'}.")

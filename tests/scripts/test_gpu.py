@@ -67,6 +67,21 @@ def test_a_kernel_that_was_not_launched_is_missed() -> None:
     assert found["missing_instances"] == ["crf::blur_kernel<double>", "crf::blur_kernel<float>"]
 
 
+def test_an_empty_profile_is_told_from_missing_kernels(tmp_path, monkeypatch) -> None:
+    seen = ["Memcpy HtoD (Pageable -> Device)", "cudaDeviceSynchronize"]
+    monkeypatch.setattr(kernels, "launched_by", lambda run: seen)
+    file = tmp_path / "kernels.json"
+    device = torch.device("cuda")
+    assert kernels.covered([], device, file) == ["the profiler saw nothing"]
+    run = runner(tmp_path)
+    ran = step("kernels", "")
+    run.run([[ran]])
+    write_summary(tmp_path, [run.status(ran)])
+    assert "not known: the profiler saw nothing." in (tmp_path / "summary.md").read_text()
+    seen.append("void at::native::fill_kernel<float>(float*)")
+    assert "crf::blur_kernel" in kernels.covered([], device, file)
+
+
 def test_a_failure_stops_only_what_needs_it(tmp_path) -> None:
     bad, good = step("bad", "raise SystemExit(3)"), step("good", "print('fine')")
     after = step("after", "", needs=("bad",))
