@@ -7,11 +7,13 @@
 #
 # Uses python3 (or $PYTHON) as it is, with torch 2.11 or newer and nvcc; needs no network. Packages
 # that are missing there come from build/gpu_wheels, where scripts/gpu_wheels.sh put them, and go to
-# a folder of this project. A second run with the same folder repeats only what did not pass.
+# a folder of this project. A second run with the same folder repeats only what did not pass. Without
+# .git, the summary names the commit that WSFAST_COMMIT holds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 wheels=build/gpu_wheels site=$PWD/build/gpu_site
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$site" PYTHONUNBUFFERED=1
 if [[ -d $wheels ]]; then
   mapfile -t missing < <("$PYTHON" scripts/gpu/missing.py "$wheels")
   if ((${#missing[@]})); then
@@ -22,6 +24,4 @@ if [[ -d $wheels ]]; then
     done
   fi
 fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-[[ -d $site ]] && export PYTHONPATH="$PYTHONPATH:$site"
 exec "$PYTHON" -m scripts.gpu.check "$@"

@@ -1,8 +1,9 @@
 """The GPU pass: build, tests, sanitizers, benchmarks and roofline, in one resumable run.
 
 Called by scripts/gpu_check.sh. Results are the folder's summary.json and summary.md, written again
-after every step; a second run with the same folder repeats what did not pass. Exit status: 0 if
-every step passed or was skipped for a stated reason, 1 if not, 2 without a CUDA device.
+after every step; a second run with the same folder repeats what did not pass. In a copy without
+.git, set WSFAST_COMMIT to the commit that the summary is to name. Exit status: 0 if every step
+passed or was skipped for a stated reason, 1 if not, 2 without a CUDA device.
 """
 
 import argparse

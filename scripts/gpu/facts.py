@@ -51,8 +51,9 @@ def peers() -> dict[str, str]:
 
 def commit() -> str:
     """The commit that is checked out, WSFAST_COMMIT where there is no git."""
-    found = said("git", "describe", "--always", "--dirty", "--exclude=*")
-    return found or os.environ.get("WSFAST_COMMIT", "unknown")
+    here = (ROOT / ".git").exists()  # a folder above tells nothing
+    found = said("git", "describe", "--always", "--dirty", "--exclude=*") if here else ""
+    return found or os.environ.get("WSFAST_COMMIT", "unknown (no .git: set WSFAST_COMMIT)")
 
 
 def gpu_facts() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """scripts/gpu: the table of kernels, the runner of steps and the plan. No GPU needed."""
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,6 +82,32 @@ def test_an_empty_profile_is_told_from_missing_kernels(tmp_path, monkeypatch) ->
     assert "not known: the profiler saw nothing." in (tmp_path / "summary.md").read_text()
     seen.append("void at::native::fill_kernel<float>(float*)")
     assert "crf::blur_kernel" in kernels.covered([], device, file)
+
+
+def test_a_wheel_is_installed_once(tmp_path) -> None:
+    scripts = tmp_path / "scripts"
+    shutil.copytree(coverage.ROOT / "scripts/gpu", scripts / "gpu")
+    shutil.copy(coverage.ROOT / "scripts/gpu_check.sh", scripts)
+    wheel = tmp_path / "build/gpu_wheels/toy_tool-1.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(
+        f'#!/bin/bash\n[[ $1 == -m ]] || exec {sys.executable} "$@"\necho "$2" >> {calls}\n'
+    )
+    python.chmod(0o755)
+
+    def called() -> list[str]:
+        calls.write_text("")
+        command = ["bash", str(scripts / "gpu_check.sh")]
+        subprocess.run(command, check=True, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"})
+        return calls.read_text().split()
+
+    assert called() == ["pip", "scripts.gpu.check"]
+    information = tmp_path / "build/gpu_site/toy_tool-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-tool\nVersion: 1.0\n")
+    assert called() == ["scripts.gpu.check"]
 
 
 def test_a_failure_stops_only_what_needs_it(tmp_path) -> None:
