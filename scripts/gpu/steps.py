@@ -110,9 +110,20 @@ class Runner:
         (out / "steps").mkdir(parents=True, exist_ok=True)
 
     def run(self, groups: Iterable[Sequence[Step]]) -> bool:
-        """Run the groups in turn, the steps of one side by side; whether all is well."""
+        """Run the groups in turn, the steps of one side by side; whether all is well.
+
+        Steps that failed in an earlier run come after those never run, unless others need them.
+        """
+        planned = [list(group) for group in groups]
+        needed = {name for group in planned for step in group for name in step.needs}
+        again = {
+            step.name for group in planned for step in group
+            if self.status(step).state in ("failed", "timed out") and step.name not in needed
+        }  # fmt: skip
+        first = [[step for step in group if step.name not in again] for group in planned]
+        last = [[step for step in group if step.name in again] for group in planned]
         known = True
-        for group in groups:
+        for group in (*first, *last):
             self._run_group(group)
             known = known and all(self.status(step).good for step in group)
         return known

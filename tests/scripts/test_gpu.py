@@ -143,6 +143,21 @@ def test_a_second_run_repeats_only_what_did_not_pass(tmp_path) -> None:
     assert runner(out, sources="b").status(first).state == "not run"
 
 
+def test_what_was_never_run_comes_before_what_failed(tmp_path) -> None:
+    order = tmp_path / "order"
+    note = "print({0!r}, file=open({1!r}, 'a')); raise SystemExit(1)"
+    build, long, short, new = (
+        step(name, note.format(name, str(order)), needs=needs)
+        for name, needs in (("build", ()), ("long", ()), ("short", ()), ("new", ("build",)))
+    )
+    groups = [[build], [long, short], [new]]
+    assert not runner(tmp_path).run([[build], [long]])
+    order.unlink()
+    build = step("build", f"print('build', file=open({str(order)!r}, 'a'))")
+    assert not runner(tmp_path).run([[build], *groups[1:]])
+    assert order.read_text().split() == ["build", "short", "new", "long"]
+
+
 def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
     mark = tmp_path / "mark"
     child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
