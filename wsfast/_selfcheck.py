@@ -84,6 +84,7 @@ _ARGUMENTS: dict[str, Callable[[torch.device], Arguments]] = {
     "score_histograms": lambda d: (
         _maps(d), (_maps(d) > 0.6).byte(), torch.linspace(0, 1, 51, dtype=torch.float64, device=d)
     ),
+    "seed_keys": lambda d: (torch.tensor([7], device=d), torch.arange(-2, 4, device=d), 5),
     "truncate_gradients": lambda d: (_signed(d, 0), 50.0, False),
     "truncated_gradcam": lambda d: (_signed(d, 1), _signed(d, 0), 50.0, False, False),
     "truncated_layercam": lambda d: (_signed(d, 1), _signed(d, 0), 50.0, True, False),

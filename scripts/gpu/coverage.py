@@ -52,7 +52,7 @@ LAUNCHED_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "seeds": {
         "seeds": (
             "region_kernel", "erode_rows_kernel", "erode_columns_kernel", "draw_kernel",
-            "claim_rows_kernel", "write_seeds_kernel",
+            "claim_rows_kernel", "write_seeds_kernel", "keys_kernel",
         ),
     },
 }  # fmt: skip

@@ -78,6 +78,9 @@ def map_ops(device: torch.device) -> dict[str, Op]:
         "score_histograms": lambda: wsfast.score_histograms(
             maps, noise > 0.5, torch.linspace(0, 1, 101, device=device)
         ),
+        "seed_keys": lambda: torch.ops.wsfast.seed_keys(
+            torch.tensor([3], device=device), torch.arange(5000, device=device), 1
+        ),
         "sample_seeds": lambda: wsfast.sample_seeds(maps, **seeds),
         "sample_seeds, weighted": lambda: wsfast.sample_seeds(
             noise, region="top", foreground_share=0.5, foreground_weights="activation", **seeds

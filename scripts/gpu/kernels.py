@@ -20,6 +20,7 @@ from wsfast.ops.boxes import reference as boxes_reference
 from wsfast.ops.crf import reference as crf_reference
 from wsfast.ops.fusion import reference as fusion_reference
 from wsfast.ops.seeds import reference as seeds_reference
+from wsfast.ops.seeds.keys import image_keys
 from wsfast.ops.truncation import reference as truncation_reference
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -189,7 +190,11 @@ def check_crf(device: torch.device) -> None:
 
 
 def check_seeds(device: torch.device) -> None:
-    """Seeds of all kinds of regions and draws, bit for bit."""
+    """Keys, and seeds of all kinds of regions and draws, bit for bit."""
+    for n in (1, 300, 5000):
+        seed, ids = torch.randint(-(2**62), 2**62, (1,)), torch.randint(-(2**62), 2**62, (n,))
+        found = torch.ops.wsfast.seed_keys(seed.to(device), ids.to(device), n)
+        same(found, image_keys(seed, ids, n))
     for shape in MASKS:
         n = shape[0]
         cams = torch.rand(shape)

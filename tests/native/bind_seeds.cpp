@@ -20,6 +20,15 @@ class OptionalArray {
   std::optional<DeviceArray<T>> copy_;
 };
 
+Array<int64_t> seed_keys(int64_t seed, const Array<int64_t>& image_ids, int64_t epoch) {
+  DeviceArray<uint64_t> word(1);
+  word.data()[0] = static_cast<uint64_t>(seed);
+  DeviceArray<int64_t> ids(image_ids), keys(image_ids.size());
+  sd::launch_keys(word.data(), reinterpret_cast<const uint64_t*>(ids.data()), image_ids.size(),
+                  static_cast<uint64_t>(epoch), reinterpret_cast<uint64_t*>(keys.data()), nullptr);
+  return keys.numpy();
+}
+
 py::tuple sample_seeds(const Array<float>& cams, const Array<int64_t>& keys,
                        const std::optional<Array<bool>>& roi_masks,
                        const std::optional<Array<int32_t>>& roi_boxes,
@@ -59,6 +68,9 @@ py::tuple sample_seeds(const Array<float>& cams, const Array<int64_t>& keys,
 
 }  // namespace
 
-void bind_seeds(py::module_& m) { m.def("sample_seeds", &sample_seeds); }
+void bind_seeds(py::module_& m) {
+  m.def("seed_keys", &seed_keys);
+  m.def("sample_seeds", &sample_seeds);
+}
 
 }  // namespace wsfast::bind

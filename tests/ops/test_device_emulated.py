@@ -92,3 +92,7 @@ def test_seeds(emulator, device: torch.device) -> None:
     found = emulator.call("sample_seeds", cams.numpy(), keys.numpy(), None, None, None, *options)
     moved = (cams.to(device), keys.to(device), None, None)
     assert_equal(found, torch.ops.wsfast.sample_seeds(*moved, *options))
+    ids = torch.arange(-20, 300)
+    keys = emulator.call("seed_keys", -5, ids.numpy(), 9)
+    native = torch.ops.wsfast.seed_keys(torch.tensor([-5], device=device), ids.to(device), 9)
+    np.testing.assert_array_equal(keys, native.cpu().numpy())

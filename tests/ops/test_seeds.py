@@ -239,11 +239,24 @@ def test_keys_are_splitmix64() -> None:
         return word ^ word >> 31
 
     ids = [0, 1, 2**40, -3]
-    for seed, epoch in ((0, 0), (-1, 5), (2**63 - 1, 10**6)):
-        found = image_keys(torch.tensor([seed]), torch.tensor(ids), epoch)
+    for seed, epoch in ((0, 0), (-1, 5), (2**63 - 1, 10**6), (-(2**63), 2**63 - 1)):
         golden = 0x9E3779B97F4A7C15
         expected = [mix(mix(mix(seed + golden) + image) + epoch) for image in ids]
-        assert [word % 2**64 for word in found.tolist()] == expected
+        for keys_of in (image_keys, torch.ops.wsfast.seed_keys):
+            found = keys_of(torch.tensor([seed]), torch.tensor(ids), epoch)
+            assert [word % 2**64 for word in found.tolist()] == expected
+
+
+def test_keys_match_reference(device: torch.device) -> None:
+    seed = torch.randint(-(2**62), 2**62, (1,), device=device)
+    for n in (0, 1, 257, 5000):
+        ids = torch.randint(-(2**62), 2**62, (2 * n,), device=device)
+        for strided in (ids, ids[::2]):
+            found = torch.ops.wsfast.seed_keys(seed, strided, 3)
+            assert torch.equal(found, image_keys(seed, strided, 3))
+    for wrong in ((seed[:0], ids), (seed, ids[None]), (seed, ids.int()), (ids, ids)):
+        with pytest.raises(RuntimeError, match="wsfast::seed_keys: "):
+            torch.ops.wsfast.seed_keys(*wrong, 0)
 
 
 def test_exponentials_are_logarithms() -> None:
@@ -372,6 +385,9 @@ def test_opcheck(device: torch.device) -> None:
     for roi, clean in ((None, None), (boxes.int(), keys > 1), (cams > 0.5, None)):
         arguments = (cams, keys, roi, clean, 2, 3, True, 0.1, 0.3, True, False, 3, 3)
         opcheck(torch.ops.wsfast.sample_seeds.default, arguments)
+    for n in (0, 3):
+        ids = torch.arange(n, device=device)
+        opcheck(torch.ops.wsfast.seed_keys.default, (keys[:1], ids, 7))
 
 
 def test_compile_fullgraph(device: torch.device) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wsfast.ops.seeds import reference
+from wsfast.ops.seeds.keys import image_keys
 
 PAPER = {"foreground": 1, "background": 1, "erode": 11}
 SMALL = {"top": True, "foreground": 10, "background": 60, "background_share": 0.95}
@@ -54,6 +55,15 @@ def run(
     expected = reference.sample_seeds(cams, keys, roi, background_only, *values)
     np.testing.assert_array_equal(seeds, expected.numpy())
     np.testing.assert_array_equal(valid, ~cams.isnan().flatten(1).any(1).numpy())
+
+
+@pytest.mark.parametrize("images", [0, 1, 255, 257])
+def test_emulated_keys(emulator, images: int) -> None:
+    ids = torch.randint(-(2**62), 2**62, (images,))
+    ids[:3] = torch.tensor([0, -1, 2**63 - 1])[:images]
+    for seed, epoch in ((0, 0), (-1, 1), (2**63 - 1, 2**63 - 1), (-(2**63), 7)):
+        found = emulator.call("seed_keys", seed, ids.numpy(), epoch)
+        np.testing.assert_array_equal(found, image_keys(torch.tensor([seed]), ids, epoch).numpy())
 
 
 @pytest.mark.parametrize("settings", [PAPER, SMALL, DIPS], ids=["paper", "small", "dips"])

@@ -1,4 +1,4 @@
-// Arguments and outputs of the seeds op, checked and made once for both backends.
+// Arguments and outputs of the seeds room's ops, checked and made once for both backends.
 #pragma once
 
 #include "../../core/torch_api.h"
@@ -67,6 +67,24 @@ inline Options seed_options(int64_t foreground, int64_t background, bool top,
   }
   return {foreground, background, top, foreground_share, background_share, weighted,
           background_outside_roi, static_cast<int>(erode / 2), static_cast<int>(dilate / 2)};
+}
+
+struct KeyArgs {
+  int64_t images;
+  Tensor seed, image_ids;
+  Tensor keys;
+};
+
+inline KeyArgs key_args(const Tensor& seed, const Tensor& image_ids) {
+  check_rank("seed_keys", "seed", seed, 1);
+  check_rank("seed_keys", "image_ids", image_ids, 1);
+  WS_CHECK(seed.scalar_type() == ScalarType::Long && image_ids.scalar_type() == ScalarType::Long,
+           "wsfast::seed_keys: seed and image_ids must be int64");
+  WS_CHECK(seed.size(0) == 1, "wsfast::seed_keys: seed must hold one number, got ", seed.size(0));
+  check_same_device("seed_keys", seed, image_ids);
+  const int64_t images = image_ids.size(0);
+  return {images, as_contiguous(seed), as_contiguous(image_ids),
+          new_tensor(image_ids, {images}, ScalarType::Long)};
 }
 
 // The data of a tensor that may be missing.

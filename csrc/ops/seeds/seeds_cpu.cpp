@@ -1,4 +1,4 @@
-// Schema and CPU kernel of the seeds room: one image per task, so results do not depend on the
+// Schemas and CPU kernels of the seeds room: one image per task, so results do not depend on the
 // number of threads.
 #include <algorithm>
 #include <bit>
@@ -19,6 +19,17 @@ WS_DEFINE_DISPATCH_SIMD(Loops)
 // Images per task at least: a thread is worth waking for this many pixels.
 int64_t grain(int64_t pixels) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, pixels));
+}
+
+Tensor seed_keys_cpu(const Tensor& seed, const Tensor& image_ids, int64_t epoch) {
+  const KeyArgs args = key_args(seed, image_ids);
+  const auto* ids = read_ptr<uint64_t>(args.image_ids);
+  auto* keys = write_ptr<uint64_t>(args.keys);
+  const uint64_t word = *read_ptr<uint64_t>(args.seed);
+  for (int64_t n = 0; n < args.images; ++n) {
+    keys[n] = image_key(word, ids[n], static_cast<uint64_t>(epoch));
+  }
+  return args.keys;
 }
 
 template <class Loops>
@@ -66,8 +77,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wsfast, m) {
       "sample_seeds(Tensor cams, Tensor keys, Tensor? roi, Tensor? background_only, int foreground,"
       " int background, bool top, float foreground_share, float background_share, bool weighted,"
       " bool background_outside_roi, int erode, int dilate) -> (Tensor, Tensor)");
+  m.def("seed_keys(Tensor seed, Tensor image_ids, SymInt epoch) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wsfast, CPU, m) {
   m.impl("sample_seeds", TORCH_BOX(&wsfast::seeds::sample_seeds_cpu));
+  m.impl("seed_keys", TORCH_BOX(&wsfast::seeds::seed_keys_cpu));
 }

@@ -1,4 +1,4 @@
-// CUDA launcher of the seeds room.
+// CUDA launchers of the seeds room.
 #include <cstdint>
 
 #include "seeds_args.h"
@@ -44,9 +44,20 @@ std::tuple<Tensor, Tensor> sample_seeds_cuda(const Tensor& cams, const Tensor& k
   return {args.seeds, args.valid};
 }
 
+Tensor seed_keys_cuda(const Tensor& seed, const Tensor& image_ids, int64_t epoch) {
+  const DeviceGuard guard(image_ids.get_device_index());
+  const KeyArgs args = key_args(seed, image_ids);
+  launch_keys(read_ptr<uint64_t>(args.seed), read_ptr<uint64_t>(args.image_ids), args.images,
+              static_cast<uint64_t>(epoch), write_ptr<uint64_t>(args.keys),
+              current_stream(image_ids));
+  check_launch();
+  return args.keys;
+}
+
 }  // namespace
 }  // namespace wsfast::seeds
 
 STABLE_TORCH_LIBRARY_IMPL(wsfast, CUDA, m) {
   m.impl("sample_seeds", TORCH_BOX(&wsfast::seeds::sample_seeds_cuda));
+  m.impl("seed_keys", TORCH_BOX(&wsfast::seeds::seed_keys_cuda));
 }

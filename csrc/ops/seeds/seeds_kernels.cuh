@@ -10,6 +10,15 @@ namespace wsfast::seeds {
 inline constexpr int kThreads = 256;
 inline constexpr int kBlockThreads = 512;  // where one block works on one image
 
+// One thread per image.
+WS_GLOBAL void __launch_bounds__(kThreads)
+    keys_kernel(const uint64_t* seed, const uint64_t* image_ids, int64_t images, uint64_t epoch,
+                uint64_t* keys) {
+  for (int64_t n = global_thread_id(); n < images; n += global_thread_count()) {
+    keys[n] = image_key(*seed, image_ids[n], epoch);
+  }
+}
+
 // Bits of a pixel's mark.
 inline constexpr int kInRegion = 1, kInShrunk = 2, kDrawnShift = 2;
 

@@ -1,4 +1,4 @@
-// The launches of the seeds op, for seeds_cuda.cu and the emulator alike. No torch.
+// The launches of the seeds room's ops, for seeds_cuda.cu and the emulator alike. No torch.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,13 @@
 namespace wsfast::seeds {
 
 inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
+
+inline void launch_keys(const uint64_t* seed, const uint64_t* image_ids, int64_t images,
+                        uint64_t epoch, uint64_t* keys, [[maybe_unused]] cudaStream_t stream) {
+  if (images == 0) return;
+  const dim3 blocks(static_cast<unsigned>(std::min(ceil_div(images, kThreads), kMostBlocks)));
+  WS_LAUNCH(keys_kernel, blocks, dim3(kThreads), 0, stream, seed, image_ids, images, epoch, keys);
+}
 
 inline void launch_seeds(const Batch& batch, const Options& options,
                          [[maybe_unused]] cudaStream_t stream) {

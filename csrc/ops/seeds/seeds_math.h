@@ -32,6 +32,12 @@ WS_HD inline uint64_t mix64(uint64_t word) {
   return word ^ word >> 31;
 }
 
+// What all random numbers of an image are hashes of.
+WS_HD inline uint64_t image_key(uint64_t seed, uint64_t image, uint64_t epoch) {
+  constexpr uint64_t golden = 0x9e3779b97f4a7c15u;  // a seed of 0 is no fixed point
+  return mix64(mix64(mix64(seed + golden) + image) + epoch);
+}
+
 // MurmurHash3's finaliser, a bijection.
 WS_HD inline uint32_t mix32(uint32_t word) {
   word = (word ^ word >> 16) * 0x85ebca6bu;

@@ -19,7 +19,6 @@ from ..._check import (
 from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
 from . import reference, registration  # noqa: F401
-from .keys import image_keys
 from .proposals import Proposals, blur_outside_boxes, propose_boxes
 
 __all__ = ["Proposals", "blur_outside_boxes", "propose_boxes", "sample_seeds"]
@@ -96,7 +95,8 @@ def _keys(
         # A CUDA graph would replay the copy from memory that is gone: this way it refuses to.
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         non_blocking = not capturing
-    return image_keys(word.to(cams.device, non_blocking=non_blocking), ids, epoch)
+    word = word.to(cams.device, non_blocking=non_blocking)
+    return torch.ops.wsfast.seed_keys(word, ids, epoch)
 
 
 def _sample_seeds(

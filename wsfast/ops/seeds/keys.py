@@ -2,7 +2,8 @@
 
 Every image has a 64-bit key, hashed from (seed, image id, epoch). All random numbers of an image
 are hashes of its key, a purpose and a pixel, so an image's seeds are the same in any batch,
-process, thread, device and order. Unsigned words live in int64 tensors: products wrap as in C.
+process, thread, device and order. Unsigned words live in int64 tensors: products wrap as in C. The
+native kernels do the same at once.
 """
 
 from torch import Tensor

@@ -1,10 +1,11 @@
-"""Schema, fallback and fake kernel of the seeds room. Nothing here is differentiable."""
+"""Schemas, fallbacks and fake kernels of the seeds room. Nothing here is differentiable."""
 
 import torch
 from torch import Tensor
 
 from ... import native
 from . import reference
+from .keys import image_keys
 
 
 def _sample_seeds(cams: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
@@ -18,9 +19,15 @@ native.register_op(
     " bool background_outside_roi, int erode, int dilate) -> (Tensor, Tensor)",
     _sample_seeds,
 )
+native.register_op("seed_keys(Tensor seed, Tensor image_ids, SymInt epoch) -> Tensor", image_keys)
 
 
 @torch.library.register_fake("wsfast::sample_seeds")
 def _(cams: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
     seeds = cams.new_empty(cams.shape, dtype=torch.int64)
     return seeds, cams.new_empty(cams.shape[:1], dtype=torch.bool)
+
+
+@torch.library.register_fake("wsfast::seed_keys")
+def _(_seed: Tensor, image_ids: Tensor, _epoch: int) -> Tensor:
+    return image_ids.new_empty(image_ids.shape)
