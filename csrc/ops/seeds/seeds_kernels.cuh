@@ -111,14 +111,17 @@ WS_DEVICE inline void pick_digit(Digits& shared, int64_t wanted) {
   shared.whole = shared.wanted == counts[bin];
 }
 
-// The largest of the `wanted` smallest orders, 1 <= wanted <= their number; digit by digit from the
-// top. order(pixel) is kExcluded for pixels that do not take part. May be larger than that order if
-// no other lies between.
+// Where the highest digit of an order begins, and of one whose high word is 0.
+inline constexpr int kOrderShift = 56, kLowWordShift = 24;
+
+// The largest of the `wanted` smallest orders, 1 <= wanted <= their number; digit by digit from
+// `first_shift`. order(pixel) is kExcluded for pixels that do not take part. May be larger than that
+// order if no other lies between.
 template <class Order>
 WS_DEVICE uint64_t find_cutoff(const Image& image, int64_t wanted, Digits& shared,
-                               const Order& order) {
+                               const Order& order, int first_shift) {
   uint64_t cutoff = 0;
-  for (int shift = 56; shift >= 0; shift -= 8) {
+  for (int shift = first_shift; shift >= 0; shift -= 8) {
     for (int d = block_thread(); d < 256; d += kBlockThreads) shared.counts[d] = 0;
     __syncthreads();
     for_pixels(image, [&](int64_t pixel) {
@@ -139,8 +142,9 @@ WS_DEVICE uint64_t find_cutoff(const Image& image, int64_t wanted, Digits& share
 // The cutoff of the first `wanted` of `available` pixels.
 template <class Order>
 WS_DEVICE uint64_t cutoff_of(const Image& image, int64_t wanted, int64_t available, Digits& shared,
-                             const Order& order) {
-  return wanted >= available ? kExcluded - 1 : find_cutoff(image, wanted, shared, order);
+                             const Order& order, int first_shift = kOrderShift) {
+  if (wanted >= available) return kExcluded - 1;
+  return find_cutoff(image, wanted, shared, order, first_shift);
 }
 
 // ---- regions ------------------------------------------------------------------------------------
@@ -287,12 +291,12 @@ WS_GLOBAL void __launch_bounds__(kThreads)
 // Marks `most` of the pixels that are candidates, or all if there are fewer, first by `order`.
 template <class Candidate, class Order>
 WS_DEVICE void draw(const Image& image, int64_t most, int claim, uint8_t* marks, Digits& shared,
-                    const Candidate& candidate, const Order& order) {
+                    const Candidate& candidate, const Order& order, int first_shift) {
   const int64_t available = count_pixels(image, shared.sums, candidate);
   const int64_t wanted = most < available ? most : available;
   if (wanted == 0) return;
   const auto place = [&](int64_t pixel) { return candidate(pixel) ? order(pixel) : kExcluded; };
-  const uint64_t cutoff = cutoff_of(image, wanted, available, shared, place);
+  const uint64_t cutoff = cutoff_of(image, wanted, available, shared, place, first_shift);
   for_pixels(image, [&](int64_t pixel) {
     if (place(pixel) <= cutoff) marks[pixel] |= claim << kDrawnShift;
   });
@@ -310,7 +314,8 @@ WS_DEVICE inline void draw_foreground(const Batch& batch, const Image& image, ui
     draw(
         image, options.foreground, kForegroundClaim, marks, shared,
         [&](int64_t pixel) { return (marks[pixel] & region) != 0; },
-        [&](int64_t pixel) { return order_of(0, stream(static_cast<uint32_t>(pixel))); });
+        [&](int64_t pixel) { return order_of(0, stream(static_cast<uint32_t>(pixel))); },
+        kLowWordShift);
     return;
   }
   uint32_t* const clocks = batch.clocks + image.first;
@@ -323,7 +328,8 @@ WS_DEVICE inline void draw_foreground(const Batch& batch, const Image& image, ui
   draw(
       image, options.foreground, kForegroundClaim, marks, shared,
       [&](int64_t pixel) { return clocks[pixel] != ~0u; },
-      [&](int64_t pixel) { return order_of(clocks[pixel], static_cast<uint32_t>(pixel)); });
+      [&](int64_t pixel) { return order_of(clocks[pixel], static_cast<uint32_t>(pixel)); },
+      kOrderShift);
 }
 
 WS_DEVICE inline void draw_background(const Batch& batch, const Image& image, uint64_t key,
@@ -346,7 +352,7 @@ WS_DEVICE inline void draw_background(const Batch& batch, const Image& image, ui
   }
   draw(
       image, options.background, kBackgroundClaim, batch.marks + image.first, shared,
-      [&](int64_t pixel) { return everywhere || low(pixel) <= cutoff; }, order);
+      [&](int64_t pixel) { return everywhere || low(pixel) <= cutoff; }, order, kLowWordShift);
 }
 
 // One block per image: draws foreground and background.
