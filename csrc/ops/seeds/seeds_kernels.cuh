@@ -32,7 +32,8 @@ struct Batch {
   const int32_t* roi_boxes;       // or null
   const bool* background_only;    // or null
   uint8_t* marks;                 // per pixel
-  uint8_t* rows;                  // per pixel: a square's reach along the row
+  uint8_t* rows;                  // per pixel: a square's reach along the row; while drawing, 1 in
+                                  // the background region
   uint32_t* clocks;               // per pixel, null unless draws are weighted
   bool* varies;                   // per image: not constant in 8 bits
   bool* valid;                    // per image: free of NaN
@@ -288,11 +289,11 @@ WS_GLOBAL void __launch_bounds__(kThreads)
 
 // ---- draws --------------------------------------------------------------------------------------
 
-// Marks `most` of the pixels that are candidates, or all if there are fewer, first by `order`.
+// Marks `most` of the `available` candidates, or all if there are fewer, first by `order`.
 template <class Candidate, class Order>
-WS_DEVICE void draw(const Image& image, int64_t most, int claim, uint8_t* marks, Digits& shared,
-                    const Candidate& candidate, const Order& order, int first_shift) {
-  const int64_t available = count_pixels(image, shared.sums, candidate);
+WS_DEVICE void draw(const Image& image, int64_t available, int64_t most, int claim, uint8_t* marks,
+                    Digits& shared, const Candidate& candidate, const Order& order,
+                    int first_shift) {
   const int64_t wanted = most < available ? most : available;
   if (wanted == 0) return;
   const auto place = [&](int64_t pixel) { return candidate(pixel) ? order(pixel) : kExcluded; };
@@ -310,23 +311,26 @@ WS_DEVICE inline void draw_foreground(const Batch& batch, const Image& image, ui
   const int64_t shrunk = count_pixels(
       image, shared.sums, [&](int64_t pixel) { return (marks[pixel] & kInShrunk) != 0; });
   const int region = shrunk > 0 ? kInShrunk : kInRegion;
+  const auto in_region = [&](int64_t pixel) { return (marks[pixel] & region) != 0; };
   if (!options.weighted) {
+    const int64_t available =
+        shrunk > 0 ? shrunk : count_pixels(image, shared.sums, in_region);
     draw(
-        image, options.foreground, kForegroundClaim, marks, shared,
-        [&](int64_t pixel) { return (marks[pixel] & region) != 0; },
+        image, available, options.foreground, kForegroundClaim, marks, shared, in_region,
         [&](int64_t pixel) { return order_of(0, stream(static_cast<uint32_t>(pixel))); },
         kLowWordShift);
     return;
   }
   uint32_t* const clocks = batch.clocks + image.first;
-  for_pixels(image, [&](int64_t pixel) {
+  const int64_t racing = count_pixels(image, shared.sums, [&](int64_t pixel) {
     const uint32_t bits = image.bits(pixel);
-    const bool takes_part = (marks[pixel] & region) != 0 && bits != 0;
+    const bool takes_part = in_region(pixel) && bits != 0;
     clocks[pixel] =
         takes_part ? float_bits(clock_of(stream(static_cast<uint32_t>(pixel)), bits)) : ~0u;
+    return takes_part;
   });
   draw(
-      image, options.foreground, kForegroundClaim, marks, shared,
+      image, racing, options.foreground, kForegroundClaim, marks, shared,
       [&](int64_t pixel) { return clocks[pixel] != ~0u; },
       [&](int64_t pixel) { return order_of(clocks[pixel], static_cast<uint32_t>(pixel)); },
       kOrderShift);
@@ -342,17 +346,23 @@ WS_DEVICE inline void draw_background(const Batch& batch, const Image& image, ui
     if (options.outside_roi && image.inside(pixel)) return kExcluded;
     return order_of(image.bits(pixel), ties(static_cast<uint32_t>(pixel)));
   };
-  uint64_t cutoff = kExcluded;
+  uint8_t* const region = batch.rows + image.first;  // each thread reads what it wrote
+  int64_t available = image.pixels;
   if (!everywhere) {
-    const int64_t available = count_pixels(
+    const int64_t allowed = count_pixels(
         image, shared.sums, [&](int64_t pixel) { return low(pixel) != kExcluded; });
-    const int64_t wanted = share_of(available, options.background_share);
+    const int64_t wanted = share_of(allowed, options.background_share);
     if (wanted == 0) return;
-    cutoff = cutoff_of(image, wanted, available, shared, low);
+    const uint64_t cutoff = cutoff_of(image, wanted, allowed, shared, low);
+    available = count_pixels(image, shared.sums, [&](int64_t pixel) {
+      const bool is_low = low(pixel) <= cutoff;
+      region[pixel] = is_low;
+      return is_low;
+    });
   }
   draw(
-      image, options.background, kBackgroundClaim, batch.marks + image.first, shared,
-      [&](int64_t pixel) { return everywhere || low(pixel) <= cutoff; }, order, kLowWordShift);
+      image, available, options.background, kBackgroundClaim, batch.marks + image.first, shared,
+      [&](int64_t pixel) { return everywhere || region[pixel] != 0; }, order, kLowWordShift);
 }
 
 // One block per image: draws foreground and background.
