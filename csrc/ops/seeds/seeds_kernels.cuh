@@ -60,10 +60,13 @@ struct Image {
         roi_mask(batch.roi_masks == nullptr ? nullptr : batch.roi_masks + first),
         roi_box(batch.roi_boxes == nullptr ? nullptr : batch.roi_boxes + image * 4) {}
 
+  WS_DEVICE bool has_roi() const { return roi_mask != nullptr || roi_box != nullptr; }
+
   WS_DEVICE bool inside(int64_t pixel) const {
     if (roi_mask != nullptr) return roi_mask[pixel] != 0;
     if (roi_box == nullptr) return true;
-    const auto x = static_cast<int32_t>(pixel % width), y = static_cast<int32_t>(pixel / width);
+    const auto place = static_cast<uint32_t>(pixel), columns = static_cast<uint32_t>(width);
+    const auto x = static_cast<int32_t>(place % columns), y = static_cast<int32_t>(place / columns);
     return x >= roi_box[0] && x < roi_box[2] && y >= roi_box[1] && y < roi_box[3];
   }
 
@@ -81,6 +84,16 @@ WS_DEVICE int64_t count_pixels(const Image& image, int64_t* scratch, const Test&
   int64_t count = 0;
   for_pixels(image, [&](int64_t pixel) { count += test(pixel); });
   return block_sum(count, scratch);
+}
+
+WS_DEVICE inline int64_t count_inside(const Image& image, int64_t* scratch) {
+  if (!image.has_roi()) return image.pixels;
+  return count_pixels(image, scratch, [&](int64_t pixel) { return image.inside(pixel); });
+}
+
+// The low word of a pixel's order where the digit at `shift` is wanted: a hash, if that is below 32.
+WS_DEVICE inline uint32_t tie(const Stream& ties, int64_t pixel, int shift) {
+  return shift < 32 ? ties(static_cast<uint32_t>(pixel)) : 0;
 }
 
 // What a block shares while it looks for a cutoff.
@@ -116,8 +129,8 @@ WS_DEVICE inline void pick_digit(Digits& shared, int64_t wanted) {
 inline constexpr int kOrderShift = 56, kLowWordShift = 24;
 
 // The largest of the `wanted` smallest orders, 1 <= wanted <= their number; digit by digit from
-// `first_shift`. order(pixel) is kExcluded for pixels that do not take part. May be larger than that
-// order if no other lies between.
+// `first_shift`. order(pixel, shift) is kExcluded for pixels that do not take part; its digits below
+// `shift` do not matter. May be larger than that order if no other lies between.
 template <class Order>
 WS_DEVICE uint64_t find_cutoff(const Image& image, int64_t wanted, Digits& shared,
                                const Order& order, int first_shift) {
@@ -126,7 +139,7 @@ WS_DEVICE uint64_t find_cutoff(const Image& image, int64_t wanted, Digits& share
     for (int d = block_thread(); d < 256; d += kBlockThreads) shared.counts[d] = 0;
     __syncthreads();
     for_pixels(image, [&](int64_t pixel) {
-      const uint64_t place = order(pixel);
+      const uint64_t place = order(pixel, shift);
       if (place == kExcluded || (place ^ cutoff) >> shift >> 8 != 0) return;
       atomic_add(shared.counts + (place >> shift & 255), 1);
     });
@@ -189,12 +202,11 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
     return;
   }
   const Stream ties(batch.keys[n], Purpose::ties_foreground);
-  const auto order = [&](int64_t pixel) {
+  const auto order = [&](int64_t pixel, int shift = 0) {
     if (!image.inside(pixel)) return kExcluded;
-    return order_of(kOne - image.bits(pixel), ties(static_cast<uint32_t>(pixel)));
+    return order_of(kOne - image.bits(pixel), tie(ties, pixel, shift));
   };
-  const int64_t available =
-      count_pixels(image, shared.sums, [&](int64_t pixel) { return image.inside(pixel); });
+  const int64_t available = count_inside(image, shared.sums);
   const int64_t wanted = share_of(available, options.foreground_share);
   const uint64_t cutoff = wanted == 0 ? 0 : cutoff_of(image, wanted, available, shared, order);
   for_pixels(image, [&](int64_t pixel) { marks[pixel] = wanted > 0 && order(pixel) <= cutoff; });
@@ -296,7 +308,9 @@ WS_DEVICE void draw(const Image& image, int64_t available, int64_t most, int cla
                     int first_shift) {
   const int64_t wanted = most < available ? most : available;
   if (wanted == 0) return;
-  const auto place = [&](int64_t pixel) { return candidate(pixel) ? order(pixel) : kExcluded; };
+  const auto place = [&](int64_t pixel, int = 0) {
+    return candidate(pixel) ? order(pixel) : kExcluded;
+  };
   const uint64_t cutoff = cutoff_of(image, wanted, available, shared, place, first_shift);
   for_pixels(image, [&](int64_t pixel) {
     if (place(pixel) <= cutoff) marks[pixel] |= claim << kDrawnShift;
@@ -342,15 +356,15 @@ WS_DEVICE inline void draw_background(const Batch& batch, const Image& image, ui
   const auto order = [&](int64_t pixel) {
     return order_of(0, stream(static_cast<uint32_t>(pixel)));
   };
-  const auto low = [&](int64_t pixel) {
+  const auto low = [&](int64_t pixel, int shift = 0) {
     if (options.outside_roi && image.inside(pixel)) return kExcluded;
-    return order_of(image.bits(pixel), ties(static_cast<uint32_t>(pixel)));
+    return order_of(image.bits(pixel), tie(ties, pixel, shift));
   };
   uint8_t* const region = batch.rows + image.first;  // each thread reads what it wrote
   int64_t available = image.pixels;
   if (!everywhere) {
-    const int64_t allowed = count_pixels(
-        image, shared.sums, [&](int64_t pixel) { return low(pixel) != kExcluded; });
+    const int64_t inside = options.outside_roi ? count_inside(image, shared.sums) : 0;
+    const int64_t allowed = image.pixels - inside;
     const int64_t wanted = share_of(allowed, options.background_share);
     if (wanted == 0) return;
     const uint64_t cutoff = cutoff_of(image, wanted, allowed, shared, low);
