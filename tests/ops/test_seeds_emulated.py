@@ -67,7 +67,7 @@ def test_emulated_keys(emulator, images: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [PAPER, SMALL, DIPS], ids=["paper", "small", "dips"])
-@pytest.mark.parametrize("shape", [(5, 1, 70), (5, 23, 41)])
+@pytest.mark.parametrize("shape", [(5, 1, 70), (5, 70, 1), (5, 23, 41), (5, 9, 224)])
 def test_emulated_kernel(emulator, shape: tuple[int, int, int], settings: dict[str, Any]) -> None:
     cams = maps(shape)
     run(emulator, cams, None, None, settings)
@@ -84,6 +84,38 @@ def test_emulated_kernel_takes_everything_and_nothing(emulator) -> None:
     run(emulator, cams, None, None, {"top": True, "foreground_share": 0.0, "background_share": 0.0})
 
 
+def test_emulated_kernel_with_empty_and_whole_rois(emulator) -> None:
+    cams = maps((5, 9, 13))
+    corners = [[0, 0, 13, 9], [3, 3, 3, 9], [-5, -5, 99, 99], [12, 8, 13, 9], [0, 0, 1, 9]]
+    boxes, masks = torch.tensor(corners, dtype=torch.int32), torch.zeros(5, 9, 13).bool()
+    masks[0], masks[1, 4, 4:] = True, True
+    for settings in (PAPER, SMALL, DIPS):
+        for roi in (boxes, masks):
+            run(emulator, cams, roi, None, {**settings, "background_outside_roi": True})
+            run(emulator, cams, roi, torch.ones(5).bool(), settings)
+
+
+def test_emulated_kernel_of_regions_that_erosion_leaves_and_takes(emulator) -> None:
+    cams = 0.1 * torch.rand(5, 33, 47)
+    for n, side in enumerate((2, 5, 7, 8, 30)):
+        cams[n, 1 : 1 + side, 4 : 4 + side] += 0.8
+    settings = {"erode": 5, "background": 500, "background_share": 0.5}
+    for foreground in (7, 24):  # less and more than erosion leaves of most
+        run(emulator, cams, None, None, {**settings, "foreground": foreground}, every_order=True)
+        weighted = {**settings, "foreground": foreground, "weighted": True}
+        run(emulator, cams, torch.rand(cams.shape) < 0.98, None, weighted)
+
+
+def test_emulated_kernel_cuts_through_equal_values(emulator) -> None:
+    cams = torch.rand(5, 30, 41)
+    for n, values in enumerate((1, 2, 3, 255, 4)):
+        cams[n] = (cams[n] * values).round() / values
+    for share in (0.01, 0.3, 0.7, 0.999):
+        both = {"top": True, "foreground_share": share, "background_share": share}
+        run(emulator, cams, None, None, {**both, "foreground": 2000, "background": 2000})
+        run(emulator, cams, None, None, {**both, "foreground": 200, "background": 300})
+
+
 def test_emulated_kernel_of_strange_maps(emulator) -> None:
     cams = maps((5, 6, 40))
     cams[0, 2, 3], cams[1, 0, 0], cams[2, 1, 1] = math.nan, math.inf, -math.inf
@@ -94,8 +126,10 @@ def test_emulated_kernel_of_strange_maps(emulator) -> None:
 
 def test_emulated_kernel_in_every_order(emulator) -> None:
     cams = maps((5, 20, 30))[1:3]
-    for settings in (PAPER, DIPS):
+    for settings in (PAPER, DIPS, SMALL):
         run(emulator, cams, None, None, settings, every_order=True)
+    run(emulator, cams, torch.rand(cams.shape) < 0.5, None,
+        {**SMALL, "background_outside_roi": True}, every_order=True)  # fmt: skip
 
 
 def test_emulated_kernel_on_an_empty_batch_and_single_pixels(emulator) -> None:
