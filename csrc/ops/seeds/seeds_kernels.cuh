@@ -73,6 +73,11 @@ struct Image {
   WS_DEVICE uint32_t bits(int64_t pixel) const { return clean_bits(cam[pixel]); }
 };
 
+// The stream, from a lane: what follows from the key alone, nvcc computes anew for every pixel.
+WS_DEVICE inline Stream block_stream(uint64_t key, Purpose purpose) {
+  return Stream(warp_shfl(Stream(key, purpose).word(), 0));
+}
+
 // Calls visit(pixel) for the image's pixels, shared out among the block's threads.
 template <class Visit>
 WS_DEVICE void for_pixels(const Image& image, const Visit& visit) {
@@ -201,7 +206,7 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
     });
     return;
   }
-  const Stream ties(batch.keys[n], Purpose::ties_foreground);
+  const Stream ties = block_stream(batch.keys[n], Purpose::ties_foreground);
   const auto order = [&](int64_t pixel, int shift = 0) {
     if (!image.inside(pixel)) return kExcluded;
     return order_of(kOne - image.bits(pixel), tie(ties, pixel, shift));
@@ -321,7 +326,7 @@ WS_DEVICE void draw(const Image& image, int64_t available, int64_t most, int cla
 WS_DEVICE inline void draw_foreground(const Batch& batch, const Image& image, uint64_t key,
                                       const Options& options, Digits& shared) {
   uint8_t* const marks = batch.marks + image.first;
-  const Stream stream(key, Purpose::draw_foreground);
+  const Stream stream = block_stream(key, Purpose::draw_foreground);
   const int64_t shrunk = count_pixels(
       image, shared.sums, [&](int64_t pixel) { return (marks[pixel] & kInShrunk) != 0; });
   const int region = shrunk > 0 ? kInShrunk : kInRegion;
@@ -352,7 +357,8 @@ WS_DEVICE inline void draw_foreground(const Batch& batch, const Image& image, ui
 
 WS_DEVICE inline void draw_background(const Batch& batch, const Image& image, uint64_t key,
                                       bool everywhere, const Options& options, Digits& shared) {
-  const Stream stream(key, Purpose::draw_background), ties(key, Purpose::ties_background);
+  const Stream stream = block_stream(key, Purpose::draw_background);
+  const Stream ties = block_stream(key, Purpose::ties_background);
   const auto order = [&](int64_t pixel) {
     return order_of(0, stream(static_cast<uint32_t>(pixel)));
   };

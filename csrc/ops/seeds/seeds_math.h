@@ -49,7 +49,10 @@ WS_HD inline uint32_t mix32(uint32_t word) {
 class Stream {
  public:
   WS_HD Stream(uint64_t image_key, Purpose purpose)
-      : word_(mix64(image_key + static_cast<uint64_t>(purpose))) {}
+      : Stream(mix64(image_key + static_cast<uint64_t>(purpose))) {}
+  WS_HD explicit Stream(uint64_t word) : word_(word) {}
+
+  WS_HD uint64_t word() const { return word_; }
 
   WS_HD uint32_t operator()(uint32_t pixel) const {
     return mix32(mix32(pixel ^ static_cast<uint32_t>(word_)) ^ static_cast<uint32_t>(word_ >> 32));
