@@ -3,6 +3,7 @@
 // scheduling. No torch: the emulator runs this file on the CPU.
 #pragma once
 
+#include "../boxes/boxes_otsu.cuh"
 #include "seeds_math.h"
 
 namespace wsfast::seeds {
@@ -172,7 +173,6 @@ WS_DEVICE uint64_t cutoff_of(const Image& image, int64_t wanted, int64_t availab
 WS_GLOBAL void __launch_bounds__(kBlockThreads)
     region_kernel(const Batch batch, const Options options) {
   __shared__ Digits shared;
-  __shared__ int64_t histogram[kLevels];
   const int64_t n = blockIdx.x;
   const Image image(batch, n);
   uint8_t* const marks = batch.marks + image.first;
@@ -188,14 +188,16 @@ WS_GLOBAL void __launch_bounds__(kBlockThreads)
   __syncthreads();
   int levels = 0;
   for (int level = block_thread(); level < kLevels; level += kBlockThreads) {
-    histogram[level] = shared.counts[level];
     levels += shared.counts[level] != 0;
   }
   const bool varies = block_sum<int64_t>(levels, shared.sums) > 1;
   if (block_thread() == 0) {
     batch.varies[n] = varies;
     batch.valid[n] = unknown == 0;
-    if (varies && !options.top) shared.digit = region_level(histogram);
+  }
+  if (varies && !options.top && block_warp() == 0) {
+    const int level = region_level(boxes::warp_otsu_level(shared.counts, 0));
+    if (warp_lane() == 0) shared.digit = level;
   }
   __syncthreads();
   const bool none = !varies || (batch.background_only != nullptr && batch.background_only[n]);

@@ -109,9 +109,8 @@ WS_HD inline int64_t share_of(int64_t pixels, double share) {
 }
 
 // Otsu's level as the seeds use it: never everything, never nothing.
-WS_HD inline int region_level(const int64_t* histogram) {
-  const int level = boxes::otsu_level(histogram, 0);
-  return level < 1 ? 1 : level > 254 ? 254 : level;
+WS_HD inline int region_level(int otsu_level) {
+  return otsu_level < 1 ? 1 : otsu_level > 254 ? 254 : otsu_level;
 }
 
 // ---- seeds --------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ class Sampler {
       mark_share<true>(allowed, options_.foreground_share, histogram,
                        Stream(key, Purpose::ties_foreground));
     } else {
-      Loops::mark_above(levels_.data(), region_level(histogram), allowed, pixels_, region_.data());
+      const int level = region_level(boxes::otsu_level(histogram, 0));
+      Loops::mark_above(levels_.data(), level, allowed, pixels_, region_.data());
     }
     if (options_.erode_radius > 0) erode();
   }
