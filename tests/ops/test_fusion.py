@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import wsfast
 from tests.native.emulator import from_bits, to_bits
@@ -146,6 +149,44 @@ def test_compile_with_a_list_of_weights(device: torch.device) -> None:
     fuse = lambda layers: wsfast.fuse_cams(layers, (8, 9), weights=[1.0, 2.0])  # noqa: E731
     compiled = torch.compile(fuse, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(cams), fuse(cams))
+    weigh = lambda w: wsfast.fuse_cams(cams, (8, 9), weights=[1.0, w])  # noqa: E731
+    compiled = torch.compile(weigh, fullgraph=True, dynamic=True, backend="aot_eager")
+    for weight in (2.0, 2.5, 3.25):
+        torch.testing.assert_close(compiled(weight), weigh(weight))
+
+
+class Devices(TorchDispatchMode):
+    """Notes the device of everything that torch's operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {x.device.type for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
+
+
+def test_a_list_of_weights_is_not_copied_from_the_host() -> None:
+    """On a GPU that would be a wait, and an error where a graph is captured."""
+    cams = [torch.rand(2, 4, 5, device="meta"), torch.rand(2, 8, 9, device="meta")]
+    for reduce in ("mean", "sum", "max"):
+        with Devices() as devices:
+            wsfast.fuse_cams(cams, (8, 9), reduce=reduce, weights=[1, 2.0])
+        assert devices.seen == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_listed_weights_are_those_of_a_tensor(dtype: torch.dtype) -> None:
+    cams = [layer.to(dtype) for layer in make_layers([(4, 5), (8, 9), (3, 3)])]
+    listed = [Fraction(1, 3), np.float32(0.7), 10**20]
+    weights = torch.tensor([float(x) for x in listed], dtype=torch.float64)
+    for reduce in ("mean", "sum", "max"):
+        ours = wsfast.fuse_cams(cams, (8, 9), reduce=reduce, weights=listed)
+        assert torch.equal(ours, wsfast.fuse_cams(cams, (8, 9), reduce=reduce, weights=weights))
+    with pytest.raises(ValueError, match="weights must be of shape"):
+        wsfast.fuse_cams(cams, (8, 9), weights=[])
 
 
 def test_compile_fullgraph(device: torch.device) -> None:

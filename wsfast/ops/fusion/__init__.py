@@ -4,6 +4,8 @@ The semantics are pytorch-grad-cam's: every layer's map is normalised, resized t
 half-pixel bilinear interpolation, averaged, and normalised again.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -142,6 +144,12 @@ def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> T
     return scale / total
 
 
+def _listed_weights(weights: Sequence[float], device: torch.device) -> Tensor:
+    """Made on the device: a copy from the host would wait for it, and cannot be captured."""
+    values = [torch.full([1], float(x), dtype=torch.float64, device=device) for x in weights]
+    return torch.cat(values) if values else torch.zeros([0], dtype=torch.float64, device=device)
+
+
 def _fuse_cams(
     cams: list[Tensor],
     size: tuple[int, int],
@@ -269,7 +277,8 @@ def fuse_cams(
     if isinstance(weights, (list, tuple)):
         for weight in weights:
             check_number("fuse_cams", "weights", weight)
-        weights = torch.tensor(weights, dtype=torch.float64)
+        _check_layers("fuse_cams", cams)
+        weights = _listed_weights(weights, cams[0].device)
     if weights is not None:
         check_tensor("fuse_cams", "weights", weights)
         check_reverse_mode("fuse_cams", "weights", weights)
