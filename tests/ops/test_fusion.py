@@ -478,6 +478,36 @@ def test_emulated_kernel_in_every_order(emulator) -> None:
     torch.testing.assert_close(torch.from_numpy(out)[[0, 2]], theirs[[0, 2]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_emulated_statistics_see_every_value(emulator, dtype: torch.dtype) -> None:
+    """Images of an odd number of pixels: the loads' alignment differs, and parts are not whole."""
+    height, width = 95, 97
+    places = [0, 1, 2, 7, 4095, 8191, 8192, 8199, 9200, height * width - 2, height * width - 1]
+    places += torch.randint(height * width, (14,)).tolist()
+    maps = torch.rand(len(places), height * width)
+    for image, place in enumerate(places):
+        maps[image, place], maps[image, place - 1] = 2.0, -1.0
+    cams = maps.view(-1, height, width).to(dtype)
+    one = torch.ones(1, dtype=accumulate_dtype(dtype))
+    for layer_norm, norm in (("minmax", "none"), ("none", "minmax")):
+        out, _ = emulate(emulator, [cams], one, (height, width), layer_norm, "sum", norm)
+        expected = reference.fuse_weighted(
+            [cams], one, (height, width), layer_norm, "sum", norm, 1e-7
+        )
+        torch.testing.assert_close(out, expected, **close_enough(1, dtype))
+
+
+@pytest.mark.parametrize("size", [(610, 905), (612, 905)])
+def test_emulated_kernel_on_large_maps(emulator, size: tuple[int, int]) -> None:
+    """More parts of a layer than a warp has lanes, more tiles than a block has threads."""
+    cams, one = torch.rand(1, 520, 530), torch.ones(1)
+    cams[0, -1, -1], cams[0, -2, 0] = 3.0, -2.0
+    for layer_norm, norm in (("minmax", "none"), ("none", "minmax")):
+        out, _ = emulate(emulator, [cams], one, size, layer_norm, "sum", norm)
+        expected = reference.fuse_weighted([cams], one, size, layer_norm, "sum", norm, 1e-7)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_emulated_kernel_on_an_empty_batch(emulator) -> None:
     cams = [torch.rand(0, 4, 4), torch.rand(0, 2, 2)]
     out, finite = emulate(emulator, cams, torch.ones(2), (8, 8), "minmax", "sum", "minmax")

@@ -12,6 +12,8 @@ namespace wsfast::fusion {
 inline constexpr int kStatsThreads = 512;
 inline constexpr int kReduceThreads = 256;
 inline constexpr int kNormalizeThreads = 256;
+inline constexpr int kValuesPerThread = 16;  // of the normalisation: loads in flight
+inline constexpr int kPackedValues = 4;      // that it moves at once, where pixels allow it
 inline constexpr int kTileColumns = kWarpSize;  // a warp reads and writes along a row
 inline constexpr int kRowsPerThread = 8;
 inline constexpr int kTileRows = kReduceThreads / kTileColumns * kRowsPerThread;
@@ -63,38 +65,60 @@ struct Range {
   WS_DEVICE Stats<A> stats() const { return {low, high, residue == A(0)}; }
 };
 
-// All threads' statistics together; once per kernel. `scratch` holds one value per warp.
 template <class A>
-WS_DEVICE Stats<A> block_stats(const Stats<A>& mine, Stats<A>* scratch) {
-  const Stats<A> warp = {warp_min(mine.low), warp_max(mine.high),
-                         warp_ballot(mine.finite) == kFullWarp};
+WS_DEVICE Stats<A> warp_stats(const Stats<A>& mine) {
+  return {warp_min(mine.low), warp_max(mine.high), warp_ballot(mine.finite) == kFullWarp};
+}
+
+// Leaves every warp's statistics in `scratch`, for merge_warps by whoever needs them.
+template <class A>
+WS_DEVICE void share_stats(const Stats<A>& mine, Stats<A>* scratch) {
+  const Stats<A> warp = warp_stats(mine);
   if (warp_lane() == 0) scratch[block_warp()] = warp;
   __syncthreads();
+}
+
+template <int threads, class A>
+WS_DEVICE Stats<A> merge_warps(const Stats<A>* scratch) {
   Stats<A> all = scratch[0];
-  for (int w = 1; w < block_threads() / kWarpSize; ++w) all = merge(all, scratch[w]);
+  for (int w = 1; w < threads / kWarpSize; ++w) all = merge(all, scratch[w]);
   return all;
 }
 
-// 16 bytes of consecutive values: one load.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int size = 16 / sizeof(T);
+// What the thread at `place` of `places` that share the work merges of `count` parts: 1 at least.
+template <class A>
+WS_DEVICE Stats<A> merge_share(const Stats<A>* parts, int count, int place, int places) {
+  Stats<A> mine = parts[place < count ? place : 0];
+  for (int p = place + places; p < count; p += places) mine = merge(mine, parts[p]);
+  return mine;
+}
+
+// Consecutive values that are moved at once, 16 bytes at a time where they are that long.
+template <class T, int length = 16 / sizeof(T)>
+struct alignas(length * sizeof(T) < 16 ? length * sizeof(T) : 16) Pack {
+  static constexpr int size = length;
   T values[size];
 };
 
-// visit(value) for all n values, shared out among the block's threads; 16-byte loads between the
-// first and the last aligned place.
+// visit(value) for all n values, shared out among the block's threads, of which some are visited
+// again; 16-byte loads between the first and the last aligned place.
 template <class T, class Visit>
 WS_DEVICE void visit_values(const T* values, int64_t n, const Visit& visit) {
-  constexpr int size = Pack<T>::size;
+  constexpr int size = Pack<T>::size, batch = 4;  // loads in flight
   const int past = static_cast<int>(reinterpret_cast<uintptr_t>(values) / sizeof(T) % size);
   const int64_t aligned = (size - past) % size;
   const int64_t head = aligned < n ? aligned : n;
   const int64_t packs = (n - head) / size;
   const auto* pack = reinterpret_cast<const Pack<T>*>(values + head);
-  for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
-    const Pack<T> loaded = pack[p];
-    for (int i = 0; i < size; ++i) visit(loaded.values[i]);
+  for (int64_t p = threadIdx.x; p < packs; p += batch * kStatsThreads) {
+    Pack<T> loaded[batch];
+    for (int b = 0; b < batch; ++b) {
+      const int64_t at = p + b * kStatsThreads;
+      loaded[b] = pack[at < packs ? at : p];
+    }
+    for (int b = 0; b < batch; ++b) {
+      for (int i = 0; i < size; ++i) visit(loaded[b].values[i]);
+    }
   }
   const int64_t tail = head + packs * size;
   const int64_t loose = threadIdx.x < head ? threadIdx.x : tail + threadIdx.x - head;
@@ -116,8 +140,10 @@ WS_GLOBAL void __launch_bounds__(kStatsThreads)
   Range<acc_t<T>> range;
   visit_values(layer.maps + image * pixels + begin, length,
                [&](T value) { range.add(to_acc(value)); });
-  const Stats<acc_t<T>> all = block_stats(range.stats(), scratch);
-  if (threadIdx.x == 0) stats[image * parts_per_image + part] = all;
+  share_stats(range.stats(), scratch);
+  if (threadIdx.x == 0) {
+    stats[image * parts_per_image + part] = merge_warps<kStatsThreads>(scratch);
+  }
 }
 
 // ---- resizing and reduction ---------------------------------------------------------------------
@@ -181,18 +207,20 @@ WS_DEVICE void prepare_layers(const Layers<T>& layers, const acc_t<T>* weights,
                               int first_row, LayerValues<acc_t<T>>* values,
                               RowTap<acc_t<T>>* rows) {
   using A = acc_t<T>;
-  for (int l = block_thread(); l < layers.count; l += kReduceThreads) {
-    const Stats<A>* parts = image_stats + layers.at[l].first_part;
-    Stats<A> stats = parts[0];
-    for (int p = 1; p < layers.at[l].parts; ++p) stats = merge(stats, parts[p]);
-    values[l] = {normalization(stats, output.layer_norm, output.eps), weights[l]};
-  }
   for (int i = block_thread(); i < layers.count * kTileRows; i += kReduceThreads) {
     const LayerMaps<T>& layer = layers.at[i / kTileRows];
     const int y = first_row + i % kTileRows;
     const A weight = weights[i / kTileRows];
     const Tap<A, int> tap = scaled_tap<A>(y, layer.height, layer.row_scale);
     rows[i] = {tap.first, tap.second, weight * (A(1) - tap.weight), weight * tap.weight};
+  }
+  for (int l = block_warp(); l < layers.count; l += kReduceThreads / kWarpSize) {
+    const LayerMaps<T>& layer = layers.at[l];
+    const Stats<A> stats = warp_stats(
+        merge_share(image_stats + layer.first_part, layer.parts, warp_lane(), kWarpSize));
+    if (warp_lane() == 0) {
+      values[l] = {normalization(stats, output.layer_norm, output.eps), weights[l]};
+    }
   }
 }
 
@@ -244,11 +272,11 @@ WS_GLOBAL void __launch_bounds__(kReduceThreads)
   const int tile = static_cast<int>(blockIdx.x % output.tiles);
   const int first_row = tile / output.column_tiles * kTileRows;
   const Stats<A>* image_stats = layer_stats + image * output.parts;
-  prepare_layers(layers, weights, output, image_stats, first_row, values, row_taps);
   int usable = 1;
   for (int p = block_thread(); p < output.parts; p += kReduceThreads) {
     usable &= image_stats[p].finite;
   }
+  prepare_layers(layers, weights, output, image_stats, first_row, values, row_taps);
   usable = block_min(usable, all_finite);  // its barriers also publish the tables
   if (tile == 0 && threadIdx.x == 0) finite[image] = usable != 0;
 
@@ -271,40 +299,65 @@ WS_GLOBAL void __launch_bounds__(kReduceThreads)
     pixel[static_cast<int64_t>(k) * output.width] = from_acc<Out>(sums[k]);
     range.add(sums[k]);
   }
-  const Stats<A> all = block_stats(range.stats(), scratch);
-  if (threadIdx.x == 0) tile_stats[blockIdx.x] = all;
+  share_stats(range.stats(), scratch);
+  if (threadIdx.x == 0) tile_stats[blockIdx.x] = merge_warps<kReduceThreads>(scratch);
 }
 
 // ---- final normalisation ------------------------------------------------------------------------
 
-// One block: one span of one image. `out` may be `reduced`.
+// out = affine(values) for `count` values in packs of `size`, by all threads of the block; `out` may
+// be `values`. affine_of() may wait for other loads: the first values are on their way by then.
+template <int size, class T, class AffineOf>
+WS_DEVICE void normalize_span(const acc_t<T>* values, int64_t count, const AffineOf& affine_of,
+                              T* out) {
+  using A = acc_t<T>;
+  constexpr int batch = kValuesPerThread / size;
+  const auto* from = reinterpret_cast<const Pack<A, size>*>(values);
+  auto* to = reinterpret_cast<Pack<T, size>*>(out);
+  const int64_t packs = count / size;
+  Pack<A, size> held[batch];
+  const auto load = [&](int64_t first) {
+    for (int b = 0; b < batch; ++b) {
+      const int64_t at = first + b * kNormalizeThreads;
+      if (at < packs) held[b] = from[at];
+    }
+  };
+  load(threadIdx.x);
+  const Affine<A> affine = affine_of();
+  for (int64_t first = threadIdx.x; first < packs; first += batch * kNormalizeThreads) {
+    if (first >= batch * kNormalizeThreads) load(first);
+    for (int b = 0; b < batch; ++b) {
+      const int64_t at = first + b * kNormalizeThreads;
+      if (at >= packs) continue;
+      Pack<T, size> normalized;
+      for (int i = 0; i < size; ++i) normalized.values[i] = from_acc<T>(affine(held[b].values[i]));
+      to[at] = normalized;
+    }
+  }
+}
+
+// One block: one span of one image. `out` may be `reduced`. With `packed`, every span begins and
+// ends at whole packs.
 template <class T>
 WS_GLOBAL void __launch_bounds__(kNormalizeThreads)
     normalize_kernel(const acc_t<T>* reduced, int64_t pixels, int spans, int64_t span_length,
-                     const Output output, const Stats<acc_t<T>>* tile_stats, Norm norm, T* out) {
+                     bool packed, const Output output, const Stats<acc_t<T>>* tile_stats,
+                     Norm norm, T* out) {
   using A = acc_t<T>;
-  constexpr int batch = 4;  // loads in flight before the first store
   __shared__ Stats<A> scratch[kNormalizeThreads / kWarpSize];
   const int64_t image = blockIdx.x / spans, first = blockIdx.x % spans * span_length;
-  const Stats<A>* parts = tile_stats + image * output.tiles;
-  Stats<A> mine = parts[0];
-  for (int t = threadIdx.x; t < output.tiles; t += kNormalizeThreads) {
-    mine = merge(mine, parts[t]);
-  }
-  const Stats<A> stats = block_stats(mine, scratch);
-  const Affine<A> affine = normalization(stats, norm, output.eps);
+  const int64_t length = first + span_length < pixels ? span_length : pixels - first;
   const int64_t begin = image * pixels + first;
-  const int64_t end = image * pixels + (first + span_length < pixels ? first + span_length : pixels);
-  for (int64_t i = begin + threadIdx.x; i < end; i += batch * kNormalizeThreads) {
-    A values[batch];
-    for (int b = 0; b < batch; ++b) {
-      if (i + b * kNormalizeThreads < end) values[b] = reduced[i + b * kNormalizeThreads];
-    }
-    for (int b = 0; b < batch; ++b) {
-      if (i + b * kNormalizeThreads < end) {
-        out[i + b * kNormalizeThreads] = from_acc<T>(affine(values[b]));
-      }
-    }
+  const auto affine_of = [&] {
+    share_stats(merge_share(tile_stats + image * output.tiles, output.tiles, block_thread(),
+                            kNormalizeThreads),
+                scratch);
+    return normalization(merge_warps<kNormalizeThreads>(scratch), norm, output.eps);
+  };
+  if (packed) {
+    normalize_span<kPackedValues>(reduced + begin, length, affine_of, out + begin);
+  } else {
+    normalize_span<1>(reduced + begin, length, affine_of, out + begin);
   }
 }
 

@@ -8,7 +8,7 @@
 
 namespace wsfast::fusion {
 
-inline constexpr int64_t kPartLength = 32768;  // pixels of a map that one block measures, at least
+inline constexpr int64_t kPartLength = 8192;  // pixels of a map that one block measures, at least
 inline constexpr int64_t kMostParts = 128;
 inline constexpr int64_t kSpanLength = 4096;  // pixels that one block normalises, at least
 inline constexpr int64_t kMostSpans = 1024;
@@ -40,7 +40,8 @@ class Fusion {
                layer_norm,
                reduce,
                eps};
-    span_length_ = std::max(kSpanLength, ceil_div(height * width, kMostSpans));
+    const int64_t share = ceil_div(height * width, kMostSpans * kPackedValues) * kPackedValues;
+    span_length_ = std::max(kSpanLength, share);
     spans_ = ceil_div(height * width, span_length_);
   }
 
@@ -112,11 +113,11 @@ class Fusion {
   }
 
   void normalize(const A* reduced, const Buffers& buffers,
-              [[maybe_unused]] cudaStream_t stream) const {
+                 [[maybe_unused]] cudaStream_t stream) const {
     const int64_t pixels = static_cast<int64_t>(output_.height) * output_.width;
     WS_LAUNCH(normalize_kernel<T>, grid(spans_), dim3(kNormalizeThreads), 0, stream, reduced,
-              pixels, static_cast<int>(spans_), span_length_, output_, buffers.tile_stats, norm_,
-              buffers.out);
+              pixels, static_cast<int>(spans_), span_length_, pixels % kPackedValues == 0,
+              output_, buffers.tile_stats, norm_, buffers.out);
   }
 
   int64_t images_, spans_, span_length_;
