@@ -92,6 +92,11 @@ def check_fusion(device: torch.device) -> None:
                 found = wsfast.fuse_cams([layer.to(device) for layer in cams], size, **chosen)
                 expected = fusion_reference.fuse_cams(cams, size, **chosen)
                 same(found, expected, rtol=2e-2, atol=2e-2)
+        maps = torch.rand(3, 37, 44).to(dtype)
+        for mode in ("minmax", "max"):
+            found = wsfast.normalize_cams(maps.to(device), mode=mode)
+            expected = fusion_reference.normalize_cams(maps, mode=mode)
+            same(found, expected, rtol=2e-2, atol=2e-2)
 
 
 def _masks() -> list[Tensor]:

@@ -14,17 +14,22 @@ const std::map<std::string, fu::Norm> kNorms = {
 const std::map<std::string, fu::Reduce> kReduces = {
     {"sum", fu::Reduce::sum}, {"max", fu::Reduce::max}, {"prod", fu::Reduce::prod}};
 
+// Every layer's maps begin `offset` values behind an aligned address.
 template <class T>
-py::tuple fuse(const std::vector<Array<T>>& cams, const Array<acc_t<T>>& weights, int64_t height,
-               int64_t width, const std::string& layer_norm, const std::string& reduce,
-               const std::string& norm, double eps) {
+py::tuple fuse_at(int64_t offset, const std::vector<Array<T>>& cams,
+                  const Array<acc_t<T>>& weights, int64_t height, int64_t width,
+                  const std::string& layer_norm, const std::string& reduce,
+                  const std::string& norm, double eps) {
   const py::ssize_t images = cams[0].shape(0);
   fu::Fusion<T> fusion(images, height, width, kNorms.at(layer_norm), kReduces.at(reduce),
                        kNorms.at(norm), eps);
   std::vector<DeviceArray<T>> maps;
   for (const Array<T>& layer : cams) {
-    maps.emplace_back(layer);
-    fusion.add_layer(maps.back().data(), layer.shape(1), layer.shape(2));
+    DeviceArray<T>& behind = maps.emplace_back(offset + layer.size());
+    if (layer.size() > 0) {
+      std::memcpy(static_cast<void*>(behind.data() + offset), layer.data(), layer.nbytes());
+    }
+    fusion.add_layer(behind.data() + offset, layer.shape(1), layer.shape(2));
   }
   DeviceArray<acc_t<T>> w(weights);
   DeviceArray<fu::Stats<acc_t<T>>> layer_stats(fusion.layer_stats_count());
@@ -38,10 +43,18 @@ py::tuple fuse(const std::vector<Array<T>>& cams, const Array<acc_t<T>>& weights
   return py::make_tuple(out.numpy({images, height, width}), finite.numpy());
 }
 
+template <class T>
+py::tuple fuse(const std::vector<Array<T>>& cams, const Array<acc_t<T>>& weights, int64_t height,
+               int64_t width, const std::string& layer_norm, const std::string& reduce,
+               const std::string& norm, double eps) {
+  return fuse_at<T>(0, cams, weights, height, width, layer_norm, reduce, norm, eps);
+}
+
 }  // namespace
 
 void bind_fusion(py::module_& m) {
   def_floating(m, "fuse_cams", []<class Tag>(Tag) { return &fuse<typename Tag::type>; });
+  def_floating(m, "fuse_cams_at", []<class Tag>(Tag) { return &fuse_at<typename Tag::type>; });
 }
 
 }  // namespace wsfast::bind

@@ -305,17 +305,52 @@ WS_GLOBAL void __launch_bounds__(kReduceThreads)
 
 // ---- final normalisation ------------------------------------------------------------------------
 
-// out = affine(values) for `count` values in packs of `size`, by all threads of the block; `out` may
-// be `values`. affine_of() may wait for other loads: the first values are on their way by then.
-template <int size, class T, class AffineOf>
-WS_DEVICE void normalize_span(const acc_t<T>* values, int64_t count, const AffineOf& affine_of,
+// a * b, rounded: in a fused multiplication and addition the smallest value would not become 0.
+WS_DEVICE inline float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+WS_DEVICE inline double rounded_product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// How an image is normalised: its values times `weight` as `affine` has it, 0 where it is not usable.
+template <class A>
+struct Scaling {
+  Affine<A> affine;
+  A weight;
+  bool usable;
+
+  WS_DEVICE A operator()(A value) const {
+    return usable ? affine(rounded_product(weight, value)) : A(0);
+  }
+};
+
+// Statistics of the values times `weight`.
+template <class A>
+WS_DEVICE Stats<A> weighted(const Stats<A>& stats, A weight) {
+  const A a = weight * stats.low, b = weight * stats.high;
+  const A residue = (a - a) + (b - b);  // NaN once either is not finite
+  return {weight < A(0) ? b : a, weight < A(0) ? a : b, stats.finite && residue == A(0)};
+}
+
+// out = scaling(values) for `count` values in packs of `size`, by all threads of the block; `out`
+// may be `values`. scaling_of() may wait for other loads: the first values are on their way by then.
+template <int size, class T, class In, class ScalingOf>
+WS_DEVICE void normalize_span(const In* values, int64_t count, const ScalingOf& scaling_of,
                               T* out) {
-  using A = acc_t<T>;
   constexpr int batch = kValuesPerThread / size;
-  const auto* from = reinterpret_cast<const Pack<A, size>*>(values);
+  const auto* from = reinterpret_cast<const Pack<In, size>*>(values);
   auto* to = reinterpret_cast<Pack<T, size>*>(out);
   const int64_t packs = count / size;
-  Pack<A, size> held[batch];
+  Pack<In, size> held[batch];
   const auto load = [&](int64_t first) {
     for (int b = 0; b < batch; ++b) {
       const int64_t at = first + b * kNormalizeThreads;
@@ -323,41 +358,58 @@ WS_DEVICE void normalize_span(const acc_t<T>* values, int64_t count, const Affin
     }
   };
   load(threadIdx.x);
-  const Affine<A> affine = affine_of();
+  const Scaling<acc_t<T>> scaling = scaling_of();
   for (int64_t first = threadIdx.x; first < packs; first += batch * kNormalizeThreads) {
     if (first >= batch * kNormalizeThreads) load(first);
     for (int b = 0; b < batch; ++b) {
       const int64_t at = first + b * kNormalizeThreads;
       if (at >= packs) continue;
-      Pack<T, size> normalized;
-      for (int i = 0; i < size; ++i) normalized.values[i] = from_acc<T>(affine(held[b].values[i]));
-      to[at] = normalized;
+      Pack<T, size> scaled;
+      for (int i = 0; i < size; ++i) {
+        scaled.values[i] = from_acc<T>(scaling(to_acc(held[b].values[i])));
+      }
+      to[at] = scaled;
     }
   }
 }
 
-// One block: one span of one image. `out` may be `reduced`. With `packed`, every span begins and
-// ends at whole packs.
-template <class T>
+// What is normalised: reduced values, or the maps of the only layer themselves.
+template <class A, class In>
+struct Source {
+  const In* values;
+  const Stats<A>* stats;  // `parts` of every image
+  int parts;
+  const A* weight;  // of the maps; none of reduced values
+  bool packed;      // every span begins and ends at whole packs
+
+  // Of one image, by all threads of the block. `finite` is that of the image, of maps only.
+  WS_DEVICE Scaling<A> scaling(int64_t image, Norm norm, double eps, Stats<A>* scratch,
+                               bool* finite) const {
+    share_stats(merge_share(stats + image * parts, parts, block_thread(), kNormalizeThreads),
+                scratch);
+    const Stats<A> all = merge_warps<kNormalizeThreads>(scratch);
+    if (weight == nullptr) return {normalization(all, norm, eps), A(1), true};
+    if (block_thread() == 0) *finite = all.finite;
+    return {normalization(weighted(all, *weight), norm, eps), *weight, all.finite};
+  }
+};
+
+// One block: one span of one image. `out` may be the source's values. Maps that are not finite
+// become zero; of them, `finite` tells.
+template <class T, class In>
 WS_GLOBAL void __launch_bounds__(kNormalizeThreads)
-    normalize_kernel(const acc_t<T>* reduced, int64_t pixels, int spans, int64_t span_length,
-                     bool packed, const Output output, const Stats<acc_t<T>>* tile_stats,
-                     Norm norm, T* out) {
+    normalize_kernel(const Source<acc_t<T>, In> source, int64_t pixels, int spans,
+                     int64_t span_length, Norm norm, double eps, T* out, bool* finite) {
   using A = acc_t<T>;
   __shared__ Stats<A> scratch[kNormalizeThreads / kWarpSize];
   const int64_t image = blockIdx.x / spans, first = blockIdx.x % spans * span_length;
   const int64_t length = first + span_length < pixels ? span_length : pixels - first;
   const int64_t begin = image * pixels + first;
-  const auto affine_of = [&] {
-    share_stats(merge_share(tile_stats + image * output.tiles, output.tiles, block_thread(),
-                            kNormalizeThreads),
-                scratch);
-    return normalization(merge_warps<kNormalizeThreads>(scratch), norm, output.eps);
-  };
-  if (packed) {
-    normalize_span<kPackedValues>(reduced + begin, length, affine_of, out + begin);
+  const auto scaling = [&] { return source.scaling(image, norm, eps, scratch, finite + image); };
+  if (source.packed) {
+    normalize_span<kPackedValues>(source.values + begin, length, scaling, out + begin);
   } else {
-    normalize_span<1>(reduced + begin, length, affine_of, out + begin);
+    normalize_span<1>(source.values + begin, length, scaling, out + begin);
   }
 }
 

@@ -62,7 +62,8 @@ class Fusion {
   }
   // Half types keep the reduced values in float until nothing more is done with them.
   bool needs_reduced() const {
-    return !std::is_same_v<T, A> && (norm_ != Norm::none || layers_.size() > kLayersPerLaunch);
+    return !std::is_same_v<T, A> && !only_normalizes() &&
+           (norm_ != Norm::none || layers_.size() > kLayersPerLaunch);
   }
 
   void launch(const A* weights, const Buffers& buffers,
@@ -73,18 +74,27 @@ class Fusion {
       WS_LAUNCH(layer_stats_kernel<T>, grid(layers.parts), dim3(kStatsThreads), 0, stream, layers,
                 output_.parts, buffers.layer_stats);
     }
-    if constexpr (std::is_same_v<T, A>) {
+    if (only_normalizes()) {
+      normalize(layers_[0].maps, buffers.layer_stats, output_.parts, weights, buffers, stream);
+    } else if constexpr (std::is_same_v<T, A>) {
       reduce(weights, buffers, buffers.out, stream);
-      if (norm_ != Norm::none) normalize(buffers.out, buffers, stream);
+      if (norm_ != Norm::none) normalize_reduced(buffers.out, buffers, stream);
     } else if (needs_reduced()) {
       reduce(weights, buffers, buffers.reduced, stream);
-      normalize(buffers.reduced, buffers, stream);
+      normalize_reduced(buffers.reduced, buffers, stream);
     } else {
       reduce(weights, buffers, buffers.out, stream);
     }
   }
 
  private:
+  // One layer at the output's size that is normalised once: its statistics are the result's.
+  bool only_normalizes() const {
+    return layers_.size() == 1 && layers_[0].height == output_.height &&
+           layers_[0].width == output_.width && output_.layer_norm == Norm::none &&
+           norm_ != Norm::none;
+  }
+
   dim3 grid(int64_t blocks_per_image) const {
     return dim3(static_cast<unsigned>(images_ * blocks_per_image));
   }
@@ -112,12 +122,22 @@ class Fusion {
     }
   }
 
-  void normalize(const A* reduced, const Buffers& buffers,
-                 [[maybe_unused]] cudaStream_t stream) const {
+  void normalize_reduced(const A* reduced, const Buffers& buffers, cudaStream_t stream) const {
+    normalize(reduced, buffers.tile_stats, output_.tiles, nullptr, buffers, stream);
+  }
+
+  template <class In>
+  void normalize(const In* values, const Stats<A>* stats, int parts, const A* weight,
+                 const Buffers& buffers, [[maybe_unused]] cudaStream_t stream) const {
     const int64_t pixels = static_cast<int64_t>(output_.height) * output_.width;
-    WS_LAUNCH(normalize_kernel<T>, grid(spans_), dim3(kNormalizeThreads), 0, stream, reduced,
-              pixels, static_cast<int>(spans_), span_length_, pixels % kPackedValues == 0,
-              output_, buffers.tile_stats, norm_, buffers.out);
+    const auto address = reinterpret_cast<uintptr_t>(values);
+    const bool packed =
+        pixels % kPackedValues == 0 && address % alignof(Pack<In, kPackedValues>) == 0;
+    const Source<A, In> source = {values, stats, parts, weight, packed};
+    const auto kernel = normalize_kernel<T, In>;
+    WS_LAUNCH(kernel, grid(spans_), dim3(kNormalizeThreads), 0, stream, source, pixels,
+              static_cast<int>(spans_), span_length_, norm_, output_.eps, buffers.out,
+              buffers.finite);
   }
 
   int64_t images_, spans_, span_length_;
