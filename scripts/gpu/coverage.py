@@ -27,7 +27,13 @@ LAUNCHED_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "interpolate_long_kernel",
         ),
     },
-    "fusion": {"fusion": ("layer_stats_kernel", "reduce_kernel", "normalize_kernel")},
+    "fusion": {
+        "fusion": ("layer_stats_kernel", "reduce_kernel", "normalize_kernel"),
+        "fusion_gradient": (
+            "finite_kernel", "output_sums_kernel", "output_gradient_kernel",
+            "resize_gradient_kernel", "layer_gradient_kernel",
+        ),
+    },
     "boxes": {
         "components": (
             "pack_kernel", "join_kernel", "flatten_kernel", "scan_rows_kernel", "number_kernel",

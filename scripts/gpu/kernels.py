@@ -18,6 +18,7 @@ import wsfast
 from scripts.gpu import coverage
 from wsfast.ops.boxes import reference as boxes_reference
 from wsfast.ops.crf import reference as crf_reference
+from wsfast.ops.fusion import gradient as fusion_gradient
 from wsfast.ops.fusion import reference as fusion_reference
 from wsfast.ops.seeds import reference as seeds_reference
 from wsfast.ops.seeds.keys import image_keys
@@ -97,6 +98,26 @@ def check_fusion(device: torch.device) -> None:
             found = wsfast.normalize_cams(maps.to(device), mode=mode)
             expected = fusion_reference.normalize_cams(maps, mode=mode)
             same(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def check_fusion_gradient(device: torch.device) -> None:
+    """Layers of all sizes, an image that is not finite, and more layers than one launch takes."""
+    for dtype in DTYPES:
+        for sides, size in (((24, 12, 6), (24, 25)), ((70, 150, 9) + (8,) * 16, (130, 300))):
+            cams = [torch.rand(3, side, side + 1).to(dtype) for side in sides]
+            cams[1][1, 2, 3] = float("inf")
+            grad = torch.randn(3, *size).to(dtype)
+            weights = torch.linspace(0.5, 1.5, len(cams), dtype=accumulator(dtype))
+            for layer_norm, norm in (("minmax", "minmax"), ("max", "none"), ("none", "max")):
+                found = torch.ops.wsfast.fuse_cams_backward(
+                    grad.to(device), [layer.to(device) for layer in cams], weights.to(device),
+                    layer_norm, norm, 1e-7,
+                )  # fmt: skip
+                expected = fusion_gradient.fuse_backward(
+                    grad, cams, weights, layer_norm, "sum", norm, 1e-7
+                )
+                largest = max(float(part.abs().max()) for part in (*expected[0], expected[1]))
+                same(found, expected, rtol=2e-3, atol=2e-2 * largest)
 
 
 def _masks() -> list[Tensor]:
@@ -220,6 +241,7 @@ CHECKS: dict[str, Check] = {
     "truncation": check_truncation,
     "truncation_long": check_truncation_long,
     "fusion": check_fusion,
+    "fusion_gradient": check_fusion_gradient,
     "components": check_components,
     "boxes": check_boxes,
     "otsu": check_otsu,

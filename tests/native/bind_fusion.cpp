@@ -1,7 +1,7 @@
 // The fusion kernels, launched as fusion_cuda.cu launches them.
 #include <map>
 
-#include "../../csrc/ops/fusion/fusion_launch.cuh"
+#include "../../csrc/ops/fusion/fusion_backward_launch.cuh"
 #include "bind.h"
 
 namespace wsfast::bind {
@@ -50,11 +50,47 @@ py::tuple fuse(const std::vector<Array<T>>& cams, const Array<acc_t<T>>& weights
   return fuse_at<T>(0, cams, weights, height, width, layer_norm, reduce, norm, eps);
 }
 
+template <class T>
+py::tuple fuse_backward(const Array<T>& grad, const std::vector<Array<T>>& cams,
+                        const Array<acc_t<T>>& weights, const std::string& layer_norm,
+                        const std::string& norm, double eps) {
+  const py::ssize_t images = grad.shape(0), height = grad.shape(1), width = grad.shape(2);
+  fu::Fusion<T> fusion(images, height, width, kNorms.at(layer_norm), fu::Reduce::sum,
+                       kNorms.at(norm), eps);
+  std::vector<DeviceArray<T>> maps, grad_cams;
+  std::vector<T*> grads;
+  for (const Array<T>& layer : cams) {
+    maps.emplace_back(layer);
+    fusion.add_layer(maps.back().data(), layer.shape(1), layer.shape(2));
+    grads.push_back(grad_cams.emplace_back(layer.size()).data());
+  }
+  const fu::FusionGradient<T> gradient(fusion, grads);
+  DeviceArray<T> upper(grad);
+  DeviceArray<acc_t<T>> w(weights), grad_weights(cams.size());
+  DeviceArray<bool> finite(images);
+  DeviceArray<fu::Stats<acc_t<T>>> layer_stats(fusion.layer_stats_count());
+  DeviceArray<fu::Stats<acc_t<T>>> tile_stats(fusion.tile_stats_count());
+  DeviceArray<acc_t<T>> upstream(images * height * width), resized(gradient.resized_count());
+  DeviceArray<fu::GradientSums<acc_t<T>>> output_sums(gradient.output_sums_count());
+  DeviceArray<fu::GradientSums<acc_t<T>>> layer_sums(gradient.layer_sums_count());
+  gradient.launch(upper.data(), w.data(),
+                  {layer_stats.data(), tile_stats.data(), upstream.data(), resized.data(),
+                   finite.data(), output_sums.data(), layer_sums.data()},
+                  grad_weights.data(), nullptr);
+  py::list found;
+  for (size_t l = 0; l < cams.size(); ++l) {
+    found.append(grad_cams[l].numpy({images, cams[l].shape(1), cams[l].shape(2)}));
+  }
+  return py::make_tuple(found, grad_weights.numpy());
+}
+
 }  // namespace
 
 void bind_fusion(py::module_& m) {
   def_floating(m, "fuse_cams", []<class Tag>(Tag) { return &fuse<typename Tag::type>; });
   def_floating(m, "fuse_cams_at", []<class Tag>(Tag) { return &fuse_at<typename Tag::type>; });
+  def_floating(m, "fuse_cams_backward",
+               []<class Tag>(Tag) { return &fuse_backward<typename Tag::type>; });
 }
 
 }  // namespace wsfast::bind

@@ -321,7 +321,7 @@ WS_DEVICE inline double rounded_product(double a, double b) {
 #endif
 }
 
-// How an image is normalised: its values times `weight` as `affine` has it, 0 where it is not usable.
+// How an image is normalised: its values times `weight` as `affine` has it; 0 if it is not usable.
 template <class A>
 struct Scaling {
   Affine<A> affine;
@@ -342,7 +342,7 @@ WS_DEVICE Stats<A> weighted(const Stats<A>& stats, A weight) {
 }
 
 // out = scaling(values) for `count` values in packs of `size`, by all threads of the block; `out`
-// may be `values`. scaling_of() may wait for other loads: the first values are on their way by then.
+// may be `values`. The first values are on their way when scaling_of() waits for other loads.
 template <int size, class T, class In, class ScalingOf>
 WS_DEVICE void normalize_span(const In* values, int64_t count, const ScalingOf& scaling_of,
                               T* out) {

@@ -69,30 +69,56 @@ class Fusion {
   void launch(const A* weights, const Buffers& buffers,
               [[maybe_unused]] cudaStream_t stream) const {
     if (images_ == 0) return;
-    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
-      const Layers<T> layers = chunk(first);
-      WS_LAUNCH(layer_stats_kernel<T>, grid(layers.parts), dim3(kStatsThreads), 0, stream, layers,
-                output_.parts, buffers.layer_stats);
-    }
+    measure(buffers.layer_stats, stream);
     if (only_normalizes()) {
       normalize(layers_[0].maps, buffers.layer_stats, output_.parts, weights, buffers, stream);
     } else if constexpr (std::is_same_v<T, A>) {
-      reduce(weights, buffers, buffers.out, stream);
+      reduce_to(buffers.out, weights, buffers, stream);
       if (norm_ != Norm::none) normalize_reduced(buffers.out, buffers, stream);
     } else if (needs_reduced()) {
-      reduce(weights, buffers, buffers.reduced, stream);
+      reduce_to(buffers.reduced, weights, buffers, stream);
       normalize_reduced(buffers.reduced, buffers, stream);
     } else {
-      reduce(weights, buffers, buffers.out, stream);
+      reduce_to(buffers.out, weights, buffers, stream);
     }
+  }
+
+  // The launches that the gradient repeats.
+  void measure(Stats<A>* layer_stats, [[maybe_unused]] cudaStream_t stream) const {
+    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
+      const Layers<T> layers = chunk(first);
+      WS_LAUNCH(layer_stats_kernel<T>, grid(layers.parts), dim3(kStatsThreads), 0, stream, layers,
+                output_.parts, layer_stats);
+    }
+  }
+
+  template <class Out>
+  void reduce(const A* weights, const Stats<A>* layer_stats, Out* reduced, Stats<A>* tile_stats,
+              bool* finite, [[maybe_unused]] cudaStream_t stream) const {
+    const auto kernel = reduce_kernel<T, Out>;
+    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
+      const Layers<T> layers = chunk(first);
+      WS_LAUNCH(kernel, grid(output_.tiles), dim3(kReduceThreads),
+                layers.count * kTileRows * sizeof(RowTap<A>), stream, layers, weights + first,
+                output_, layer_stats, first > 0, reduced, tile_stats, finite);
+    }
+  }
+
+  int64_t images() const { return images_; }
+  int64_t spans() const { return spans_; }
+  int64_t span_length() const { return span_length_; }
+  Norm norm() const { return norm_; }
+  const Output& output() const { return output_; }
+  const std::vector<LayerMaps<T>>& layers() const { return layers_; }
+  bool at_output_size(const LayerMaps<T>& layer) const {
+    return layer.height == output_.height && layer.width == output_.width;
   }
 
  private:
   // One layer at the output's size that is normalised once: its statistics are the result's.
   bool only_normalizes() const {
-    return layers_.size() == 1 && layers_[0].height == output_.height &&
-           layers_[0].width == output_.width && output_.layer_norm == Norm::none &&
-           norm_ != Norm::none;
+    return layers_.size() == 1 && at_output_size(layers_[0]) &&
+           output_.layer_norm == Norm::none && norm_ != Norm::none;
   }
 
   dim3 grid(int64_t blocks_per_image) const {
@@ -110,16 +136,9 @@ class Fusion {
   }
 
   template <class Out>
-  void reduce(const A* weights, const Buffers& buffers, Out* reduced,
-              [[maybe_unused]] cudaStream_t stream) const {
-    const auto kernel = reduce_kernel<T, Out>;
-    for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
-      const Layers<T> layers = chunk(first);
-      WS_LAUNCH(kernel, grid(output_.tiles), dim3(kReduceThreads),
-                layers.count * kTileRows * sizeof(RowTap<A>), stream, layers, weights + first,
-                output_, buffers.layer_stats, first > 0, reduced, buffers.tile_stats,
-                buffers.finite);
-    }
+  void reduce_to(Out* reduced, const A* weights, const Buffers& buffers,
+                 cudaStream_t stream) const {
+    reduce(weights, buffers.layer_stats, reduced, buffers.tile_stats, buffers.finite, stream);
   }
 
   void normalize_reduced(const A* reduced, const Buffers& buffers, cudaStream_t stream) const {
