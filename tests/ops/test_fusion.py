@@ -508,6 +508,17 @@ def test_emulated_kernel_on_large_maps(emulator, size: tuple[int, int]) -> None:
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("height", [1, 2, 60, 64, 66, 69, 71, 72, 73, 80, 142])
+def test_emulated_rows_of_a_tile(emulator, height: int) -> None:
+    """Around the number of source rows that a tile of 64 rows shares."""
+    cams, size = make_layers([(height, 5), (height, 41), (9, 7)]), (71, 41)
+    weights = torch.tensor([0.5, 1.5, -1.0])
+    for reduce in ("sum", "prod"):
+        out, _ = emulate(emulator, cams, weights, size, "none", reduce, "none")
+        expected = reference.fuse_weighted(cams, weights, size, "none", reduce, "none", 1e-7)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
 @pytest.mark.parametrize("norm", ["minmax", "max"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 9), (2, 33, 5), (3, 24, 20), (2, 70, 70)])

@@ -11,12 +11,16 @@ namespace wsfast::fusion {
 
 inline constexpr int kStatsThreads = 512;
 inline constexpr int kReduceThreads = 256;
+// Blocks that registers are shared among. 0 leaves it to the compiler, which would spill doubles.
+template <class A>
+inline constexpr int kReduceBlocks = sizeof(A) == 4 ? 0 : 3;
 inline constexpr int kNormalizeThreads = 256;
 inline constexpr int kValuesPerThread = 16;  // of the normalisation: loads in flight
 inline constexpr int kPackedValues = 4;      // that it moves at once, where pixels allow it
 inline constexpr int kTileColumns = kWarpSize;  // a warp reads and writes along a row
 inline constexpr int kRowsPerThread = 8;
 inline constexpr int kTileRows = kReduceThreads / kTileColumns * kRowsPerThread;
+inline constexpr int kHeldRows = kTileRows + 2;  // that a tile reads of layers no taller than it
 inline constexpr int kLayersPerLaunch = 16;  // bounds kernel arguments and shared memory
 
 // One layer's maps (images, height, width). They are measured in parts of part_length pixels, which
@@ -162,42 +166,46 @@ struct LayerValues {
   A weight;
 };
 
-// One layer of one image above one output column. As the output row goes down, a stretched source
-// row stays as long as it is one of the two.
+// One layer of one image above one output column.
 template <class T>
 class Column {
  public:
   using A = acc_t<T>;
 
   WS_DEVICE Column(const LayerMaps<T>& layer, const T* map, const Affine<A>& affine, int x)
-      : map_(map),
-        width_(layer.width),
-        affine_(affine),
-        tap_(scaled_tap<A>(x, layer.width, layer.column_scale)) {}
+      : width_(layer.width), affine_(affine) {
+    const Tap<A, int> tap = scaled_tap<A>(x, layer.width, layer.column_scale);
+    first_ = map + tap.first;
+    to_second_ = tap.second - tap.first;
+    weight_ = tap.weight;
+  }
 
-  WS_DEVICE A at(const RowTap<A>& row) {
-    if (row.first != held_) {
-      top_ = row.first == held_below_ ? bottom_ : stretched(row.first);
-      bottom_ = row.second == row.first ? top_ : stretched(row.second);
-      held_ = row.first;
-      held_below_ = row.second;
+  // A source row at the column.
+  WS_DEVICE A stretched(int y) const {
+    const T* row = first_ + static_cast<int64_t>(y) * width_;
+    const A a = affine_(to_acc(row[0])), b = affine_(to_acc(row[to_second_]));
+    return a + weight_ * (b - a);
+  }
+
+  // Rows first .. first + count - 1 into `held`, by all warps of the block: a row has kTileColumns.
+  WS_DEVICE void stretch(int first, int count, A* held) const {
+    constexpr int warps = kReduceThreads / kWarpSize, batch = 4;  // rows in flight
+    for (int r = block_warp(); r < count; r += batch * warps) {
+      A rows[batch];
+      for (int b = 0; b < batch; ++b) {
+        rows[b] = stretched(first + (r + b * warps < count ? r + b * warps : r));
+      }
+      for (int b = 0; b < batch; ++b) {
+        if (r + b * warps < count) held[(r + b * warps) * kTileColumns + warp_lane()] = rows[b];
+      }
     }
-    return row.first_share * top_ + row.second_share * bottom_;
   }
 
  private:
-  WS_DEVICE A stretched(int y) const {
-    const T* row = map_ + static_cast<int64_t>(y) * width_;
-    const A a = affine_(to_acc(row[tap_.first])), b = affine_(to_acc(row[tap_.second]));
-    return a + tap_.weight * (b - a);
-  }
-
-  const T* map_;
-  int width_;
+  const T* first_;  // of the column's two source columns
+  int to_second_, width_;
+  A weight_;
   Affine<A> affine_;
-  Tap<A, int> tap_;
-  A top_ = 0, bottom_ = 0;
-  int held_ = -1, held_below_ = -1;
 };
 
 // Fills the block's tables: every layer's normalisation and weight, and its taps of the tile's rows.
@@ -224,13 +232,15 @@ WS_DEVICE void prepare_layers(const Layers<T>& layers, const acc_t<T>* weights,
   }
 }
 
-// Adds all layers of the launch to `sums`: the output pixels (y .. y + rows - 1, x). `rows` of the
-// taps are the thread's first row's on.
+// Adds all layers of the launch to `sums`: the output pixels (y .. y + rows - 1, x). By all threads
+// of the block, which share the `taps` of the tile's rows and kHeldRows stretched rows.
 template <class T>
 WS_DEVICE void reduce_column(const Layers<T>& layers, const Output& output, int64_t image, int x,
                              int y, int rows, const LayerValues<acc_t<T>>* values,
-                             const RowTap<acc_t<T>>* taps, bool begun, acc_t<T>* sums) {
+                             const RowTap<acc_t<T>>* taps, acc_t<T>* held, bool begun,
+                             acc_t<T>* sums) {
   using A = acc_t<T>;
+  const int first_tap = block_warp() * kRowsPerThread;
   for (int l = 0; l < layers.count; ++l, begun = true) {
     const LayerMaps<T>& layer = layers.at[l];
     const T* map = layer.maps + image * layer.pixels();
@@ -247,9 +257,24 @@ WS_DEVICE void reduce_column(const Layers<T>& layers, const Output& output, int6
         if (k < rows) add(k, values[l].weight * values[l].affine(to_acc(pixels[k])));
       }
     } else {
-      Column<T> column(layer, map, values[l].affine, x);
-      for (int k = 0; k < kRowsPerThread; ++k) {
-        if (k < rows) add(k, column.at(taps[l * kTileRows + k]));
+      const RowTap<A>* tile = taps + l * kTileRows;
+      const int first = tile[0].first, count = tile[kTileRows - 1].second - first + 1;
+      const Column<T> column(layer, map, values[l].affine, x);
+      const auto add_rows = [&](const auto& stretched) {
+        for (int k = 0; k < kRowsPerThread; ++k) {
+          if (k >= rows) continue;
+          const RowTap<A> tap = tile[first_tap + k];
+          const A top = stretched(tap.first), bottom = stretched(tap.second);
+          add(k, tap.first_share * top + tap.second_share * bottom);
+        }
+      };
+      if (count <= kHeldRows) {
+        column.stretch(first, count, held);
+        __syncthreads();
+        add_rows([&](int row) { return held[(row - first) * kTileColumns + warp_lane()]; });
+        __syncthreads();
+      } else {
+        add_rows([&](int row) { return column.stretched(row); });
       }
     }
   }
@@ -257,14 +282,15 @@ WS_DEVICE void reduce_column(const Layers<T>& layers, const Output& output, int6
 
 // One block: one tile of one output image. With `begun`, `reduced` holds the earlier layers.
 // Images with a map that is not finite become zero. Dynamic shared memory: layers.count * kTileRows
-// row taps.
+// row taps, then kHeldRows * kTileColumns values.
 template <class T, class Out>
-WS_GLOBAL void __launch_bounds__(kReduceThreads)
+WS_GLOBAL void __launch_bounds__(kReduceThreads, kReduceBlocks<acc_t<T>>)
     reduce_kernel(const Layers<T> layers, const acc_t<T>* weights, const Output output,
                   const Stats<acc_t<T>>* layer_stats, bool begun, Out* reduced,
                   Stats<acc_t<T>>* tile_stats, bool* finite) {
   using A = acc_t<T>;
   WS_DYNAMIC_SHARED(RowTap<A>, row_taps);
+  A* held = reinterpret_cast<A*>(row_taps + layers.count * kTileRows);
   __shared__ LayerValues<A> values[kLayersPerLaunch];
   __shared__ Stats<A> scratch[kReduceThreads / kWarpSize];
   __shared__ int all_finite[kReduceThreads / kWarpSize];
@@ -280,8 +306,8 @@ WS_GLOBAL void __launch_bounds__(kReduceThreads)
   usable = block_min(usable, all_finite);  // its barriers also publish the tables
   if (tile == 0 && threadIdx.x == 0) finite[image] = usable != 0;
 
-  const int first_tap = block_warp() * kRowsPerThread;
-  const int x = tile % output.column_tiles * kTileColumns + warp_lane(), y = first_row + first_tap;
+  const int x = tile % output.column_tiles * kTileColumns + warp_lane();
+  const int y = first_row + block_warp() * kRowsPerThread;
   const int rows = x < output.width ? output.height - y : 0;
   Out* pixel = reduced + (image * output.height + y) * output.width + x;
   A sums[kRowsPerThread] = {};
@@ -291,7 +317,7 @@ WS_GLOBAL void __launch_bounds__(kReduceThreads)
         if (k < rows) sums[k] = to_acc(pixel[static_cast<int64_t>(k) * output.width]);
       }
     }
-    reduce_column(layers, output, image, x, y, rows, values, row_taps + first_tap, begun, sums);
+    reduce_column(layers, output, image, x, y, rows, values, row_taps, held, begun, sums);
   }
   Range<A> range;
   for (int k = 0; k < kRowsPerThread; ++k) {

@@ -95,12 +95,15 @@ class Fusion {
   template <class Out>
   void reduce(const A* weights, const Stats<A>* layer_stats, Out* reduced, Stats<A>* tile_stats,
               bool* finite, [[maybe_unused]] cudaStream_t stream) const {
+    constexpr size_t taps = kTileRows * sizeof(RowTap<A>);  // of a layer
+    constexpr size_t held = kHeldRows * kTileColumns * sizeof(A);
+    static_assert(kLayersPerLaunch * taps + held < 44 * 1024, "with statics, a block has 48 KB");
     const auto kernel = reduce_kernel<T, Out>;
     for (size_t first = 0; first < layers_.size(); first += kLayersPerLaunch) {
       const Layers<T> layers = chunk(first);
-      WS_LAUNCH(kernel, grid(output_.tiles), dim3(kReduceThreads),
-                layers.count * kTileRows * sizeof(RowTap<A>), stream, layers, weights + first,
-                output_, layer_stats, first > 0, reduced, tile_stats, finite);
+      WS_LAUNCH(kernel, grid(output_.tiles), dim3(kReduceThreads), layers.count * taps + held,
+                stream, layers, weights + first, output_, layer_stats, first > 0, reduced,
+                tile_stats, finite);
     }
   }
 
