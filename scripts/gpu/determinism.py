@@ -64,9 +64,15 @@ def map_ops(device: torch.device) -> dict[str, Op]:
     """The fusion, boxes, levels and seeds rooms."""
     maps, noise = smooth_maps(4, 120, device), torch.rand(4, 120, 120, device=device)
     layers = [torch.rand(3, side, side, device=device) for side in (64, 32, 16)]
+    weights = torch.rand(3, device=device)
     seeds = {"foreground": 50, "background": 50, "seed": 0}
     return {
         "fuse_cams": with_gradients(lambda *x: wsfast.fuse_cams(list(x), (64, 64)), *layers),
+        "fuse_cams, weighted": with_gradients(
+            lambda w, *x: wsfast.fuse_cams(list(x), (64, 64), norm=None, weights=w),
+            weights,
+            *layers,
+        ),
         "fuse_cams, max": with_gradients(
             lambda *x: wsfast.fuse_cams(list(x), (64, 64), reduce="max"), *layers
         ),
