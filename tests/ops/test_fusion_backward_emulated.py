@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.native.emulator import from_bits, to_bits
@@ -50,6 +50,7 @@ def test_matches_autograd(emulator, case: int, dtype: torch.dtype) -> None:
     st.integers(0, 2**31 - 1),
 )
 def test_any_sizes(emulator, sizes, size, options, seed: int) -> None:
+    assume(max(sizes) > (1, 1))  # the gradient of x / x is rounding
     torch.manual_seed(seed)
     cams = make_layers(sizes, torch.float64, n=3)
     weights = torch.rand(len(sizes), dtype=torch.float64) + 0.5
