@@ -3,6 +3,8 @@
 Minima and maxima share their gradient evenly among ties.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ def _shares(chosen: Tensor, like: Tensor) -> Tensor:
 
 def _interpolation(out_size: int, in_size: int, like: Tensor) -> Tensor:
     """(out, in) matrix of half-pixel bilinear interpolation along one axis."""
-    options = {"device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     position = (torch.arange(out_size, **options) + 0.5) * (in_size / out_size) - 0.5
     distance = position.clamp(0, in_size - 1)[:, None] - torch.arange(in_size, **options)
     return (1 - distance.abs()).clamp(min=0)
