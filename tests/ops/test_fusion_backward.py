@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,6 +67,7 @@ def test_kernel_matches_autograd(device: torch.device, case: int, dtype: torch.d
     st.integers(0, 2**31 - 1),
 )
 def test_any_sizes(sizes, size, layer_norm: str, norm: str, seed: int) -> None:
+    assume(max(sizes) > (1, 1))  # a constant divided by itself: a gradient of rounding alone
     torch.manual_seed(seed)
     cams = make_layers(sizes, torch.float64, n=3)
     weights = torch.rand(len(sizes), dtype=torch.float64) + 0.5
