@@ -123,7 +123,7 @@ class FusionBackward {
 
   std::vector<NormGradient<A>> norm_gradients(const std::vector<Stats<A>>& stats) const {
     const int64_t blocks = ceil_div(args_.height, kRowBlock);
-    std::vector<GradientSums<A>> parts(args_.images * blocks);
+    std::vector<GradientSums<double>> parts(args_.images * blocks);
     for_row_blocks(args_.images, args_.height, [&](int64_t task, int64_t n, int64_t y, int64_t end) {
       const int64_t at = (n * args_.height + y) * args_.width;
       parts[task] = Rows::gradient_sums(reduced_.get() + at, grad_ + at, stats[n], affine_of(stats[n]),
@@ -131,7 +131,7 @@ class FusionBackward {
     });
     std::vector<NormGradient<A>> found;
     for (int64_t n = 0; n < args_.images; ++n) {
-      GradientSums<A> sums{};
+      GradientSums<double> sums{};
       for (int64_t b = 0; b < blocks; ++b) sums = merge(sums, parts[n * blocks + b]);
       found.push_back(
           normalization_gradient(stats[n], affine_of(stats[n]), args_.norm, A(1), sums));
@@ -144,8 +144,8 @@ class FusionBackward {
   }
 
   // The gradients of the normalised layers without their weights, and the sums over each block.
-  std::vector<GradientSums<A>> gather(const std::vector<A*>& gathered) const {
-    std::vector<GradientSums<A>> sums(blocks_.size());
+  std::vector<GradientSums<double>> gather(const std::vector<A*>& gathered) const {
+    std::vector<GradientSums<double>> sums(blocks_.size());
     for_blocks([&](int64_t b, const Block& block, std::vector<A>& row) {
       const auto& [l, n, begin, end] = block;
       const Layer<T>& layer = fusion_.layers()[l];
@@ -174,16 +174,17 @@ class FusionBackward {
   }
 
   // From the gathered gradients those of the maps themselves.
-  void undo_layers(const std::vector<GradientSums<A>>& parts, const std::vector<A*>& gathered,
+  void undo_layers(const std::vector<GradientSums<double>>& parts, const std::vector<A*>& gathered,
                    const std::vector<T*>& grad_cams, A* grad_weights) const {
-    std::vector<GradientSums<A>> sums(gathered.size() * args_.images);
+    std::vector<GradientSums<double>> sums(gathered.size() * args_.images);
     for (size_t b = 0; b < blocks_.size(); ++b) {
-      GradientSums<A>& sum = sums[blocks_[b].layer * args_.images + blocks_[b].image];
+      GradientSums<double>& sum = sums[blocks_[b].layer * args_.images + blocks_[b].image];
       sum = merge(sum, parts[b]);
     }
     for (size_t l = 0; l < gathered.size(); ++l) {
-      grad_weights[l] = A(0);
-      for (int64_t n = 0; n < args_.images; ++n) grad_weights[l] += sums[l * args_.images + n].product;
+      double weight = 0;
+      for (int64_t n = 0; n < args_.images; ++n) weight += sums[l * args_.images + n].product;
+      grad_weights[l] = static_cast<A>(weight);
     }
     for_blocks([&](int64_t, const Block& block, std::vector<A>&) {
       const auto& [l, n, begin, end] = block;

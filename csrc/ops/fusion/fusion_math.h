@@ -91,16 +91,16 @@ struct NormGradient {
 };
 
 // The gradient of `weight * affine(map)`, affine = normalization(stats, norm): the divisor depends on
-// the extremes, whose pixels share that gradient evenly.
-template <class A>
+// the extremes, whose pixels share that gradient evenly. Sums may be wider than A.
+template <class A, class Sum>
 WS_HD NormGradient<A> normalization_gradient(const Stats<A>& stats, const Affine<A>& affine, Norm norm,
-                                             A weight, const GradientSums<A>& sums) {
+                                             A weight, const GradientSums<Sum>& sums) {
   const A scale = weight * affine.scale;
   if (norm == Norm::none || scale == A(0)) return {scale, stats.low, stats.high, A(0), A(0)};
-  const A high = -scale * sums.product;
-  const A low = norm == Norm::minmax ? scale * sums.gradient + high : A(0);
-  return {scale, stats.low, stats.high, low / static_cast<A>(sums.lowest),
-          high / static_cast<A>(sums.highest)};
+  const Sum high = -scale * sums.product;
+  const Sum low = norm == Norm::minmax ? scale * sums.gradient + high : Sum(0);
+  return {scale, stats.low, stats.high, static_cast<A>(low / static_cast<Sum>(sums.lowest)),
+          static_cast<A>(high / static_cast<Sum>(sums.highest))};
 }
 
 // The two source positions of an output position and the weight of the second: half-pixel centres,

@@ -34,29 +34,18 @@ struct Rows {
     return {low, high, residue == A(0)};
   }
 
-  // Sums over n values and their gradients, for normalization_gradient.
+  // Sums over n values and their gradients, for normalization_gradient: of pieces, and of these in
+  // double, since few extremes outweigh all other gradients.
   template <class T, class G, class A>
-  static GradientSums<A> gradient_sums(const T* values, const G* gradients, const Stats<A>& stats,
-                                       const Affine<A>& affine, int64_t n) {
-    GradientSums<A> sums{};
-    int64_t i = 0;
-    if constexpr (std::is_same_v<A, float>) {
-      const Vec shift = Vec::set1(affine.shift), scale = Vec::set1(affine.scale);
-      const Vec low = Vec::set1(stats.low), high = Vec::set1(stats.high);
-      Vec gradient = Vec::set1(0.0f), product = gradient;
-      typename Vec::Counter lowest, highest;
-      for (; i + Vec::lanes <= n; i += Vec::lanes) {
-        const Vec x = Vec::load(values + i), g = Vec::load(gradients + i);
-        gradient = gradient + g;
-        product = Vec::fma(g, (x - shift) * scale, product);
-        lowest.add(Vec::at_least(low, x));
-        highest.add(Vec::at_least(x, high));
-      }
-      sums = {Vec::sum(gradient), Vec::sum(product), lowest.total(), highest.total()};
-    }
-    for (; i < n; ++i) {
-      const A x = to_acc(values[i]), g = to_acc(gradients[i]);
-      sums = merge(sums, {g, g * affine(x), x <= stats.low, x >= stats.high});
+  static GradientSums<double> gradient_sums(const T* values, const G* gradients,
+                                            const Stats<A>& stats, const Affine<A>& affine,
+                                            int64_t n) {
+    constexpr int64_t piece = 512;
+    GradientSums<double> sums{};
+    for (int64_t i = 0; i < n; i += piece) {
+      const int64_t count = n - i < piece ? n - i : piece;
+      const GradientSums<A> part = piece_sums(values + i, gradients + i, stats, affine, count);
+      sums = merge(sums, {part.gradient, part.product, part.lowest, part.highest});
     }
     return sums;
   }
@@ -155,6 +144,33 @@ struct Rows {
       }
     }
     for (; i < n; ++i) out[i] = from_acc<T>(affine(to_acc(values[i])));
+  }
+
+ private:
+  template <class T, class G, class A>
+  static GradientSums<A> piece_sums(const T* values, const G* gradients, const Stats<A>& stats,
+                                    const Affine<A>& affine, int64_t n) {
+    GradientSums<A> sums{};
+    int64_t i = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      const Vec shift = Vec::set1(affine.shift), scale = Vec::set1(affine.scale);
+      const Vec low = Vec::set1(stats.low), high = Vec::set1(stats.high);
+      Vec gradient = Vec::set1(0.0f), product = gradient;
+      typename Vec::Counter lowest, highest;
+      for (; i + Vec::lanes <= n; i += Vec::lanes) {
+        const Vec x = Vec::load(values + i), g = Vec::load(gradients + i);
+        gradient = gradient + g;
+        product = Vec::fma(g, (x - shift) * scale, product);
+        lowest.add(Vec::at_least(low, x));
+        highest.add(Vec::at_least(x, high));
+      }
+      sums = {Vec::sum(gradient), Vec::sum(product), lowest.total(), highest.total()};
+    }
+    for (; i < n; ++i) {
+      const A x = to_acc(values[i]), g = to_acc(gradients[i]);
+      sums = merge(sums, {g, g * affine(x), x <= stats.low, x >= stats.high});
+    }
+    return sums;
   }
 };
 
