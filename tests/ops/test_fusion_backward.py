@@ -34,12 +34,18 @@ def by_kernel(grad, cams, weights, layer_norm: str, norm: str) -> list[torch.Ten
     return [*found, of_weights]
 
 
-def assert_gradients_close(found, expected, tolerance: float) -> None:
-    """Relative to the largest gradient of all: a layer's own may cancel to nothing."""
-    largest = max(part.abs().max().item() for part in expected)
+def assert_gradients_close(found, expected, tolerance: float, least: float = 0.0) -> None:
+    """Relative to the largest gradient of all, or `least`: a layer's own may cancel to nothing."""
+    largest = max(least, *(part.abs().max().item() for part in expected))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert (ours.double() - theirs).abs().max().item() <= tolerance * largest
+
+
+def smallest_range(cams) -> float:
+    """Of the maps that are more than one pixel."""
+    wide = [layer for layer in cams if layer[0].numel() > 1]
+    return min([(x.amax((1, 2)) - x.amin((1, 2))).min().item() for x in wide], default=1.0)
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
@@ -67,14 +73,15 @@ def test_kernel_matches_autograd(device: torch.device, case: int, dtype: torch.d
     st.integers(0, 2**31 - 1),
 )
 def test_any_sizes(sizes, size, layer_norm: str, norm: str, seed: int) -> None:
-    assume(max(sizes) > (1, 1))  # a constant divided by itself: a gradient of rounding alone
     torch.manual_seed(seed)
     cams = make_layers(sizes, torch.float64, n=3)
+    assume(smallest_range(cams) > 0.01)  # rounding grows with the square of the scale
     weights = torch.rand(len(sizes), dtype=torch.float64) + 0.5
     grad = torch.randn(3, *size, dtype=torch.float64)
     found = by_kernel(grad, cams, weights, layer_norm, norm)
     expected = by_autograd(grad, cams, weights, layer_norm, norm)
-    assert_gradients_close(found, expected, 1e-10)
+    # Of maps of one or two pixels eps alone has a gradient: all else cancels.
+    assert_gradients_close(found, expected, 1e-10, least=grad.abs().max().item())
 
 
 @pytest.mark.parametrize("reduce", REDUCES)
