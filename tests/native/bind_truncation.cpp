@@ -1,5 +1,5 @@
 // The truncation kernels, launched as truncation_cuda.cu launches them.
-#include "../../csrc/ops/truncation/truncation_kernels.cuh"
+#include "../../csrc/ops/truncation/truncation_cam_kernels.cuh"
 #include "bind.h"
 
 namespace wsfast::bind {

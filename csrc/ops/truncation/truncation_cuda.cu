@@ -5,7 +5,7 @@
 
 #include "../../core/torch_api.h"
 #include "truncation_args.h"
-#include "truncation_kernels.cuh"
+#include "truncation_cam_kernels.cuh"
 
 namespace wsfast::truncation {
 namespace {
