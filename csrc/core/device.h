@@ -44,6 +44,16 @@ WS_HD constexpr T ceil_div(T value, std::type_identity_t<T> divisor) {
 
 namespace wsfast {
 
+// Lets blocks of the kernel have as much dynamic shared memory: more than 48 KB must be asked for.
+// Where that fails, the launch does.
+template <class Kernel>
+void allow_dynamic_shared([[maybe_unused]] Kernel* kernel, [[maybe_unused]] int64_t bytes) {
+#ifndef WSFAST_EMULATOR
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(bytes));
+#endif
+}
+
 inline constexpr int kWarpSize = 32;
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 

@@ -12,6 +12,15 @@ from wsfast.ops.truncation import reference
 from wsfast.testing import FLOATING_DTYPES, tolerance
 
 GROUPS = (1, 16)  # threads that share a pixel of a CAM
+SIZES = {
+    "warp 256": (1, 31, 33, 49, 196, 256),
+    "warp 1024": (257, 784, 1023, 1024),
+    "block 128": (1, 513, 1225),
+    "block 256": (2100,),
+    "block most": (7500,),
+    "uncached": (1700,),
+    "tiles": (5, 17000),
+}
 
 
 def mean_of_a_block(kept: np.ndarray) -> np.ndarray:
@@ -30,15 +39,15 @@ def mean_of_a_block(kept: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize("path", ["warp", "block", "uncached", "long", "longest"])
+@pytest.mark.parametrize("selector", ["warp 256", "block most", "uncached", "tiles", "wide tiles"])
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_emulated_kernel(emulator, dtype: torch.dtype, path: str, per_sample: bool) -> None:
-    a, g = torch.randn(2, 3, 9, 13).to(dtype), torch.randn(2, 3, 9, 13).to(dtype)
+def test_emulated_kernel(emulator, dtype: torch.dtype, selector: str, per_sample: bool) -> None:
+    a, g = torch.randn(2, 3, 7, 12).to(dtype), torch.randn(2, 3, 7, 12).to(dtype)
     g[0, 1] = -1
     g[1, 2] = g[1, 2].round()
     scope = "sample" if per_sample else "map"
     found = emulator.call(
-        "truncation", to_bits(a), to_bits(g), 40.0, per_sample, path, GROUPS[per_sample],
+        "truncation", to_bits(a), to_bits(g), 40.0, per_sample, selector, GROUPS[per_sample],
         dtype=dtype,
     )  # fmt: skip
     truncated, delta, gradcam, layercam = (from_bits(x, dtype) for x in found[:4])
@@ -71,14 +80,14 @@ def hostile_rows(n: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
 @pytest.mark.parametrize(
-    ("path", "n"), [("warp", 67), ("block 128", 256), ("block 128", 600), ("long", 67)]
+    ("selector", "n"), [("warp 256", 67), ("block 128", 256), ("block 128", 600), ("tiles", 67)]
 )
-def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str, n: int) -> None:
+def test_emulated_hostile_rows(emulator, dtype: torch.dtype, selector: str, n: int) -> None:
     """Also rows of which as many values share their digits as a block of 128 lists, and more."""
     g = hostile_rows(n, dtype)
     for percentile in (0.0, 62.5, 100.0):
         found = emulator.call(
-            "truncation", to_bits(g), to_bits(g), percentile, False, path, 1, dtype=dtype
+            "truncation", to_bits(g), to_bits(g), percentile, False, selector, 1, dtype=dtype
         )
         kept = reference.truncate_gradients(g, percentile)
         assert torch.equal(from_bits(found[0], dtype), kept), percentile
@@ -86,25 +95,17 @@ def test_emulated_hostile_rows(emulator, dtype: torch.dtype, path: str, n: int) 
         torch.testing.assert_close(from_bits(found[1], dtype), delta[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("selector", SIZES)
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
-@pytest.mark.parametrize(
-    ("path", "sizes"),
-    [
-        ("warp", (1, 31, 33, 49, 196, 256, 257, 784, 1023, 1024)),
-        ("block 128", (1, 513, 1225)),
-        ("block 256", (2100,)),
-        ("block", (7500,)),
-        ("uncached", (1700,)),
-        ("long", (5, 17000)),
-    ],
-)
-def test_emulated_sizes(emulator, dtype: torch.dtype, path: str, sizes: tuple[int, ...]) -> None:
+def test_emulated_sizes(emulator, dtype: torch.dtype, selector: str) -> None:
     """The kept sets are exact and the weights have the same bits, whatever kernel adds them."""
-    for n in sizes:
+    if (selector, dtype) == ("warp 1024", torch.float64):
+        selector = "block 128"  # no warp holds as many
+    for n in SIZES[selector]:
         rows = 5 if n < 2000 else 2  # more than a block of warps takes
         g = torch.randn(1, rows, 1, n).to(dtype)
         found = emulator.call(
-            "truncation", to_bits(g), to_bits(g), 35.0, False, path, 16, dtype=dtype
+            "truncation", to_bits(g), to_bits(g), 35.0, False, selector, 16, dtype=dtype
         )
         kept = reference.truncate_gradients(g, 35)
         assert torch.equal(from_bits(found[0], dtype), kept), n
@@ -128,7 +129,7 @@ def test_emulated_cams(emulator, shape: tuple[int, ...], per_sample: bool, group
         a[:, 1::10, :, 0] = math.inf
         a[:, 6::10, 0] = math.nan
         found = emulator.call(
-            "truncation", to_bits(a), to_bits(g), 30.0, per_sample, "warp", groups, dtype=dtype
+            "truncation", to_bits(a), to_bits(g), 30.0, per_sample, "block 128", groups, dtype=dtype
         )
         for ours, name in zip(found[2:4], CAM_OPS, strict=True):
             expected = getattr(reference, name)(a, g, 30, scope=scope)
@@ -137,21 +138,41 @@ def test_emulated_cams(emulator, shape: tuple[int, ...], per_sample: bool, group
             )
 
 
-@pytest.mark.parametrize("path", ["warp", "block 128", "long"])
-def test_emulated_kernels_in_every_order(emulator, path: str) -> None:
+@pytest.mark.parametrize("selector", ["warp 256", "block 128", "tiles"])
+def test_emulated_kernels_in_every_order(emulator, selector: str) -> None:
     a, g = torch.randn(2, 18, 1, 37).numpy(), torch.randn(2, 18, 1, 37).numpy()
-    emulator.call_in_every_order("truncation", a, g, 50.0, path == "long", path, 16)
+    emulator.call_in_every_order("truncation", a, g, 50.0, selector == "tiles", selector, 16)
 
 
-@pytest.mark.parametrize("path", ["warp", "block 128", "long"])
-def test_emulated_decimal_percentile(emulator, path: str) -> None:
+@pytest.mark.parametrize("selector", ["warp 256", "block 128", "tiles"])
+def test_emulated_decimal_percentile(emulator, selector: str) -> None:
     """64.4 % of 250 places is rank 161."""
     g = torch.arange(1.0, 252).view(1, 1, 1, 251)
     found = emulator.call(
-        "truncation", to_bits(g), to_bits(g), 64.4, False, path, 1, dtype=torch.float32
+        "truncation", to_bits(g), to_bits(g), 64.4, False, selector, 1, dtype=torch.float32
     )
     assert torch.equal(from_bits(found[0], torch.float32), torch.where(g >= 162, g, 0))
     assert from_bits(found[1], torch.float32).item() == 162
+
+
+@pytest.mark.parametrize(("item_bytes", "longest_cached"), [(2, 111_615), (4, 53_760), (8, 25_856)])
+def test_emulated_selectors(emulator, item_bytes: int, longest_cached: int) -> None:
+    """Every length up to the last of a selector, with Hopper's 227 KiB of shared memory."""
+    last = {"warp 256": 256, "warp 1024": 1024, "block 128": 4096, "block 256": 16384}
+    last |= {"block most": longest_cached, "uncached": 2**17, "tiles": 2**32 - 1}
+    if item_bytes == 8:
+        del last["warp 1024"]
+    following = [*list(last)[1:], "wide tiles"]
+    for (selector, length), after in zip(last.items(), following, strict=True):
+        for n, expected in ((length, selector), (length + 1, after)):
+            found = emulator.call(f"selector_for_{item_bytes}_bytes", n, 227 * 1024)
+            assert found == expected, n
+
+
+def test_emulated_selectors_of_little_shared_memory(emulator) -> None:
+    """A row that does not fit is read again, however short."""
+    assert emulator.call("selector_for_4_bytes", 4000, 48 * 1024) == "block 128"
+    assert emulator.call("selector_for_4_bytes", 8000, 48 * 1024) == "uncached"
 
 
 @pytest.mark.parametrize("percentile", [-1.0, 100.5, math.nan, math.inf])
