@@ -72,7 +72,9 @@ class Budget:
     Rounds fill ``seconds`` but number at least ``min_rounds``. A contender whose first call, the
     one that is checked, takes longer than ``one_round_above`` has one more; above
     ``one_call_above``, where what is done once at first is little of it, that call is the only one.
-    Calls shorter than ``round_seconds`` are repeated within a round until they fill it.
+    Calls shorter than ``round_seconds`` are repeated within a round until they fill it. A round of
+    calls shorter than ``warm_up_below`` begins with one that is not timed: threads that slept while
+    another contender ran would cost them up to half a millisecond.
     """
 
     seconds: float = 1.0
@@ -81,6 +83,7 @@ class Budget:
     one_round_above: float = 5.0
     one_call_above: float = 60.0
     round_seconds: float = 2e-3
+    warm_up_below: float = 10e-3
 
     def quick(self) -> "Budget":
         """Return the budget of a ``--quick`` run."""
@@ -258,6 +261,7 @@ class _Lane:
     figures: dict[str, float]
     rounds: int = 0
     iterations: int = 1
+    warm_up: bool = False
     seconds: list[float] = field(default_factory=list)
     round_numbers: list[int] = field(default_factory=list)
 
@@ -362,7 +366,8 @@ def _prepare(
         return lane
     once = max(clock(run, 1), 1e-9)
     lane.iterations = max(1, math.ceil(budget.round_seconds / once))
-    affordable = int(budget.seconds / (once * lane.iterations))
+    lane.warm_up = once < budget.warm_up_below
+    affordable = int(budget.seconds / (once * (lane.iterations + lane.warm_up)))
     lane.rounds = min(max(affordable, budget.min_rounds), budget.max_rounds)
     return lane
 
@@ -383,6 +388,8 @@ def run_interleaved(lanes: Sequence[_Lane], clock: Clock) -> None:
             for lane in (*lanes[turn:], *lanes[:turn]):
                 due = (number + 1) * lane.rounds // total > number * lane.rounds // total
                 if due:
+                    if lane.warm_up:
+                        lane.run()
                     lane.seconds.append(clock(lane.run, lane.iterations) / lane.iterations)
                     lane.round_numbers.append(number)
             gc.collect(0)

@@ -85,7 +85,26 @@ def test_contenders_have_modules_of_their_own() -> None:
     )
     ours, peer = measure(case, SIZE, Settings(quick=True))
     assert ours.state == peer.state == "timed"
-    assert len(seen) == 2 + peer.iterations * len(peer.seconds)  # checked, and warmed up
+    # checked, tried, and in every round one call that is not timed
+    assert len(seen) == 2 + (peer.iterations + 1) * len(peer.seconds)
+
+
+@pytest.mark.parametrize(("seconds", "calls_of_a_round"), [(4e-3, 2), (20e-3, 1)])
+def test_short_calls_are_warmed_up_in_every_round(seconds: float, calls_of_a_round: int) -> None:
+    calls, timed = itertools.count(), []
+
+    def called(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: (2 * x, next(calls))[0]
+
+    def clock(run: Callable[[], object], count: int) -> float:
+        timed.append(next(calls))
+        run()
+        return seconds * count
+
+    (found,) = measure(case_of(Contender("wsfast", called)), SIZE, Settings(), clock)
+    steps = [after - before for before, after in itertools.pairwise(timed)]
+    assert steps[2:] == [1 + calls_of_a_round] * (len(found.seconds) - 1)  # after two to plan with
+    assert found.seconds == [seconds] * len(found.seconds)
 
 
 @pytest.mark.parametrize(("first", "calls", "rounds"), [(70.0, 1, 1), (6.0, 2, 1), (0.1, 3, 50)])

@@ -110,10 +110,22 @@ def random_histogram(rng: np.random.Generator) -> np.ndarray:
         "narrow": np.where(abs(levels - rng.integers(256)) < rng.integers(1, 20), 30, 0),
         "steep": 3000 * 0.97**levels,
     }[kind]
-    counts = counts.astype(np.int64)
+    counts = counts.astype(np.int64) * rng.choice([1, 7])
     counts[rng.integers(256)] += rng.choice([0, 1, 2000])
     counts[rng.integers(256)] += 1
     return counts
+
+
+def arranged(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shuffled, smooth, or low ones beside high ones: neighbours are counted as pairs."""
+    order = rng.choice(["shuffled", "smooth", "low beside high"])
+    if order == "shuffled":
+        return rng.permutation(levels)
+    if order == "smooth":
+        return levels
+    half = len(levels) // 2
+    beside = np.stack([levels[:half], levels[half : 2 * half]], 1).ravel()
+    return np.concatenate([beside, levels[2 * half :]])
 
 
 def otsu_on_histograms(count: int = 400) -> None:
@@ -121,7 +133,7 @@ def otsu_on_histograms(count: int = 400) -> None:
     rng = np.random.default_rng(0)
     for _ in range(count):
         histogram = random_histogram(rng)
-        levels = torch.from_numpy(rng.permutation(np.repeat(np.arange(256), histogram)))
+        levels = torch.from_numpy(arranged(np.repeat(np.arange(256), histogram), rng))
         cams = ((levels + 0.5) / 255).view(1, 1, -1)
         for repeat in (1, 2, 3):
             found = int((wsfast.otsu_threshold(cams, repeat=repeat) * 255).round()) - 1
@@ -275,6 +287,21 @@ def test_otsu_counts_every_pixel(dtype: torch.dtype) -> None:
     for pixels in (2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 200):
         cams = (0.25 + 0.5 * torch.eye(pixels)).to(dtype)[:, None]
         assert (wsfast.otsu_threshold(cams) * 255).round().unique().tolist() == [int(255 / 4) + 1]
+    for pixels in (8191, 8192, 8193, 9215):
+        cams = torch.full((8, 1, pixels), 0.25, dtype=dtype)
+        for map_, place in zip(
+            cams, (0, 1, 511, 512, 513, 8190, pixels - 2, pixels - 1), strict=True
+        ):
+            map_[:, place] = 0.75
+        assert (wsfast.otsu_threshold(cams) * 255).round().unique().tolist() == [int(255 / 4) + 1]
+
+
+@pytest.mark.parametrize(("beside", "more", "level"), [(0.0, 0, 0), (0.8, 0, 0), (0.8, 1, 102)])
+def test_otsu_counts_equal_pairs_exactly(beside: float, more: int, level: int) -> None:
+    """Levels 0, 102 and 204 tie between two splits; a pixel more of the highest decides."""
+    pairs = torch.tensor([beside, 0.4]).repeat(5000)
+    cams = torch.cat([pairs, torch.full((5000,), 0.8 - beside), torch.full((more,), beside)])
+    assert int((wsfast.otsu_threshold(cams.view(1, 1, -1)) * 255).round()) - 1 == level
 
 
 def test_any_strides_and_empty_batch() -> None:

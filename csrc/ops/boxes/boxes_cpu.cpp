@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -351,13 +353,11 @@ bool count_map(const T* map, int64_t pixels, int64_t* histogram) {
   bool numbers = true;
   std::mutex adding;
   parallel_for(0, pixels, kPixelsPerThread, [&](int64_t begin, int64_t end) {
-    uint32_t tables[Passes::kTables][kLevels] = {};
-    const bool known = Passes::count_levels(map + begin, end - begin, tables);
+    uint32_t part[kLevels] = {};
+    const bool known = Passes::count_levels(map + begin, end - begin, part);
     const std::lock_guard lock(adding);
     numbers &= known;
-    for (const auto& table : tables) {
-      for (int level = 0; level < kLevels; ++level) histogram[level] += table[level];
-    }
+    for (int level = 0; level < kLevels; ++level) histogram[level] += part[level];
   });
   return numbers;
 }

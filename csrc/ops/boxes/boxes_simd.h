@@ -2,14 +2,13 @@
 // (core/foreach_simd.h). float32, float16 and bfloat16 rows run vectorised in float32, float64 rows
 // as plain loops. No include guard.
 
+#include "boxes_histogram.h"
 #include "boxes_runs.h"
 
 namespace wsfast::boxes::WS_SIMD {
 
 struct Passes {
   using Labeler = WS_SIMD::RunLabeler;
-
-  static constexpr int kTables = 4;  // histograms that take turns: equal neighbours do not wait
 
   template <class T>
   static constexpr bool kVectorised = !std::is_same_v<T, double>;
@@ -67,29 +66,12 @@ struct Passes {
     return total;
   }
 
-  // Adds the levels of n < 2^32 values to the tables. False if one is NaN. The levels of a block are
-  // found while those of the block before are counted, so that neither waits for the other.
+  // Adds the levels of n < 2^32 values to the histogram. False if one is NaN.
   template <class T>
-  static bool count_levels(const T* values, int64_t n, uint32_t (*tables)[kLevels]) {
-    constexpr int64_t block = 64, ahead = 8 * block;
-    alignas(64) uint8_t levels[2][block];
-    int64_t found = std::min(n, block), counted = 0;
-    bool numbers = find_levels(values, found, levels[0]);
-    unsigned known = ~0u;
-    int now = 0;
-    for (; found + block <= n; counted = found, found += block, now ^= 1) {
-      const T* later = values + std::min(found + ahead, n - block);
-      for (int64_t j = 0; j < block; j += 16) {
-        __builtin_prefetch(later + j);
-        known &= find_sixteen(values + found + j, levels[now ^ 1] + j);
-        count_sixteen(levels[now] + j, tables);
-      }
-    }
-    numbers &= known == ~0u;
-    for (int64_t j = 0; j < found - counted; ++j) ++tables[j % kTables][levels[now][j]];
-    numbers &= find_levels(values + found, n - found, levels[now]);
-    for (int64_t j = 0; j < n - found; ++j) ++tables[j % kTables][levels[now][j]];
-    return numbers;
+  static bool count_levels(const T* values, int64_t n, uint32_t* histogram) {
+    constexpr int64_t many = 8192;  // pixels that are worth the sums of LevelPairs
+    return n < many ? count_by<LevelTables>(values, n, histogram)
+                    : count_by<LevelPairs>(values, n, histogram);
   }
 
  private:
@@ -155,17 +137,21 @@ struct Passes {
     return find_each(values + i, n - i, levels + i) && known == ~0u;
   }
 
-  static void count_sixteen(const uint8_t* levels, uint32_t (*tables)[kLevels]) {
-    uint64_t words[2];
-    std::memcpy(words, levels, sizeof(words));
-    // A map's background is flat: counted one by one, each pixel would wait for the last.
-    if (words[0] == words[1] && words[0] == levels[0] * 0x0101010101010101u) {
-      tables[0][levels[0]] += 16;
-      return;
+  template <class Counter, class T>
+  static bool count_by(const T* values, int64_t n, uint32_t* histogram) {
+    constexpr int64_t block = LevelPairs::kBlock, ahead = 2 * block;
+    alignas(64) uint8_t levels[block];
+    Counter counter(histogram);
+    bool numbers = true;
+    for (int64_t i = 0; i < n; i += block) {
+      const T* later = values + std::min(i + ahead, n);
+      for (int64_t j = 0; j < block; j += 16) __builtin_prefetch(later + j);
+      const int64_t count = std::min(block, n - i);
+      numbers &= find_levels(values + i, count, levels);
+      counter.count(levels, count);
     }
-    for (uint64_t word : words) {
-      for (int j = 0; j < 8; ++j, word >>= 8) ++tables[j % kTables][word & 255];
-    }
+    counter.finish();
+    return numbers;
   }
 };
 

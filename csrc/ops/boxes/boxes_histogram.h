@@ -1,0 +1,124 @@
+// Pixels of each level of a map, one copy per instruction set (boxes_simd.h includes it). A store per
+// pixel bounds a plain histogram; large maps are counted by pairs of neighbours, at half as many.
+// No include guard.
+
+#include "boxes_math.h"
+
+namespace wsfast::boxes::WS_SIMD {
+
+inline constexpr int kGroup = 16;  // pixels of which one may stand for all: backgrounds are flat
+
+// Pixel by pixel, into tables that take turns: equal neighbours do not wait for each other.
+class LevelTables {
+ public:
+  explicit LevelTables(uint32_t* histogram) : histogram_(histogram) {}
+
+  void count(const uint8_t* levels, int64_t n) {
+    int64_t i = 0;
+    for (; i + kGroup <= n; i += kGroup) {
+      uint64_t words[2];
+      std::memcpy(words, levels + i, sizeof(words));
+      if (words[0] == words[1] && words[0] == levels[i] * 0x0101010101010101u) {
+        tables_[0][levels[i]] += kGroup;
+        continue;
+      }
+      for (int j = 0; j < kGroup; ++j) ++tables_[j % kTables][levels[i + j]];
+    }
+    for (; i < n; ++i) ++tables_[0][levels[i]];
+  }
+
+  void finish() {
+    for (const auto& table : tables_) {
+      for (int level = 0; level < kLevels; ++level) histogram_[level] += table[level];
+    }
+  }
+
+ private:
+  static constexpr int kTables = 4;
+
+  uint32_t* histogram_;
+  uint32_t tables_[kTables][kLevels] = {};
+};
+
+// A pair of levels, in either order, is counted in the row of their difference at the lower level: few
+// rows of a smooth map hold anything, and they stay in the cache. Counts are bytes; one that is full
+// goes on from 0.
+class LevelPairs {
+ public:
+  explicit LevelPairs(uint32_t* histogram) : histogram_(histogram), counts_(counts_of_thread()) {}
+
+  void count(const uint8_t* levels, int64_t n) {
+    int64_t i = 0;
+    for (; i + kBlock <= n; i += kBlock) count_block(levels + i);
+    for (; i < n; ++i) ++histogram_[levels[i]];
+  }
+
+  // Adds up the counts and clears them. 16 bits hold the sum of a level, which is the lower or the
+  // higher one of 256 bytes at most.
+  void finish() {
+    constexpr int turns = 4;  // a shifted row need not wait for the row before
+    uint16_t lower[kLevels] = {}, higher[turns][2 * kLevels] = {};
+    const int rows = (*std::max_element(highest_, highest_ + kLanes) >> 8) + 1;
+    for (int row = 0; row < rows; ++row) {
+      uint8_t* const counts = counts_ + row * kLevels;
+      uint16_t* const shifted = higher[row % turns] + row;
+      for (int level = 0; level < kLevels; ++level) lower[level] += counts[level];
+      for (int level = 0; level < kLevels; ++level) shifted[level] += counts[level];
+      std::memset(counts, 0, kLevels);
+    }
+    for (int level = 0; level < kLevels; ++level) {
+      histogram_[level] += lower[level];
+      for (const auto& sums : higher) histogram_[level] += sums[level];
+    }
+  }
+
+  static constexpr int64_t kBlock = 512;
+
+ private:
+  static constexpr int kPairs = kBlock / 2, kLanes = 32;
+
+  // Zeros between maps.
+  static uint8_t* counts_of_thread() {
+    thread_local const auto counts = std::make_unique<uint8_t[]>(kLevels * kLevels);
+    return counts.get();
+  }
+
+  void count_block(const uint8_t* levels) {
+    alignas(64) uint16_t pairs[kPairs];
+    std::memcpy(pairs, levels, kBlock);
+    for (int i = 0; i < kPairs; i += kLanes) {
+      for (int j = 0; j < kLanes; ++j) {
+        const uint16_t a = pairs[i + j] & 255, b = pairs[i + j] >> 8;
+        const uint16_t lower = std::min(a, b), higher = std::max(a, b);
+        pairs[i + j] = static_cast<uint16_t>((higher - lower) << 8 | lower);
+        highest_[j] = std::max(highest_[j], pairs[i + j]);
+      }
+    }
+    for (int i = 0; i < kPairs; i += kGroup / 2) count_group(pairs + i);
+  }
+
+  void count_group(const uint16_t* pairs) {
+    uint32_t* const histogram = histogram_;  // else a store of a byte might change where they are
+    uint8_t* const counts = counts_;
+    uint64_t words[2];
+    std::memcpy(words, pairs, sizeof(words));
+    const int level = pairs[0] & 255;
+    if (words[0] == words[1] && words[0] == level * 0x0001000100010001u) {
+      histogram[level] += kGroup;
+      return;
+    }
+    for (int i = 0; i < kGroup / 2; ++i) {
+      const size_t pair = pairs[i];
+      if (++counts[pair] == 0) [[unlikely]] {
+        histogram[pair & 255] += 256;
+        histogram[(pair & 255) + (pair >> 8)] += 256;
+      }
+    }
+  }
+
+  uint32_t* histogram_;
+  uint8_t* counts_;
+  uint16_t highest_[kLanes] = {};  // the highest row is that of the highest pair
+};
+
+}  // namespace wsfast::boxes::WS_SIMD
