@@ -73,8 +73,9 @@ class Budget:
     one that is checked, takes longer than ``one_round_above`` has one more; above
     ``one_call_above``, where what is done once at first is little of it, that call is the only one.
     Calls shorter than ``round_seconds`` are repeated within a round until they fill it. A round of
-    calls shorter than ``warm_up_below`` begins with one that is not timed: threads that slept while
-    another contender ran would cost them up to half a millisecond.
+    calls shorter than ``warm_up_below``, or of a contender whose long first call compiled, begins
+    with one that is not timed: threads that slept while another contender ran would cost them up to
+    half a millisecond.
     """
 
     seconds: float = 1.0
@@ -362,7 +363,7 @@ def _prepare(
         lane.seconds, lane.round_numbers = [once], [0]
         return lane
     if once > budget.one_round_above:
-        lane.rounds = 1
+        lane.rounds, lane.warm_up = 1, contender.compiles
         return lane
     once = max(clock(run, 1), 1e-9)
     lane.iterations = max(1, math.ceil(budget.round_seconds / once))

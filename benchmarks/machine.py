@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -99,7 +100,7 @@ def facts(device: torch.device, threads: int, allocator: Allocator) -> dict[str,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES} | {"opencv": _opencv_version()},
         "wsfast": _wsfast_facts(device),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load_before": round(os.getloadavg()[0], 2),
         "copy_bandwidth": copy_bandwidth(device),
@@ -168,14 +169,18 @@ def _wsfast_facts(device: torch.device) -> dict[str, Any]:
     return {**{key: found[key] for key in WSFAST_FACTS}, "fallbacks": slow}
 
 
-def _commit() -> str:
+def commit(otherwise: str = "an installed package") -> str:
+    """Return the commit of this checkout, or what WSFAST_COMMIT holds where git does not tell."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # a folder above, such as a user's project, tells nothing
-        return "an installed package"
-    found = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+    checked_out = (root / ".git").exists()  # a folder above, a user's project, tells nothing
+    found = ""
+    if checked_out and shutil.which("git"):
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = done.stdout.strip()
+    unknown = "unknown" if checked_out else otherwise
+    return found or os.environ.get("WSFAST_COMMIT") or unknown

@@ -45,7 +45,7 @@ WS_HD constexpr T ceil_div(T value, std::type_identity_t<T> divisor) {
 namespace wsfast {
 
 // Lets blocks of the kernel have as much dynamic shared memory: more than 48 KB must be asked for.
-// Where that fails, the launch does.
+// What fails is reported where the launch is checked.
 template <class Kernel>
 void allow_dynamic_shared([[maybe_unused]] Kernel* kernel, [[maybe_unused]] int64_t bytes) {
 #ifndef WSFAST_EMULATOR

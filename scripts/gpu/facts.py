@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import commit
 from scripts.gpu.sanitize import sanitizer
 from scripts.gpu.steps import ROOT, source_digest
 
@@ -49,13 +50,6 @@ def peers() -> dict[str, str]:
     }
 
 
-def commit() -> str:
-    """The commit that is checked out, WSFAST_COMMIT where there is no git."""
-    here = (ROOT / ".git").exists()  # a folder above tells nothing
-    found = said("git", "describe", "--always", "--dirty", "--exclude=*") if here else ""
-    return found or os.environ.get("WSFAST_COMMIT", "unknown (no .git: set WSFAST_COMMIT)")
-
-
 def gpu_facts() -> dict[str, Any]:
     """The device, its driver and clocks as they are."""
     known = torch.cuda.get_device_properties(0)
@@ -80,7 +74,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
     facts: dict[str, Any] = {
-        "commit": commit(),
+        "commit": commit("unknown (no .git: set WSFAST_COMMIT)"),
         "sources": source_digest(),
         "python": platform.python_version(),
         "torch": torch.__version__,

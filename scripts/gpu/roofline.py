@@ -218,6 +218,13 @@ def truncation_work(batch: int, side: int) -> Iterator[Work]:
                    bound=wide, extra_limit=few, tolerance=SUMS)  # fmt: skip
 
 
+def fused_gradients(upstream: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the layers that were fused, forward and backward."""
+    variables = [layer.detach().requires_grad_() for layer in layers]
+    fused = wsfast.fuse_cams(variables, upstream.shape[-2:])
+    return torch.autograd.grad(fused, variables, upstream)
+
+
 def fusion_work(batch: int, side: int, bound: Bound) -> Iterator[Work]:
     """VGG-16's five stages to full size."""
     sides = [max(1, side * stage // 224) for _, stage in STAGES]
@@ -228,6 +235,9 @@ def fusion_work(batch: int, side: int, bound: Bound) -> Iterator[Work]:
     yield Work("fusion", "fuse_cams, no norms", f"{batch} x 5 stages to {side}", layers,
                lambda *x: wsfast.fuse_cams(list(x), (side, side), layer_norm=None,
                                            norm=None), tolerance=SUMS)  # fmt: skip
+    yield Work("fusion", "fuse_cams forward and backward", f"{batch} x 5 stages to {side}",
+               (torch.randn(batch, side, side), *layers), fused_gradients,
+               tolerance=SUMS)  # fmt: skip
 
 
 def boxes_work(batch: int, side: int, bound: Bound) -> Iterator[Work]:

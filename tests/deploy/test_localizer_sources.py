@@ -204,6 +204,50 @@ def test_another_classifier_than_the_runs_own_is_refused(
         Localizer.from_checkpoint(moved)
 
 
+@pytest.mark.parametrize("recipe", ["dips", "pseudo"])
+def test_commands_are_told_where_the_classifier_is_now(runs, recipe, tmp_path, capsys) -> None:
+    picture = tmp_path / "part.png"
+    cv2.imwrite(str(picture), defects(1)[0, 0].numpy())
+    moved = shutil.copytree(runs[recipe], tmp_path / "run")
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(runs["classifier"]), "runs/gone"))
+    for name, *words in (
+        ("localize", picture, "--out", tmp_path / "localized"),
+        ("localize", picture, "--live", "--out", tmp_path / "live"),
+        ("harvest", picture, "--out", tmp_path / "harvest"),
+        ("evaluate",),
+    ):
+        command = [str(word) for word in (name, *words, "--run", moved)]
+        assert main(command) == 2
+        message = "is found, runs/gone seen from the working directory, or given as classifier"
+        assert message in capsys.readouterr().err
+        assert main([*command, "--classifier", str(runs["classifier"])]) == 0, command
+
+
+def test_a_classifier_is_named_for_localizers_alone(runs, tmp_path, capsys) -> None:
+    picture = tmp_path / "part.png"
+    cv2.imwrite(str(picture), defects(1)[0, 0].numpy())
+    own = "classifier must be left out for a model with class scores of its own"
+    beside_model = "--classifier must be left out with --model or --checkpoint"
+    for words, message in (
+        (("localize", picture, "--run", runs["fcam"], "--out", tmp_path / "out"), own),
+        (("harvest", picture, "--run", runs["classifier"], "--out", tmp_path / "out"), own),
+        (("evaluate", "--run", runs["classifier"]), own),
+        (("localize", picture, "--model", "resnet18", "--out", tmp_path / "out"), beside_model),
+        (
+            ("localize", picture, "--live", "--model", "resnet18", "--out", tmp_path / "out"),
+            beside_model,
+        ),
+        (
+            ("evaluate", "--scoremaps", tmp_path, "--metadata", tmp_path),
+            "--classifier must be left out with --scoremaps",
+        ),
+    ):
+        assert main([str(word) for word in (*words, "--classifier", runs["classifier"])]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_has_no_effect_on_learnt_maps_is_refused(runs, tmp_path, capsys) -> None:
     picture = tmp_path / "part.png"
     cv2.imwrite(str(picture), defects(1)[0, 0].numpy())

@@ -38,6 +38,17 @@ def add_model_arguments(group: Any) -> None:
     )
 
 
+def add_classifier_argument(group: Any, more: str = "") -> None:
+    """Add where a run's classifier is now."""
+    group.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="PATH",
+        help="what gives the class scores of a DiPS or pseudo-label model: the run or checkpoint "
+        f"of the classifier it was trained with, where that has been moved{more}",
+    )
+
+
 def add_target_argument(group: Any) -> None:
     """Add the class to explain."""
     group.add_argument(

@@ -29,7 +29,7 @@ from ..data import FORMATS, wsol
 from ..metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 from ..metrics.localization import BoxAccuracy
 from ..train.evaluation import evaluate_run
-from .arguments import check_left_out, fill_in
+from .arguments import add_classifier_argument, check_left_out, fill_in
 from .outputs import check_file
 
 NAME = "evaluate"
@@ -42,7 +42,9 @@ EXAMPLES = """examples:
 """
 
 # Options of one way of calling, refused in the other, with their defaults.
-_OF_RUNS = {"data": "", "format": "auto", "split": "test", "device": "auto"}
+_OF_RUNS = {
+    "classifier": None, "data": "", "format": "auto", "split": "test", "device": "auto",
+}  # fmt: skip
 _OF_MAPS = {"scoremaps": None, "metadata": None, "masks": None, "interval": 0.001, "plot": None,
             "batch_size": 64}  # fmt: skip
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = ", ".join(FORMATS)
     run = parser.add_argument_group("a run of `wsfast train`")
     run.add_argument("--run", type=Path, dest="folder", help="folder of the run")
+    add_classifier_argument(run)
     run.add_argument("--data", help="other data than the run's own: a folder, a CSV file")
     run.add_argument("--format", help=f"of that data: auto (looks), {formats} (default: auto)")
     run.add_argument("--split", help="train, val or test (default: test)")
@@ -242,6 +245,7 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate_run(options: argparse.Namespace) -> int:
     figures = evaluate_run(
         options.folder,
+        classifier=options.classifier,
         data=options.data,
         format=options.format,
         split=options.split,

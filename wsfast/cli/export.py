@@ -26,6 +26,7 @@ from .arguments import (
     BOX_DEFAULTS,
     MODEL_GROUP,
     add_box_arguments,
+    add_classifier_argument,
     add_model_arguments,
     add_target_argument,
     check_left_out,
@@ -58,12 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group(MODEL_GROUP)
     add_model_arguments(model)
     add_target_argument(model)
-    model.add_argument(
-        "--classifier",
-        type=Path,
-        help="what gives the class scores of a DiPS or pseudo-label model: the one it was trained "
-        "with, where it has been moved (needed with --checkpoint)",
-    )
+    add_classifier_argument(model, " (needed with --checkpoint)")
     model.add_argument(
         "--method",
         help="cam: take CAM's closed form for a classifier run of a method that needs gradients; "

@@ -20,7 +20,7 @@ from ..data.inputs import VIDEO_SUFFIXES
 from ..train import distributed
 from ..train.evaluation import RunMaps
 from ..train.harvest import harvest
-from .arguments import check_left_out, parse_threshold
+from .arguments import add_classifier_argument, check_left_out, parse_threshold
 from .outputs import check_folder
 
 NAME = "harvest"
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", nargs="+", help="image files, folders, glob patterns")
     parser.add_argument("--run", type=Path, dest="folder", required=True, help="folder of the run")
+    add_classifier_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--threshold", help="otsu, otsu2 or 0..1 (default: validation's choice)")
     parser.add_argument("--target", type=int, help="class to explain (default: the predicted one)")
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         value_error("harvest", "images", "at least one image", "videos only")
     wanted = parse_device("harvest", "--device", options.device)
     with distributed.process_group(wanted) as device:
-        maps = RunMaps(options.folder, device)
+        maps = RunMaps(options.folder, device, classifier=options.classifier)
         if not maps.of_classes:
             check_left_out("harvest", options, ("target",), "a run that learnt its maps")
         found = harvest(

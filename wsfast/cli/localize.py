@@ -45,7 +45,9 @@ from ..train.interrupt import stop_on_signals
 from . import compare, live
 from .arguments import (
     BOX_DEFAULTS,
+    MODEL_GROUP,
     add_box_arguments,
+    add_classifier_argument,
     add_model_arguments,
     add_target_argument,
     check_left_out,
@@ -85,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("images", nargs="+", help="image and video files, folders, glob patterns")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    add_model_arguments(
-        parser.add_argument_group("model (a run, a timm classifier or a checkpoint)")
-    )
+    model = parser.add_argument_group(MODEL_GROUP)
+    add_model_arguments(model)
+    add_classifier_argument(model)
     cam = parser.add_argument_group("heat map")
     cam.add_argument(
         "--method",

@@ -32,6 +32,8 @@ def open_model(
     options: argparse.Namespace, size: tuple[int, int] | None, device: torch.device
 ) -> tuple[Classifier, list[str]]:
     """A classifier and the names of the methods that are to explain it."""
+    if options.model or options.checkpoint:
+        check_left_out("localize", options, ("classifier",), "--model or --checkpoint")
     names = method_names(options.method or ("all" if options.compare else DEFAULT_METHOD))
     if len(names) > 1 and not options.compare:
         value_error("localize", "--method", "one method without --compare", options.method)
@@ -64,7 +66,7 @@ def open_run(
 ) -> tuple[RunMaps, Classifier]:
     """The maps of a run's best model, and how it is fed."""
     check_run_options(options)
-    maps = RunMaps(options.folder, device)
+    maps = RunMaps(options.folder, device, classifier=options.classifier)
     if not isinstance(maps.model, GAPClassifier):
         check_left_out("localize", options, ("target",), "a run that learnt its maps")
     saved = maps.checkpoint
@@ -152,7 +154,9 @@ def _localizer_of_run(
     if not folder.is_dir():
         value_error("localize", "--run", "the folder of a run", f"{folder}")
     try:
-        return Localizer.from_checkpoint(folder, target=options.target, input_size=size, **boxing)
+        return Localizer.from_checkpoint(
+            folder, classifier=options.classifier, target=options.target, input_size=size, **boxing
+        )
     except NeedsGradientsError:
         return GradientLocalizer.from_checkpoint(
             folder, target=options.target, input_size=size, **boxing

@@ -78,17 +78,20 @@ class GradientLocalizer(LocalizerBase):
         path: str | PathLike[str],
         *,
         method: str | None = None,
+        classifier: str | PathLike[str] | None = None,
         target: int | None = None,
         input_size: tuple[int, int] | None = None,
         method_options: dict[str, Any] | None = None,
         **boxing: Unpack[Boxing],
     ) -> "GradientLocalizer":
-        """A CAM method on a classifier that ``wsfast train`` wrote.
+        """A CAM method on a classifier that ``wsfast train`` wrote, or the maps that a run learnt.
 
         Args:
             path: a run's folder or a checkpoint file.
             method: a name of :data:`wsfast.cam.METHODS`; None takes the run's own, with the
                 threshold that validation chose, and of a file ``"ltgradcam"``.
+            classifier: run or file of the classifier that a DiPS or pseudo-label run was trained
+                with, where it has been moved since.
             target: class to explain; None takes the predicted one.
             input_size: height and width of the network's input.
             method_options: of the method, ``layers``, ``percentile``, …; with ``method`` only
@@ -100,7 +103,12 @@ class GradientLocalizer(LocalizerBase):
         """
         where = "deploy.GradientLocalizer.from_checkpoint"
         folder = Path(path)
-        run = RunMaps(folder, torch.device("cpu")) if folder.is_dir() else None
+        scorer = None if classifier is None else Path(classifier)
+        run = None
+        if folder.is_dir():
+            run = RunMaps(folder, torch.device("cpu"), classifier=scorer)
+        elif scorer is not None:
+            value_error(where, "classifier", "left out for a checkpoint file", f"{scorer}")
         saved = load_checkpoint(folder) if run is None else run.checkpoint
         found: CAMMethod | RunMaps
         if run is not None and method is None:

@@ -202,9 +202,6 @@ class Localizer(LocalizerBase):
         else:
             found = _open_file(where, folder, scorer)
         saved = found.checkpoint
-        if classifier is not None and found.classifier is None:
-            expected = "left out for a model with class scores of its own"
-            value_error(where, "classifier", expected, f"{classifier}")
         boxing.setdefault("threshold", found.threshold)
         options: dict[str, Any] = {
             "mean": saved.mean,
@@ -213,7 +210,7 @@ class Localizer(LocalizerBase):
             "class_names": saved.class_names,
             **boxing,
         }
-        if _is_classifier(saved.model):
+        if not isinstance(saved.model, (FCAMModel, *_WITHOUT_SCORES)):
             return cls.from_model(saved.model, target=target, relu=found.relu, **options)
         for name, value in (("method", method), ("target", target)):
             if value is not None:
@@ -280,6 +277,9 @@ class _Opened(NamedTuple):
     relu: bool
 
 
+_WITHOUT_SCORES = (UNetLocalizer, DeepLabV3)  # of classes: these are the classifier's
+
+
 def _open_run(where: str, folder: Path, classifier: Path | None, *, closed_form: bool) -> _Opened:
     run = RunMaps(folder, torch.device("cpu"), classifier=classifier)
     threshold: float | str = run.threshold
@@ -300,17 +300,17 @@ def _open_run(where: str, folder: Path, classifier: Path | None, *, closed_form:
 
 def _open_file(where: str, file: Path, classifier: Path | None) -> _Opened:
     saved = load_checkpoint(file)
-    if _is_classifier(saved.model):
-        return _Opened(saved, None, "otsu", relu=True)
-    scorer = None
-    if not isinstance(saved.model, FCAMModel):
+    threshold = float(saved.extra.get("threshold", 0.5))
+    if isinstance(saved.model, _WITHOUT_SCORES):
         if classifier is None:
             expected = "given for a localizer without its run's folder"
             value_error(where, "classifier", expected, "None")
         assert classifier is not None
         scorer = classifier_of(where, saved, classifier, None)
-    return _Opened(saved, scorer, float(saved.extra.get("threshold", 0.5)), relu=False)
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    return not isinstance(model, (FCAMModel, UNetLocalizer, DeepLabV3))
+        return _Opened(saved, scorer, threshold, relu=False)
+    if classifier is not None:
+        expected = "left out for a model with class scores of its own"
+        value_error(where, "classifier", expected, f"{classifier}")
+    if isinstance(saved.model, FCAMModel):
+        return _Opened(saved, None, threshold, relu=False)
+    return _Opened(saved, None, "otsu", relu=True)

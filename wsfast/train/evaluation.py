@@ -50,7 +50,8 @@ class RunMaps:
             wsfast wrote the run.
 
     Raises:
-        ValueError: no run, or a classifier that is not where it was.
+        ValueError: no run, a classifier that is not where it was, or one that is given to a model
+            with class scores of its own.
     """
 
     layer_names: tuple[str, ...] = ()
@@ -71,13 +72,19 @@ class RunMaps:
         self.classifier: nn.Module | None = None
         if not isinstance(self.model, GAPClassifier | FCAMModel):
             self.classifier = self._trained_with(folder, classifier).to(device)
+        elif classifier is not None:
+            expected = "left out for a model with class scores of its own"
+            value_error("train", "classifier", expected, f"{classifier}")
         self._explain = self._method()
 
     def _trained_with(self, folder: Path, classifier: Path | None) -> nn.Module:
         """The classifier of the run, where it was or where it is said to be now."""
         path = classifier or Path(self.config.classifier)  # type: ignore[attr-defined]
         if classifier is None and not path.exists():
-            expected = f"run where its classifier is found, {path} seen from the working directory"
+            expected = (
+                f"run where its classifier is found, {path} seen from the working directory, or "
+                "given as classifier"
+            )
             value_error("train", "--run", expected, f"{folder}")
         return classifier_of("train", self.checkpoint, path, None if classifier else folder)
 
@@ -153,6 +160,7 @@ def _result(map_logits: Tensor, logits: Tensor, target: Any) -> CAMResult:
 def evaluate_run(
     folder: Path,
     *,
+    classifier: Path | None = None,
     data: str = "",
     format: str = "auto",
     split: str = "test",
@@ -163,6 +171,7 @@ def evaluate_run(
 
     Args:
         folder: of the run.
+        classifier: as for :class:`RunMaps`.
         data: a data set; empty for the run's own.
         format: of ``data``.
         split: ``"test"``, ``"val"`` or ``"train"``.
@@ -180,10 +189,11 @@ def evaluate_run(
         IoU >= 0.5.
 
     Raises:
-        ValueError: no run, data of other classes or with another order of them.
+        ValueError: no run, a classifier that :class:`RunMaps` refuses, data of other classes or
+            with another order of them.
     """
     device = device or torch.device("cpu")
-    maps = RunMaps(folder, device)
+    maps = RunMaps(folder, device, classifier=classifier)
     dataset = open_split(
         maps.config,
         split,

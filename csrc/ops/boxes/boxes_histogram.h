@@ -53,8 +53,7 @@ class LevelPairs {
     for (; i < n; ++i) ++histogram_[levels[i]];
   }
 
-  // Adds up the counts and clears them. 16 bits hold the sum of a level, which is the lower or the
-  // higher one of 256 bytes at most.
+  // Adds up the counts and clears them. 16 bits hold each sum: of 256 bytes at most.
   void finish() {
     constexpr int turns = 4;  // a shifted row need not wait for the row before
     uint16_t lower[kLevels] = {}, higher[turns][2 * kLevels] = {};

@@ -144,8 +144,8 @@ struct Passes {
     Counter counter(histogram);
     bool numbers = true;
     for (int64_t i = 0; i < n; i += block) {
-      const T* later = values + std::min(i + ahead, n);
-      for (int64_t j = 0; j < block; j += 16) __builtin_prefetch(later + j);
+      const int64_t later = i + ahead, end = std::min(later + block, n);
+      for (int64_t j = later; j < end; j += 16) __builtin_prefetch(values + j);
       const int64_t count = std::min(block, n - i);
       numbers &= find_levels(values + i, count, levels);
       counter.count(levels, count);

@@ -1,5 +1,5 @@
-// CUDA kernels of the truncation room's CAMs: sums over channels in a fixed order. No torch: the
-// emulator runs this file on the CPU.
+// CUDA kernels of the truncation room's CAMs: the maps' weights, and sums over channels in a fixed
+// order. No torch: the emulator runs this file on the CPU.
 #pragma once
 
 #include "truncation_kernels.cuh"
@@ -7,6 +7,18 @@
 namespace wsfast::truncation {
 
 inline constexpr int kChannelGroups = 16;  // threads that share a pixel of a small map's CAM
+
+// One block per map: the mean of its kept gradients (LTGrad-CAM eq. 9). `maps_per_row` maps share
+// a threshold.
+template <class T>
+WS_GLOBAL void __launch_bounds__(kThreads)
+    map_weight_kernel(const T* grads, int64_t pixels, int64_t maps_per_row, const T* thresholds,
+                      acc_t<T>* weights) {
+  const int64_t map = blockIdx.x;
+  const acc_t<T> threshold = to_acc(thresholds[map / maps_per_row]);
+  const acc_t<T> sum = kept_sum<kThreads>(grads + map * pixels, pixels, threshold);
+  if (threadIdx.x == 0) weights[map] = sum / static_cast<acc_t<T>>(pixels);
+}
 
 template <class A>
 WS_DEVICE A relu_keeping_nan(A x) {

@@ -1,6 +1,6 @@
-// CUDA kernels of the truncation room: exact radix selection of each row's threshold, then the
-// masked copy and the map means. Integer counting and fixed reduction trees only,
-// so results do not depend on scheduling. No torch: the emulator runs this file on the CPU.
+// CUDA kernels of the truncation room: exact radix selection of each row's threshold by a warp or a
+// block, then the masked copy and the row's mean. Integer counting and fixed reduction trees only, so
+// results do not depend on scheduling. No torch: the emulator runs this file on the CPU.
 #pragma once
 
 #include "truncation_math.h"
@@ -10,7 +10,6 @@ namespace wsfast::truncation {
 inline constexpr int kThreads = 512;       // where a kernel does not say another number
 inline constexpr int kShortThreads = 128;  // of select_short_row_kernel, a warp per row
 inline constexpr int kBins = 2048;         // 11-bit digits
-inline constexpr int64_t kTileLength = 16384;  // values that one block takes of a long row
 
 // Positive floats order like their bits, so selection walks the bits from the top, digit by digit.
 // The sign bit of a positive key is 0, which leaves 31 or 63 bits.
@@ -309,149 +308,6 @@ WS_GLOBAL void __launch_bounds__(Threads)
     const A sum = kept_sum<Threads>(values, n, threshold);
     if (threadIdx.x == 0) weights[blockIdx.x] = sum / static_cast<A>(n);
   }
-}
-
-// The part of a long row that a block takes, of `tiles` parts.
-struct Tile {
-  int64_t row, begin;  // begin: from the first row's first value on
-  int length;
-
-  WS_DEVICE Tile(int64_t n, int64_t tiles) : row(blockIdx.x / tiles) {
-    const int64_t first = (blockIdx.x - row * tiles) * kTileLength;
-    begin = row * n + first;
-    length = static_cast<int>(n - first < kTileLength ? n - first : kTileLength);
-  }
-};
-
-// Long rows: many blocks count one digit of one row into its global histogram. Count holds the
-// number of values of a row: 32 bits halve the memory for all but the longest rows.
-template <class T, class Count>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    count_digits_kernel(const T* grads, int64_t n, int64_t tiles, int level,
-                        const Selection<typename RowKey<T>::Key>* selections,
-                        Count* histograms) {
-  __shared__ uint32_t histogram[kBins];
-  const Tile tile(n, tiles);
-  clear_bins<kThreads>(histogram);
-  __syncthreads();
-  const Digits<T> digits(selections[tile.row].prefix, level);
-  visit_values<kThreads>(grads + tile.begin, tile.length,
-                         [&](int, T x) { digits.count(x, histogram); });
-  __syncthreads();
-  for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    if (histogram[b] != 0) {
-      atomic_add(&histograms[tile.row * kBins + b], static_cast<Count>(histogram[b]));
-    }
-  }
-}
-
-// One block per row turns the row's histogram into the next digit and clears it for the next level.
-template <class T, class Count>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    pick_digit_kernel(Count* histograms, int level, double percentile,
-                      Selection<typename RowKey<T>::Key>* selections, T* thresholds) {
-  __shared__ long long scratch[kThreads / 32];
-  Count* histogram = histograms + static_cast<int64_t>(blockIdx.x) * kBins;
-  pick_digit<RowKey<T>, kThreads>(histogram, level, percentile, &selections[blockIdx.x], scratch);
-  __syncthreads();
-  clear_bins<kThreads>(histogram);
-  if (level == kLevels<T> - 1 && threadIdx.x == 0) {
-    thresholds[blockIdx.x] = from_acc<T>(selected_value<acc_t<T>>(selections[blockIdx.x]));
-  }
-}
-
-// One block per tile of a long row: truncated = grads where they reach the threshold, else 0
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    keep_kernel(const T* grads, int64_t n, int64_t tiles, const T* thresholds, T* truncated) {
-  const Tile tile(n, tiles);
-  write_kept<kThreads>(grads + tile.begin, tile.length, to_acc(thresholds[tile.row]),
-                       truncated + tile.begin);
-}
-
-// One block per map: the mean of its kept gradients (LTGrad-CAM eq. 9). `maps_per_row` maps share
-// a threshold.
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    map_weight_kernel(const T* grads, int64_t pixels, int64_t maps_per_row, const T* thresholds,
-                      acc_t<T>* weights) {
-  const int64_t map = blockIdx.x;
-  const acc_t<T> threshold = to_acc(thresholds[map / maps_per_row]);
-  const acc_t<T> sum = kept_sum<kThreads>(grads + map * pixels, pixels, threshold);
-  if (threadIdx.x == 0) weights[map] = sum / static_cast<acc_t<T>>(pixels);
-}
-
-// What interpolation needs to know of a row besides the kept order statistic: how many values are
-// positive, how many of them lie below it, and the key of the largest of these.
-template <class Key>
-struct Below {
-  unsigned long long positives, smaller;
-  Key largest;
-};
-
-// Below of n values, seen by a block; every thread gets the result.
-template <class T>
-WS_DEVICE Below<typename RowKey<T>::Key> look_below(const T* values, int n, acc_t<T> upper) {
-  using A = acc_t<T>;
-  using Key = typename RowKey<T>::Key;
-  __shared__ int counts[kThreads / kWarpSize];
-  __shared__ A maxima[kThreads / kWarpSize];
-  int positives = 0, smaller = 0;
-  A largest = 0;
-  visit_values<kThreads>(values, n, [&](int, T value) {
-    const A x = to_acc(value);
-    const bool positive = x > A(0), under = positive && x < upper;
-    positives += positive;
-    smaller += under;
-    largest = under && x > largest ? x : largest;
-  });
-  positives = block_sum(positives, counts);
-  smaller = block_sum(smaller, counts);
-  largest = block_max(largest, maxima);
-  return {static_cast<unsigned long long>(positives), static_cast<unsigned long long>(smaller),
-          same_bits<Key>(largest)};
-}
-
-template <class T>
-WS_DEVICE T interpolated(const Below<typename RowKey<T>::Key>& below, acc_t<T> upper,
-                         double percentile) {
-  using A = acc_t<T>;
-  if (below.positives == 0) return from_acc<T>(infinity<A>());
-  const Rank rank = percentile_rank(percentile, static_cast<int64_t>(below.positives));
-  const bool tied = rank.lower >= static_cast<int64_t>(below.smaller);
-  return interpolate<T>(tied ? upper : same_bits<A>(below.largest), upper, rank.fraction);
-}
-
-// One block per row: the interpolated percentile from the kept order statistic and the one below.
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    interpolate_kernel(const T* grads, int64_t n, double percentile, const T* thresholds, T* out) {
-  const acc_t<T> upper = to_acc(thresholds[blockIdx.x]);
-  const auto below = look_below(grads + blockIdx.x * n, static_cast<int>(n), upper);
-  if (threadIdx.x == 0) out[blockIdx.x] = interpolated<T>(below, upper, percentile);
-}
-
-// Long rows: one block per tile adds what it sees to what is known of its row.
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    look_below_kernel(const T* grads, int64_t n, int64_t tiles, const T* thresholds,
-                      Below<typename RowKey<T>::Key>* rows) {
-  const Tile tile(n, tiles);
-  const auto seen = look_below(grads + tile.begin, tile.length, to_acc(thresholds[tile.row]));
-  if (threadIdx.x == 0) {
-    atomic_add(&rows[tile.row].positives, seen.positives);
-    atomic_add(&rows[tile.row].smaller, seen.smaller);
-    atomic_max(&rows[tile.row].largest, seen.largest);
-  }
-}
-
-// One thread per long row.
-template <class T>
-WS_GLOBAL void __launch_bounds__(kThreads)
-    interpolate_long_kernel(const Below<typename RowKey<T>::Key>* rows, int64_t count,
-                            double percentile, const T* thresholds, T* out) {
-  const int64_t row = global_thread_id();
-  if (row < count) out[row] = interpolated<T>(rows[row], to_acc(thresholds[row]), percentile);
 }
 
 }  // namespace wsfast::truncation

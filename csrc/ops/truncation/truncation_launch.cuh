@@ -4,12 +4,13 @@
 #include <algorithm>
 
 #include "truncation_cam_kernels.cuh"
+#include "truncation_percentile_kernels.cuh"
 
 namespace wsfast::truncation {
 
 inline constexpr int64_t kLongRow = int64_t{1} << 17;   // longer rows are counted by many blocks
 inline constexpr int64_t kSmallMap = int64_t{1} << 14;  // a thread per pixel of these is too few
-inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
+inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // CAM kernels loop where these are few
 
 inline dim3 blocks_for(int64_t threads, int64_t most = kMostBlocks) {
   return dim3(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(threads, kThreads), 1, most)));
@@ -58,8 +59,8 @@ Selector selector_for(int64_t row_length, int64_t shared_bytes) {
   return row_length <= 16384 ? Selector::block_256 : Selector::block_most;
 }
 
-// What may be chosen freely. Results do not depend on it, but for the rounding of a CAM's sums, which
-// depends on `groups`.
+// Any selector that takes rows of this type and length gives the same result; the rounding of a CAM's
+// sums depends on `groups`.
 struct Choice {
   Selector selector;
   int groups;           // threads that share a pixel of a CAM
