@@ -90,6 +90,7 @@ def run(
     random_state = torch.get_rng_state()
     with around or nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Guards may run slower")  # of Python 3.13.0
         values = [flatten(result) for result in (call or call_each(cases))(inputs)]
         for case, wanted, each in zip(cases, names, values, strict=True):
             expected = case.differentiable and bool(wanted) and torch.is_grad_enabled()

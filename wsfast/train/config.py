@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 import types
 import typing
@@ -283,12 +284,12 @@ def _wrong(name: str, value: Any, kind: Any) -> None:
 def documented(name: str, cls: type) -> str:
     """What the docstring of a configuration says of a setting, in one line."""
     for parent in cls.__mro__:
-        lines = (parent.__doc__ or "").splitlines()
+        lines = inspect.cleandoc(parent.__doc__ or "").splitlines()
         for number, line in enumerate(lines):
             if line.strip().startswith(f"{name}: "):
                 told = [line.strip().removeprefix(f"{name}: ")]
                 for more in lines[number + 1 :]:
-                    if not more.startswith(" " * 12):
+                    if not more.startswith(" " * 8):
                         break
                     told.append(more.strip())
                 plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(told))
