@@ -107,6 +107,22 @@ def test_short_calls_are_warmed_up_in_every_round(seconds: float, calls_of_a_rou
     assert found.seconds == [seconds] * len(found.seconds)
 
 
+@pytest.mark.parametrize(("compiles", "calls"), [(True, 3), (False, 2)])
+def test_what_took_long_to_compile_is_warmed_up(compiles: bool, calls: int) -> None:
+    made, times = itertools.count(), itertools.chain([6.0], itertools.repeat(0.02))
+
+    def called(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: (2 * x, next(made))[0]
+
+    def clock(run: Callable[[], object], count: int) -> float:
+        run()
+        return next(times) * count
+
+    case = case_of(Contender("wsfast", called, compiles=compiles))
+    (found,) = measure(case, SIZE, Settings(), clock)
+    assert (found.seconds, next(made)) == ([0.02], calls)
+
+
 @pytest.mark.parametrize(("first", "calls", "rounds"), [(70.0, 1, 1), (6.0, 2, 1), (0.1, 3, 50)])
 def test_a_first_call_is_the_timed_one_only_where_it_is_very_slow(
     first: float, calls: int, rounds: int

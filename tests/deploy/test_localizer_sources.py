@@ -222,6 +222,11 @@ def test_commands_are_told_where_the_classifier_is_now(runs, recipe, tmp_path, c
         message = "is found, runs/gone seen from the working directory, or given as classifier"
         assert message in capsys.readouterr().err
         assert main([*command, "--classifier", str(runs["classifier"])]) == 0, command
+    images = defects(2)
+    here = GradientLocalizer.from_checkpoint(runs[recipe])(images)
+    found = GradientLocalizer.from_checkpoint(moved, classifier=runs["classifier"])(images)
+    assert torch.equal(found.logits, here.logits)
+    assert torch.equal(found.cams, here.cams)
 
 
 def test_a_classifier_is_named_for_localizers_alone(runs, tmp_path, capsys) -> None:
@@ -246,6 +251,9 @@ def test_a_classifier_is_named_for_localizers_alone(runs, tmp_path, capsys) -> N
         assert main([str(word) for word in (*words, "--classifier", runs["classifier"])]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    file = runs["classifier"] / "best.safetensors"
+    with pytest.raises(ValueError, match="classifier must be left out for a checkpoint file"):
+        GradientLocalizer.from_checkpoint(file, classifier=runs["classifier"])
 
 
 def test_what_has_no_effect_on_learnt_maps_is_refused(runs, tmp_path, capsys) -> None:
