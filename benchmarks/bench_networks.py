@@ -90,7 +90,7 @@ CASES = [
         room="train",
         operation="F-CAM's ResNet50 and decoder, forward and backward",
         inputs=fcam_networks,
-        sizes=(Size(1, 224), Size(4, 224, headline=True), Size(32, 224)),
+        sizes=(Size(1, 224), Size(4, 224, headline=True), Size(8, 224)),
         contenders=(
             Contender("wsfast", eager(train_fcam)),
             Contender(

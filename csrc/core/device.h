@@ -6,6 +6,7 @@
 // multiple of 32; lanes and warps are numbered along the linear thread index.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -52,6 +53,13 @@ void allow_dynamic_shared([[maybe_unused]] Kernel* kernel, [[maybe_unused]] int6
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(bytes));
 #endif
+}
+
+inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
+
+// Blocks of `block` threads along x, as many as so many threads need.
+inline dim3 grid_of(int64_t threads, int block, int64_t most = kMostBlocks) {
+  return dim3(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(threads, block), 1, most)));
 }
 
 inline constexpr int kWarpSize = 32;

@@ -8,14 +8,10 @@
 
 namespace wsfast::boxes {
 
-inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
 inline constexpr int64_t kPartPixels = 8192;  // pixels of a map that one block counts, at least
 inline constexpr int64_t kMostParts = 256;
 
-inline dim3 blocks_for(int64_t threads) {
-  const int64_t blocks = ceil_div(threads, kThreads);
-  return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, kMostBlocks)));
-}
+inline dim3 blocks_for(int64_t threads) { return grid_of(threads, kThreads); }
 
 inline dim3 block_per_image(int64_t images) { return dim3(static_cast<unsigned>(images)); }
 

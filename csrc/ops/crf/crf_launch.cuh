@@ -8,14 +8,11 @@
 
 namespace wsfast::crf {
 
-inline constexpr int64_t kMostBlocks = int64_t{1} << 16;  // kernels loop where that is not enough
-inline constexpr int64_t kMostRows = 65535;               // of blocks in a grid
-inline constexpr int64_t kPartPoints = 8192;              // that one block reads, at least
+inline constexpr int64_t kMostColumns = int64_t{1} << 16;  // of blocks in a grid
+inline constexpr int64_t kMostRows = 65535;
+inline constexpr int64_t kPartPoints = 8192;  // that one block reads, at least
 
-inline dim3 blocks_for(int64_t threads) {
-  const int64_t blocks = ceil_div(threads, kThreads);
-  return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, kMostBlocks)));
-}
+inline dim3 blocks_for(int64_t threads) { return grid_of(threads, kThreads, kMostColumns); }
 
 // Rows of blocks, one per image; kernels loop over images beyond kMostRows.
 inline dim3 rows_of_blocks(unsigned blocks, int64_t images) {

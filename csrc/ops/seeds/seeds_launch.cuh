@@ -1,19 +1,15 @@
 // The launches of the seeds room's ops, for seeds_cuda.cu and the emulator alike. No torch.
 #pragma once
 
-#include <algorithm>
-
 #include "seeds_kernels.cuh"
 
 namespace wsfast::seeds {
 
-inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // kernels loop where that is not enough
-
 inline void launch_keys(const uint64_t* seed, const uint64_t* image_ids, int64_t images,
                         uint64_t epoch, uint64_t* keys, [[maybe_unused]] cudaStream_t stream) {
   if (images == 0) return;
-  const dim3 blocks(static_cast<unsigned>(std::min(ceil_div(images, kThreads), kMostBlocks)));
-  WS_LAUNCH(keys_kernel, blocks, dim3(kThreads), 0, stream, seed, image_ids, images, epoch, keys);
+  WS_LAUNCH(keys_kernel, grid_of(images, kThreads), dim3(kThreads), 0, stream, seed, image_ids,
+            images, epoch, keys);
 }
 
 inline void launch_seeds(const Batch& batch, const Options& options,
@@ -21,7 +17,7 @@ inline void launch_seeds(const Batch& batch, const Options& options,
   const int64_t pixels = batch.images * batch.pixels();
   if (pixels == 0) return;
   const dim3 images(static_cast<unsigned>(batch.images));
-  const dim3 windows(static_cast<unsigned>(std::min(ceil_div(pixels, kThreads), kMostBlocks)));
+  const dim3 windows = grid_of(pixels, kThreads);
   WS_LAUNCH(region_kernel, images, dim3(kBlockThreads), 0, stream, batch, options);
   if (options.erode_radius > 0) {
     WS_LAUNCH(erode_rows_kernel, windows, dim3(kThreads), 0, stream, batch, options.erode_radius);

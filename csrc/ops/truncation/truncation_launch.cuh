@@ -10,11 +10,8 @@ namespace wsfast::truncation {
 
 inline constexpr int64_t kLongRow = int64_t{1} << 17;   // longer rows are counted by many blocks
 inline constexpr int64_t kSmallMap = int64_t{1} << 14;  // a thread per pixel of these is too few
-inline constexpr int64_t kMostBlocks = int64_t{1} << 20;  // CAM kernels loop where these are few
 
-inline dim3 blocks_for(int64_t threads, int64_t most = kMostBlocks) {
-  return dim3(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(threads, kThreads), 1, most)));
-}
+inline dim3 blocks_for(int64_t threads) { return grid_of(threads, kThreads); }
 
 // The maps of a call, and how many of them share a threshold.
 struct Maps {
@@ -162,7 +159,7 @@ class Truncation {
   static dim3 grid(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
   dim3 tile_grid() const { return grid(maps_.rows() * maps_.tiles()); }
   dim3 cam_grid() const {
-    return blocks_for(maps_.samples * maps_.pixels * choice_.groups, choice_.most_blocks);
+    return grid_of(maps_.samples * maps_.pixels * choice_.groups, kThreads, choice_.most_blocks);
   }
 
   void select_rows(const T* grads, const Scratch& scratch, const Kept& kept,
