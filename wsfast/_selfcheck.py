@@ -68,6 +68,9 @@ _ARGUMENTS: dict[str, Callable[[torch.device], Arguments]] = {
         _random(d, 2), "minmax", "minmax", 1e-7,
     ),
     "label_boxes": lambda d: ((_maps(d) * CLASSES).int(), CLASSES),
+    "lattice_energy": lambda d: (
+        _random(d, 1, CLASSES, SIDE * (SIDE + 2)), *_lattice(d), "symmetric", True
+    ),
     "lattice_filter": lambda d: (
         _random(d, 1, CLASSES, SIDE * (SIDE + 2)), *_lattice(d), "symmetric"
     ),

@@ -111,6 +111,9 @@ def crf_ops(device: torch.device) -> dict[str, Op]:
             ops["lattice_filter"] = with_gradients(
                 lambda v, lattice=lattice: wsfast.lattice_filter(v, lattice), prob.flatten(2)
             )
+            ops["dense_crf_loss, lattice kept"] = with_gradients(
+                lambda p, lattice=lattice: wsfast.dense_crf_loss(None, p, lattice=lattice), prob
+            )
     return ops
 
 

@@ -178,6 +178,11 @@ def _compare_lattices(
     assert ((counts - expected).abs() <= 2 + expected // 100).all(), (counts, expected)
     found = torch.ops.wsfast.lattice_filter(values.to(device), *ours, "symmetric")
     near(found, crf_reference.lattice_filter(values, *theirs, "symmetric"))
+    kept = torch.ops.wsfast.lattice_energy(values.to(device), *ours, "symmetric", True)
+    for part, expected in zip(
+        kept, crf_reference.lattice_energy(values, *theirs, "symmetric", True), strict=True
+    ):
+        near(part, expected)
 
 
 def check_lattice(device: torch.device) -> None:

@@ -19,7 +19,7 @@
 
 #define __host__
 #define __device__
-#define __global__
+#define __global__ inline
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__

@@ -253,9 +253,9 @@ class Calls(TorchDispatchMode):
 def test_kept_lattice_filters_once_for_value_and_gradient(symmetric: bool) -> None:
     lattice = wsfast.bilateral_lattice(smooth_image(1, 9, 8), sigma_rgb=15.0, sigma_xy=9.0)
     prob = soft(1, 2, 9, 8).requires_grad_()
-    with Calls(OPS.lattice_filter) as calls:
+    with Calls(OPS.lattice_energy) as energies, Calls(OPS.lattice_filter) as filters:
         wsfast.dense_crf_loss(None, prob, lattice=lattice, symmetric=symmetric).backward()
-    assert calls.count == 1
+    assert (energies.count, filters.count) == (1, 0)
 
 
 def test_second_gradient_of_the_known_one_with_and_without_a_kept_lattice() -> None:
@@ -329,14 +329,18 @@ def test_gradient_of_half_probabilities(weight: float) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_captured_without_a_gradient(symmetric: bool) -> None:
+def test_captured_without_a_gradient(symmetric: bool, kept: bool) -> None:
     """What a graph did not keep for the gradient is found again in its backward pass."""
     image, prob = smooth_image(1, 8, 9), soft(1, 2, 8, 9)
+    lattice = wsfast.bilateral_lattice(image, sigma_rgb=15.0, sigma_xy=9.0) if kept else None
 
     class Loss(torch.nn.Module):
         def forward(self, image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
-            return wsfast.dense_crf_loss(image, prob, sigma_xy=9.0, symmetric=symmetric)
+            return wsfast.dense_crf_loss(
+                image, prob, sigma_xy=9.0, symmetric=symmetric, lattice=lattice
+            )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -448,13 +452,14 @@ def test_script_and_trace(device: torch.device) -> None:
     "name",
     [
         "dense_crf_energy", "build_lattice", "build_bilateral_lattice", "lattice_filter",
-        "gaussian_filter", "level_boxes", "level_best_iou", "non_maximum_suppression",
+        "lattice_energy", "gaussian_filter", "level_boxes", "level_best_iou",
+        "non_maximum_suppression",
     ],
 )  # fmt: skip
 def test_ops_that_wait_for_the_device_stay_out_of_cuda_graphs(name: str) -> None:
     """torch.compile(mode="reduce-overhead") captures the work around them.
 
-    lattice_filter does not wait, but each number of vertices would get a graph of its own.
+    Those of a kept lattice do not wait, but each number of vertices would get a graph of its own.
     """
     assert torch.Tag.cudagraph_unsafe in getattr(OPS, name).default.tags
 

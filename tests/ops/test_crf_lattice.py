@@ -57,6 +57,24 @@ def test_forward_matches_reference(device: torch.device, d: int, dtype: torch.dt
             assert relative(found, wanted) < PRECISION[dtype]
 
 
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+@pytest.mark.parametrize("d", [2, 5, 8])
+def test_energies_match_reference(device: torch.device, d: int, dtype: torch.dtype) -> None:
+    tensors = OPS.build_lattice((torch.randn(3, d, 301, device=device) * 2).to(dtype))
+    for channels in (1, 2, 5, 21):
+        values = torch.randn(3, channels, 301, device=device).to(dtype)
+        for direction in DIRECTIONS:
+            arguments = (values, *tensors, direction)
+            energy, filtered = OPS.lattice_energy(*arguments, True)
+            wanted = reference.lattice_energy(*arguments, True)
+            assert energy.dtype == reference.accumulate_dtype(dtype)
+            torch.testing.assert_close(energy, wanted[0], rtol=1e-4, atol=1e-3)
+            assert torch.equal(filtered, OPS.lattice_filter(*arguments))
+            alone, nothing = OPS.lattice_energy(*arguments, False)
+            assert torch.equal(alone, energy)
+            assert nothing.shape == (0,)
+
+
 @pytest.mark.parametrize("d", range(1, 9))
 def test_simplex(d: int) -> None:
     """Weights are a partition of unity, interpolate the point, and colours are in order."""
@@ -195,6 +213,20 @@ def test_deterministic() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_deterministic_where_threads_do_not_divide_the_images() -> None:
+    """Images left over have all threads each."""
+    image, values = torch.rand(3, 3, 150, 160) * 255, torch.rand(3, 9, 150, 160)
+    results = []
+    for threads in (1, 2, 4, 5):
+        torch.set_num_threads(threads)
+        lattice = OPS.build_bilateral_lattice(image, [15.0] * 3, 40.0, False)
+        kept = OPS.lattice_energy(values.flatten(2), *lattice, "symmetric", True)
+        built = OPS.dense_crf_energy(image, values, None, [15.0] * 3, 40.0, "symmetric", True)
+        results.append((*lattice, *kept, *built))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 8), st.integers(1, 60), st.floats(0.01, 20.0), st.floats(-500.0, 500.0),
@@ -263,6 +295,7 @@ def test_opcheck(device: torch.device, requires_grad: bool) -> None:
     opcheck(OPS.build_bilateral_lattice.default, bilateral, test_utils=checks)
     tensors = OPS.build_lattice(features)
     opcheck(OPS.lattice_filter.default, (values, *tensors, "forward"))
+    opcheck(OPS.lattice_energy.default, (values, *tensors, "symmetric", True))
     opcheck(OPS.gaussian_filter.default, (values, features, "exact"))
 
 

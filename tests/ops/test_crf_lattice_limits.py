@@ -26,6 +26,11 @@ def test_not_finite_is_an_error_on_the_cpu(bad: float) -> None:
     filtered = OPS.lattice_filter(torch.rand(2, 1, 10), *tensors, "symmetric")
     assert filtered[0].isfinite().all()
     assert filtered[1].isnan().all()
+    for with_filtered in (True, False):
+        arguments = (torch.rand(2, 9, 10), *tensors, "symmetric", with_filtered)
+        energy = OPS.lattice_energy(*arguments)[0]
+        assert energy[0].isfinite().all()
+        assert energy[1].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -35,7 +35,6 @@ inline void check_sigmas(const char* op, const Tensor& image, const std::vector<
 
 struct EnergyArgs {
   int64_t images, channels;
-  ScalarType sum_dtype;
   Tensor image, values;
   std::optional<Tensor> roi;
 };
@@ -58,11 +57,24 @@ inline EnergyArgs energy_args(const char* op, const Tensor& image, const Tensor&
     check_same_device(op, *roi, values);
     mask = as_contiguous(*roi);
   }
-  return {images, channels, sum_dtype, as_contiguous(image), as_contiguous(values), mask};
+  return {images, channels, as_contiguous(image), as_contiguous(values), mask};
 }
 
-inline void check_lattice(const char* op, const Tensor& values, const Tensor& vertices,
-                          const Tensor& weights, const Tensor& neighbours, const Tensor& offsets) {
+// Energies (N, C), in the dtype of sums, and what is filtered, like `values`; empty if nobody wants it.
+inline std::pair<Tensor, Tensor> new_energies(const Tensor& values, bool with_filtered) {
+  const ScalarType dtype = values.scalar_type();
+  return {new_tensor(values, {values.size(0), values.size(1)}, accumulate_dtype(dtype)),
+          new_tensor(values, with_filtered ? sizes_of(values) : std::vector<int64_t>{0}, dtype)};
+}
+
+// Values on a kept lattice, all contiguous.
+struct LatticeArgs {
+  Tensor values, vertices, weights, neighbours, offsets;
+};
+
+inline LatticeArgs lattice_args(const char* op, const Tensor& values, const Tensor& vertices,
+                                const Tensor& weights, const Tensor& neighbours,
+                                const Tensor& offsets) {
   check_rank(op, "values", values, 3);
   check_rank(op, "vertices", vertices, 3);
   check_rank(op, "neighbours", neighbours, 3);
@@ -78,6 +90,8 @@ inline void check_lattice(const char* op, const Tensor& values, const Tensor& ve
                weights.numel() == vertices.numel() && offsets.numel() == values.size(0) + 1 &&
                neighbours.size(0) == vertices.size(2),
            "wsfast::", op, ": values must have the lattice's images and points");
+  return {as_contiguous(values), as_contiguous(vertices), as_contiguous(weights),
+          as_contiguous(neighbours), as_contiguous(offsets)};
 }
 
 }  // namespace wsfast::crf

@@ -153,12 +153,10 @@ std::tuple<Tensor, Tensor> dense_crf_energy_cpu(const Tensor& image, const Tenso
                                                 std::string direction, bool with_filtered) {
   const char* op = "dense_crf_energy";
   const EnergyArgs args = energy_args(op, image, values, roi, sigma_rgb, sigma_xy);
-  const ScalarType dtype = values.scalar_type();
-  Tensor energy = new_tensor(values, {args.images, args.channels}, args.sum_dtype);
-  Tensor filtered = new_tensor(values, with_filtered ? sizes_of(values) : std::vector<int64_t>{0}, dtype);
+  auto [energy, filtered] = new_energies(values, with_filtered);
   if (args.images == 0) return {energy, filtered};
   const Direction way = direction_named(op, direction);
-  dispatch_floating(dtype, op, [&]<class T>() {
+  dispatch_floating(values.scalar_type(), op, [&]<class T>() {
     using A = acc_t<T>;
     const Points<A> points(op, args.image, sigma_rgb, sigma_xy, true);
     const A* roi_data = args.roi ? read_ptr<A>(*args.roi) : nullptr;
@@ -247,28 +245,45 @@ LatticeTensors build_bilateral_lattice_cpu(const Tensor& image, std::vector<doub
                         in_double);
 }
 
-// ---- lattice_filter -----------------------------------------------------------------------------
+// ---- lattice_filter, lattice_energy -------------------------------------------------------------
+
+// Into `energy` (images, channels) and `filtered`, like values; either may be null.
+void filter(const LatticeArgs& args, Direction direction, Tensor* energy, Tensor* filtered) {
+  const Tensor& values = args.values;
+  dispatch_floating(values.scalar_type(), "lattice_filter", [&]<class T>() {
+    using A = acc_t<T>;
+    dispatch_simd([&]<class L>() {
+      Filter<L, T>{read_ptr<T>(values), read_ptr<int32_t>(args.vertices), read_ptr<A>(args.weights),
+                   read_ptr<int32_t>(args.neighbours), read_ptr<int64_t>(args.offsets),
+                   values.size(0), values.size(1), values.size(2), args.neighbours.size(2),
+                   static_cast<int>(args.vertices.size(2)), direction,
+                   energy == nullptr ? nullptr : write_ptr<A>(*energy),
+                   filtered == nullptr ? nullptr : write_ptr<T>(*filtered)}
+          .run();
+    });
+  });
+}
 
 Tensor lattice_filter_cpu(const Tensor& values, const Tensor& vertices, const Tensor& weights,
                           const Tensor& neighbours, const Tensor& offsets, std::string direction) {
   const char* op = "lattice_filter";
-  check_lattice(op, values, vertices, weights, neighbours, offsets);
-  const ScalarType dtype = values.scalar_type();
-  Tensor filtered = new_tensor(values, sizes_of(values), dtype);
-  if (values.numel() == 0) return filtered;
-  const Tensor x = as_contiguous(values), v = as_contiguous(vertices), w = as_contiguous(weights);
-  const Tensor near = as_contiguous(neighbours), ends = as_contiguous(offsets);
-  const Direction way = direction_named(op, direction);
-  dispatch_floating(dtype, op, [&]<class T>() {
-    using A = acc_t<T>;
-    dispatch_simd([&]<class L>() {
-      Filter<L, T>{read_ptr<T>(x), read_ptr<int32_t>(v), read_ptr<A>(w), read_ptr<int32_t>(near),
-                   read_ptr<int64_t>(ends), values.size(0), values.size(1), values.size(2),
-                   near.size(2), static_cast<int>(vertices.size(2)), way, write_ptr<T>(filtered)}
-          .run();
-    });
-  });
+  const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
+  if (values.numel() > 0) filter(args, direction_named(op, direction), nullptr, &filtered);
   return filtered;
+}
+
+std::tuple<Tensor, Tensor> lattice_energy_cpu(const Tensor& values, const Tensor& vertices,
+                                              const Tensor& weights, const Tensor& neighbours,
+                                              const Tensor& offsets, std::string direction,
+                                              bool with_filtered) {
+  const char* op = "lattice_energy";
+  const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  auto [energy, filtered] = new_energies(values, with_filtered);
+  if (values.numel() > 0) {
+    filter(args, direction_named(op, direction), &energy, with_filtered ? &filtered : nullptr);
+  }
+  return {energy, filtered};
 }
 
 }  // namespace
@@ -285,6 +300,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wsfast, m) {
   m.def(
       "lattice_filter(Tensor values, Tensor vertices, Tensor weights, Tensor neighbours,"
       " Tensor offsets, str direction) -> Tensor");
+  m.def(
+      "lattice_energy(Tensor values, Tensor vertices, Tensor weights, Tensor neighbours,"
+      " Tensor offsets, str direction, bool with_filtered) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wsfast, CPU, m) {
@@ -292,4 +310,5 @@ STABLE_TORCH_LIBRARY_IMPL(wsfast, CPU, m) {
   m.impl("build_lattice", TORCH_BOX(&wsfast::crf::build_lattice_cpu));
   m.impl("build_bilateral_lattice", TORCH_BOX(&wsfast::crf::build_bilateral_lattice_cpu));
   m.impl("lattice_filter", TORCH_BOX(&wsfast::crf::lattice_filter_cpu));
+  m.impl("lattice_energy", TORCH_BOX(&wsfast::crf::lattice_energy_cpu));
 }

@@ -133,9 +133,7 @@ std::tuple<Tensor, Tensor> dense_crf_energy_cuda(const Tensor& image, const Tens
   const char* op = "dense_crf_energy";
   const EnergyArgs args = energy_args(op, image, values, roi, sigma_rgb, sigma_xy);
   const DeviceGuard guard(values.get_device_index());
-  Tensor energy = new_tensor(values, {args.images, args.channels}, args.sum_dtype);
-  Tensor filtered = new_tensor(values, with_filtered ? sizes_of(values) : std::vector<int64_t>{0},
-                               values.scalar_type());
+  auto [energy, filtered] = new_energies(values, with_filtered);
   if (args.images == 0 || args.channels == 0) return {energy, filtered};
   const Points points = points_of(op, args.image, sigma_rgb, sigma_xy, true);
   const Direction way = direction_named(op, direction);
@@ -186,24 +184,46 @@ LatticeTensors build_bilateral_lattice_cuda(const Tensor& image, std::vector<dou
                    : build_tensors<float>(op, points, planes);
 }
 
+void filter_kept(const LatticeArgs& args, Direction direction, const Tensor* energy,
+                 const Tensor* filtered) {
+  const Tensor& values = args.values;
+  const int64_t images = values.size(0), total = args.neighbours.size(2);
+  dispatch_floating(values.scalar_type(), "lattice_filter", [&]<class T>() {
+    const Lattices<acc_t<T>> lattices{args.vertices,
+                                      args.weights,
+                                      args.neighbours,
+                                      args.offsets,
+                                      images,
+                                      values.size(2),
+                                      total,
+                                      likely_vertices(total, images),
+                                      static_cast<int>(args.vertices.size(2))};
+    filter<T>(lattices, values, nullptr, values.size(1), direction, energy, filtered);
+  });
+}
+
 Tensor lattice_filter_cuda(const Tensor& values, const Tensor& vertices, const Tensor& weights,
                            const Tensor& neighbours, const Tensor& offsets, std::string direction) {
   const char* op = "lattice_filter";
-  check_lattice(op, values, vertices, weights, neighbours, offsets);
   const DeviceGuard guard(values.get_device_index());
-  Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
-  if (values.numel() == 0) return filtered;
-  const Tensor x = as_contiguous(values), ends = as_contiguous(offsets);
-  const int64_t total = neighbours.size(2), likely = likely_vertices(total, values.size(0));
-  const Direction way = direction_named(op, direction);
-  dispatch_floating(values.scalar_type(), op, [&]<class T>() {
-    const Lattices<acc_t<T>> lattices{as_contiguous(vertices), as_contiguous(weights),
-                                      as_contiguous(neighbours), ends, values.size(0),
-                                      values.size(2), total, likely,
-                                      static_cast<int>(vertices.size(2))};
-    filter<T>(lattices, x, nullptr, values.size(1), way, nullptr, &filtered);
-  });
+  const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  const Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
+  if (values.numel() > 0) filter_kept(args, direction_named(op, direction), nullptr, &filtered);
   return filtered;
+}
+
+std::tuple<Tensor, Tensor> lattice_energy_cuda(const Tensor& values, const Tensor& vertices,
+                                               const Tensor& weights, const Tensor& neighbours,
+                                               const Tensor& offsets, std::string direction,
+                                               bool with_filtered) {
+  const char* op = "lattice_energy";
+  const DeviceGuard guard(values.get_device_index());
+  const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  const auto [energy, filtered] = new_energies(values, with_filtered);
+  if (values.numel() > 0) {
+    filter_kept(args, direction_named(op, direction), &energy, with_filtered ? &filtered : nullptr);
+  }
+  return {energy, filtered};
 }
 
 }  // namespace
@@ -214,4 +234,5 @@ STABLE_TORCH_LIBRARY_IMPL(wsfast, CUDA, m) {
   m.impl("build_lattice", TORCH_BOX(&wsfast::crf::build_lattice_cuda));
   m.impl("build_bilateral_lattice", TORCH_BOX(&wsfast::crf::build_bilateral_lattice_cuda));
   m.impl("lattice_filter", TORCH_BOX(&wsfast::crf::lattice_filter_cuda));
+  m.impl("lattice_energy", TORCH_BOX(&wsfast::crf::lattice_energy_cuda));
 }

@@ -39,7 +39,7 @@ struct Group {
 // Units are 2^-shift: no sum of all points reaches 2^62.
 WS_HD inline int unit_shift(int exponent, int point_bits) { return 61 - exponent - point_bits; }
 
-WS_GLOBAL inline void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kThreads)
     begin_exponents_kernel(int64_t planes, int32_t* exponents) {
   for (int64_t i = global_thread_id(); i < planes; i += global_thread_count()) {
     exponents[i] = kNoExponent;
@@ -67,7 +67,7 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   if (block_thread() == 0 && largest > kNoExponent) atomic_max(exponents + plane, largest);
 }
 
-WS_GLOBAL inline void __launch_bounds__(kThreads) clear_kernel(int64_t count, int64_t* sums) {
+WS_GLOBAL void __launch_bounds__(kThreads) clear_kernel(int64_t count, int64_t* sums) {
   for (int64_t i = global_thread_id(); i < count; i += global_thread_count()) sums[i] = 0;
 }
 

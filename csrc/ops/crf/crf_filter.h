@@ -1,4 +1,4 @@
-// Filtering with a kept lattice on the CPU. Points are added up in their order, one group of channels
+// Filtering with a kept lattice on the CPU, and energies of it. Points are added up in their order, one group of channels
 // after the other, so results are the same for any number of threads.
 #pragma once
 
@@ -30,7 +30,8 @@ struct Filter {
   int64_t images, channels, points, total;
   int corners;
   Direction direction;
-  T* filtered;
+  A* energy;    // or null
+  T* filtered;  // or null
 
   static constexpr int64_t kPointGrain = 8192;
 
@@ -49,13 +50,8 @@ struct Filter {
  private:
   template <int W>
   void apply(int64_t n, int64_t c, int group, Buffer<A>& scratch) const {
-    const int64_t count = offsets[n + 1] - offsets[n];
-    const T* in = values + (n * channels + c) * points;
-    T* out = filtered + (n * channels + c) * points;
-    if (count == 0) {
-      std::fill(out, out + group * points, from_acc<T>(A(NAN)));
-      return;
-    }
+    const int64_t plane = n * channels + c, count = offsets[n + 1] - offsets[n];
+    if (count == 0) return fill_nan(plane, group);
     const int64_t size = (count + 1) * W;  // row -1 is 0
     A* all = scratch.resize(3 * size);
     A* rows[3];
@@ -65,17 +61,38 @@ struct Filter {
     }
     std::fill(rows[0], rows[0] + count * W, A(0));
     const RowPoints<A> own{vertices + n * points * corners, weights + n * points * corners, corners};
-    splat<W>(in, group, own, rows[0]);
-    A* result = rows[0];
-    if (direction != Direction::transpose) result = blur<W>(n, rows[0], rows[1], rows[2], false);
-    if (direction != Direction::forward) {
-      A* free = result == rows[1] ? rows[2] : rows[1];
-      A* backward = blur<W>(n, rows[0], free, rows[0], true);
-      if (direction == Direction::symmetric) Loops::add(result, count * W, backward);
-      result = backward;
+    splat<W>(values + plane * points, group, own, rows[0]);
+    A* forward = nullptr;
+    if (energy != nullptr || direction != Direction::transpose) {
+      forward = blur<W>(n, rows[0], rows[1], rows[2], false);
     }
+    if (energy != nullptr) sum_energies<W>(rows[0], forward, count, plane, group);
+    if (filtered == nullptr) return;
+    A* result = forward;
+    if (direction != Direction::forward) {
+      A* free = forward == rows[1] ? rows[2] : rows[1];
+      result = blur<W>(n, rows[0], free, rows[0], true);
+    }
+    if (direction == Direction::symmetric) Loops::add(forward, count * W, result);
     const double share = direction == Direction::symmetric ? 0.5 : 1.0;
-    slice<W>(result, group, own, static_cast<A>(share * blur_scale(corners - 1)), out);
+    slice<W>(result, group, own, static_cast<A>(share * blur_scale(corners - 1)),
+             filtered + plane * points);
+  }
+
+  void fill_nan(int64_t plane, int group) const {
+    if (energy != nullptr) std::fill_n(energy + plane, group, A(NAN));
+    if (filtered != nullptr) {
+      std::fill_n(filtered + plane * points, group * points, from_acc<T>(A(NAN)));
+    }
+  }
+
+  // s' A s from what s is on the vertices, before and after the blurs.
+  template <int W>
+  void sum_energies(const A* in, const A* out, int64_t count, int64_t plane, int group) const {
+    double sums[W] = {};
+    Loops::template dot<A, W>(in, out, count, sums);
+    const double scale = blur_scale(corners - 1);
+    for (int c = 0; c < group; ++c) energy[plane + c] = static_cast<A>(scale * sums[c]);
   }
 
   template <int W>

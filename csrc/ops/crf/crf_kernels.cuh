@@ -228,7 +228,7 @@ WS_GLOBAL void __launch_bounds__(kThreads) number_kernel(const Points points, co
 }
 
 // Turns counts into offsets. One thread: batches are short.
-WS_GLOBAL inline void offset_kernel(int64_t images, int64_t* offsets) {
+WS_GLOBAL void offset_kernel(int64_t images, int64_t* offsets) {
   for (int64_t n = 0; n < images; ++n) offsets[n + 1] += offsets[n];
 }
 

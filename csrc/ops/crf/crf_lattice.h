@@ -15,15 +15,12 @@ namespace wsfast::crf {
 inline constexpr int64_t kVertexGrain = 4096;
 inline constexpr int kLookAhead = 4;
 
-// body(first, last) over images, on several threads where there are enough images; else each image
-// may use all threads.
+// body(first, last) over images: as many for each thread, and each of the rest may use all threads.
 template <class Body>
 void for_images(int64_t images, const Body& body) {
-  if (images >= thread_count()) {
-    parallel_for(0, images, 1, body);
-  } else {
-    body(0, images);
-  }
+  const int64_t shared = images - images % thread_count();
+  if (shared > 0) parallel_for(0, shared, 1, body);
+  if (shared < images) body(shared, images);
 }
 
 // Both neighbours of every vertex along one axis; -1 where there is none.

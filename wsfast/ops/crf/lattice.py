@@ -30,23 +30,6 @@ from ._inputs import (
 from .reference import accumulate_dtype
 
 
-class _Energy(torch.autograd.Function):
-    """s' A s from s and A s, which is its gradient, too: no second filter, and differentiable."""
-
-    @staticmethod
-    def forward(values: Tensor, filtered: Tensor) -> Tensor:
-        return (values * filtered).sum(dim=2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (filtered,) = ctx.saved_tensors
-        return 2 * grad.unsqueeze(2) * filtered, None
-
-
 def _for_training_too() -> AbstractContextManager[object]:
     """Where a lattice is made: backward passes cannot keep tensors of inference mode."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
@@ -171,16 +154,19 @@ class Lattice:
 
     def apply(self, values: Tensor, direction: str) -> Tensor:
         """A, its adjoint (``"transpose"``) or their mean (``"symmetric"``) of (B, K, P) values."""
-        dtype = accumulate_dtype(values.dtype)
-        weights = self.weights if self.weights.dtype == dtype else self.weights.to(dtype)
-        return torch.ops.wsfast.lattice_filter(
-            values, self.vertices, weights, self.neighbours, self.offsets, direction
-        )
+        return torch.ops.wsfast.lattice_filter(values, *self._tensors(values.dtype), direction)
 
     def energy(self, values: Tensor, direction: str) -> Tensor:
         """(B, K) energies s' A s of (B, K, P) values s. Their gradient is 2 A s, of the same A."""
-        energy: Tensor = _Energy.apply(values, self.apply(values, direction))
-        return energy
+        with_filtered = values.requires_grad and torch.is_grad_enabled()
+        return torch.ops.wsfast.lattice_energy(
+            values, *self._tensors(values.dtype), direction, with_filtered
+        )[0]
+
+    def _tensors(self, dtype: torch.dtype) -> reference.LatticeTensors:
+        """As operators take them with values of a dtype."""
+        weights = self.weights.to(accumulate_dtype(dtype))
+        return self.vertices, weights, self.neighbours, self.offsets
 
     def degree(self, dtype: torch.dtype, direction: str) -> Tensor:
         """(B, 1, P) sums of the rows, kept for the next call."""

@@ -362,7 +362,7 @@ def dense_crf_loss(
         above 0.5 other than 1 by ``torch.use_deterministic_algorithms`` alone), and each image as
         if it were alone; equal for
         any number of threads, but for torch's own products and sums of ``method="exact"`` and
-        ``"dense"``, and of one image of one channel with ``lattice``.
+        ``"dense"``.
 
         Extra memory on the CPU, for two classes of float32 and d = C + 2: about 140 bytes per
         pixel for one colour image of noise, a tenth of that in a batch of natural ones. At worst,

@@ -294,6 +294,22 @@ def lattice_filter(
     return torch.stack(filtered).transpose(1, 2).to(values.dtype).contiguous()
 
 
+def lattice_energy(
+    values: Tensor,
+    vertices: Tensor,
+    weights: Tensor,
+    neighbours: Tensor,
+    offsets: Tensor,
+    direction: str,
+    with_filtered: bool,
+) -> tuple[Tensor, Tensor]:
+    """Energies s' A s of (B, K, P) values s, (B, K), and A s where asked for."""
+    wide = values.to(weights.dtype)
+    filtered = lattice_filter(wide, vertices, weights, neighbours, offsets, direction)
+    energy = (wide * filtered).sum(dim=2)
+    return energy, filtered.to(values.dtype) if with_filtered else values.new_empty(0)
+
+
 def dense_crf_energy(
     image: Tensor,
     values: Tensor,
@@ -322,10 +338,10 @@ def dense_crf_energy(
     if roi is not None:
         masked = masked * roi[:, None].to(dtype)
     lattice = build_bilateral_lattice(image, sigma_rgb, sigma_xy, dtype == torch.float64)
-    filtered = lattice_filter(masked.flatten(2), *lattice, direction).view_as(masked)
-    energy = (masked * filtered).sum(dim=(2, 3))
+    energy, filtered = lattice_energy(masked.flatten(2), *lattice, direction, with_filtered)
     if not with_filtered:
         return energy, values.new_empty(0)
+    filtered = filtered.view_as(masked)
     if roi is not None:
         filtered = filtered * roi[:, None].to(dtype)
     return energy, filtered.to(values.dtype)

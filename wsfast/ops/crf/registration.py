@@ -4,7 +4,7 @@ All operators are linear in the values, so a backward is the same operator with 
 gradients of any order follow. Features and lattices carry no gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ native.register_op(
     " Tensor offsets, str direction) -> Tensor",
     reference.lattice_filter,
 )
+native.register_op(
+    "lattice_energy(Tensor values, Tensor vertices, Tensor weights, Tensor neighbours,"
+    " Tensor offsets, str direction, bool with_filtered) -> (Tensor, Tensor)",
+    reference.lattice_energy,
+)
 
 
 def _gaussian_filter(values: Tensor, features: Tensor, method: str) -> Tensor:
@@ -49,8 +54,14 @@ _gaussian = torch.library.custom_op(
 
 for _name in ("dense_crf_energy", "build_lattice", "build_bilateral_lattice", "gaussian_filter"):
     native.keep_out_of_cuda_graphs(_name)  # numbers of vertices are read back
-# Reads nothing back; but torch.compile would record a graph for every number of vertices it meets.
-native.keep_out_of_cuda_graphs("lattice_filter")
+# Read nothing back; but torch.compile would record a graph for every number of vertices it meets.
+for _name in ("lattice_filter", "lattice_energy"):
+    native.keep_out_of_cuda_graphs(_name)
+
+
+def _fake_energy(values: Tensor, with_filtered: bool) -> tuple[Tensor, Tensor]:
+    energy = values.new_empty(values.shape[:2], dtype=reference.accumulate_dtype(values.dtype))
+    return energy, values.new_empty(values.shape if with_filtered else (0,))
 
 
 @torch.library.register_fake("wsfast::dense_crf_energy")
@@ -63,8 +74,7 @@ def _(
     direction: str,
     with_filtered: bool,
 ) -> tuple[Tensor, Tensor]:
-    energy = values.new_empty(values.shape[:2], dtype=reference.accumulate_dtype(values.dtype))
-    return energy, values.new_empty(values.shape if with_filtered else (0,))
+    return _fake_energy(values, with_filtered)
 
 
 def _fake_lattice(
@@ -106,40 +116,59 @@ def _(
     return values.new_empty(values.shape)
 
 
+@torch.library.register_fake("wsfast::lattice_energy")
+def _(
+    values: Tensor,
+    vertices: Tensor,
+    weights: Tensor,
+    neighbours: Tensor,
+    offsets: Tensor,
+    direction: str,
+    with_filtered: bool,
+) -> tuple[Tensor, Tensor]:
+    return _fake_energy(values, with_filtered)
+
+
 @_gaussian.register_fake
 def _(values: Tensor, features: Tensor, method: str) -> Tensor:
     return values.new_empty(values.shape)
 
 
-def _save_energy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    image, values, roi, sigma_rgb, sigma_xy, direction, with_filtered = inputs
-    ctx.set_materialize_grads(False)  # nobody asks for the gradient of what was filtered: no filter
-    ctx.save_for_backward(image, roi, output[1] if with_filtered else values)
-    ctx.options = (sigma_rgb, sigma_xy, direction, with_filtered)
-
-
-def _energy_backward(
-    ctx: Any, grad: Tensor | None, grad_filtered: Tensor | None
-) -> tuple[Any, ...]:
+def _gradient_of_values(
+    ctx: Any, kept: Tensor, grads: Sequence[Tensor | None], apply: Callable[[Tensor, str], Tensor]
+) -> Tensor | None:
     """2 A s per energy, and the adjoint of the filter where its result was used.
 
-    A graph that was captured without a gradient has no A s: it is filtered here.
+    ``kept`` is A s; of a graph that was captured without a gradient s, which is filtered here.
     """
-    image, roi, filtered = ctx.saved_tensors
-    sigma_rgb, sigma_xy, direction, with_filtered = ctx.options
+    grad, grad_filtered = grads
     total = None
     if grad is not None:
-        if not with_filtered:
-            _, filtered = torch.ops.wsfast.dense_crf_energy(
-                image, filtered, roi, sigma_rgb, sigma_xy, direction, True
-            )
-        total = (filtered * (2 * grad[:, :, None, None])).to(filtered.dtype)
-    if grad_filtered is not None and with_filtered:
-        _, back = torch.ops.wsfast.dense_crf_energy(
-            image, grad_filtered, roi, sigma_rgb, sigma_xy, _ADJOINT[direction], True
-        )
+        filtered = kept if ctx.with_filtered else apply(kept, ctx.direction)
+        factors = (2 * grad).reshape(*grad.shape, *(1 for _ in filtered.shape[2:]))
+        total = (filtered * factors).to(filtered.dtype)
+    if grad_filtered is not None and ctx.with_filtered:
+        back = apply(grad_filtered, _ADJOINT[ctx.direction])
         total = back if total is None else total + back
-    return None, total, None, None, None, None, None
+    return total
+
+
+def _save_energy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    image, values, roi, sigma_rgb, sigma_xy, ctx.direction, ctx.with_filtered = inputs
+    ctx.set_materialize_grads(False)  # nobody asks for the gradient of what was filtered: no filter
+    ctx.save_for_backward(output[1] if ctx.with_filtered else values, image, roi)
+    ctx.sigmas = (sigma_rgb, sigma_xy)
+
+
+def _energy_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    kept, image, roi = ctx.saved_tensors
+
+    def apply(values: Tensor, direction: str) -> Tensor:
+        options = (*ctx.sigmas, direction, True)
+        return torch.ops.wsfast.dense_crf_energy(image, values, roi, *options)[1]
+
+    back = _gradient_of_values(ctx, kept, grads, apply)
+    return None, back, None, None, None, None, None
 
 
 torch.library.register_autograd(
@@ -147,15 +176,33 @@ torch.library.register_autograd(
 )
 
 
+def _save_lattice_energy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.direction, ctx.with_filtered = inputs[5:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1] if ctx.with_filtered else inputs[0], *inputs[1:5])
+
+
+def _lattice_energy_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    kept, *lattice = ctx.saved_tensors
+
+    def apply(values: Tensor, direction: str) -> Tensor:
+        return torch.ops.wsfast.lattice_filter(values, *lattice, direction)
+
+    back = _gradient_of_values(ctx, kept, grads, apply)
+    return back, None, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "wsfast::lattice_energy", _lattice_energy_backward, setup_context=_save_lattice_energy
+)
+
+
 def _save_lattice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.set_materialize_grads(False)  # an energy's gradient needs none of what was filtered
     ctx.save_for_backward(*inputs[1:5])
     ctx.direction = inputs[5]
 
 
-def _lattice_backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None, None, None, None
+def _lattice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     back = torch.ops.wsfast.lattice_filter(grad, *ctx.saved_tensors, _ADJOINT[ctx.direction])
     return back, None, None, None, None, None
 
@@ -178,5 +225,5 @@ def _gaussian_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _gaussian.register_autograd(_gaussian_backward, setup_context=_save_features)
 
 for _device in ("cpu", "cuda"):  # sums over whole images: float32, as torch's losses
-    for _name in ("dense_crf_energy", "lattice_filter", "gaussian_filter"):
+    for _name in ("dense_crf_energy", "lattice_energy", "lattice_filter", "gaussian_filter"):
         torch.library.register_autocast(f"wsfast::{_name}", _device, torch.float32)
