@@ -22,6 +22,7 @@ SYSROOT=${SYSROOT:+$(realpath -m "$SYSROOT")}
 ENVIRONMENT=${ENVIRONMENT:+$(realpath -m "$ENVIRONMENT")}
 cd "$(dirname "$0")/.."
 out=${out:-$PWD/dist}
+command -v git > /dev/null || { echo "build_wheels: install git first" >&2; exit 2; }
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -101,6 +101,14 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
 
 inline int64_t thread_count() { return torch::stable::get_num_threads(); }
 
+// How many images at the end of a batch go one by one, each on as many threads as it has parts: those
+// that the threads do not divide, where that takes less time than one more turn of all threads. Half of
+// the work of an image is taken to be shared.
+inline int64_t images_alone(int64_t images, int64_t parts) {
+  const int64_t threads = thread_count(), rest = images % threads;
+  return 2 * rest <= std::min(threads, parts) ? rest : 0;
+}
+
 // Task numbers, taken by whichever thread asks next.
 class Tasks {
  public:

@@ -30,7 +30,8 @@ bool is_image(const fs::path& file) {
 }
 
 bool is_video(const fs::path& file) {
-  return has_suffix(file, {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"});
+  return has_suffix(file, {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mjpg", ".mpg", ".mpeg",
+                           ".wmv", ".flv", ".3gp", ".mts", ".m2ts"});
 }
 
 double frames_per_second(const cv::VideoCapture& video) {

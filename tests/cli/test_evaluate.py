@@ -197,6 +197,16 @@ def test_a_run_is_scored_where_the_other_commands_compute(tmp_path: Path, monkey
     assert named == ["auto"]
 
 
+def test_other_data_bring_their_masks_and_metadata(tmp_path: Path, monkeypatch) -> None:
+    told = {}
+    monkeypatch.setattr(
+        evaluate, "evaluate_run", lambda folder, **options: told.update(options) or {}
+    )
+    given = ["--data", "other", "--masks", "truth", "--metadata", "lists"]
+    assert main(["evaluate", "--run", str(tmp_path), *given]) == 0
+    assert (told["data"], told["masks"], told["metadata"]) == ("other", "truth", "lists")
+
+
 def test_masks_beside_boxes_are_refused(tmp_path: Path, capsys) -> None:
     split = write_split(tmp_path, "CUB", images=1)
     assert run(split, "--masks", split.masks) == 2
@@ -218,6 +228,8 @@ def test_missing_folders(tmp_path: Path, capsys) -> None:
         ("--run", "--interval", "0.001", "--run"),
         ("--run", "--batch-size", "64", "--run"),
         ("--run", "--format", "ksdd2", "the run's own data"),
+        ("--run", "--masks", "masks", "the run's own data"),
+        ("--run", "--metadata", "metadata", "the run's own data"),
         ("--scoremaps", "--data", "parts", "--scoremaps"),
         ("--scoremaps", "--format", "auto", "--scoremaps"),
         ("--scoremaps", "--split", "test", "--scoremaps"),

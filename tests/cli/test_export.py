@@ -78,7 +78,7 @@ def test_a_timm_model_becomes_a_program(tmp_path: Path, capsys) -> None:
         (["--format", "tflite"], "--format must be one of torchscript, pt2, onnx, got tflite"),
         ([], "--model must be given, or --run, or a wsfast --checkpoint, got none of them"),
         (["--model", "resnet18x"], "--model must be a timm model name, got 'resnet18x'"),
-        (["--model", "vit_tiny_patch16_224"], "model must be a classifier that ends in global"),
+        (["--model", "vit_tiny_patch16_224"], "model must be a classifier of timm or wsf"),
         (["--run", "nowhere"], "nowhere"),
         (["--run", "a", "--model", "resnet18"], "--model must be left out with --run"),
         (["--model", "resnet18", "--method", "ltgradcam"], "--method must be cam (others need"),

@@ -1,5 +1,6 @@
 import pickle
 import struct
+import warnings
 from pathlib import Path
 
 import cv2
@@ -46,6 +47,15 @@ def test_16_bit_is_scaled_from_its_full_range(tmp_path, channels):
     assert np.abs(image - exact / 65535 * 255).max() <= 0.5
     assert image[0, 0].tolist() == [0, 0, 0]
     assert image[0, 1].tolist() == [255, 255, 255]
+
+
+def test_12_bits_in_a_file_of_16_are_told_of(tmp_path):
+    for most, told in ((4095, True), (4096, False), (0, False)):
+        path = saved(tmp_path / "x.png", np.array([[0, most]], dtype=np.uint16))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read_image(path)
+        assert any("samples stay below 4096" in str(w.message) for w in caught) == told
 
 
 def test_float_samples_between_0_and_1(tmp_path):

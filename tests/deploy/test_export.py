@@ -179,6 +179,8 @@ def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", stand_in)
     monkeypatch.setattr(torch.cuda, "device", current)
+    place = "wsfast.deploy.programs.parse_device"
+    monkeypatch.setattr(place, lambda where, argument, text: torch.device(text))
     (tmp_path / "it.pt2").touch()
     program = load(tmp_path / "it.pt2", device="cuda:1")
     assert asked == [1]
@@ -189,6 +191,13 @@ def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="device must be without an index for a program"):
         load(tmp_path / "it.pt2", device="cuda:1")
     assert not inside
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_not_the_file_s_fault(tmp_path, device: str) -> None:
+    (tmp_path / "it.ts").touch()
+    with pytest.raises(ValueError, match=f"deploy.load: device must be .*, got {device}"):
+        load(tmp_path / "it.ts", device=device)
 
 
 def test_a_package_is_opened_again_where_its_localizer_is(tmp_path, monkeypatch) -> None:

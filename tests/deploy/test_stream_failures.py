@@ -187,3 +187,18 @@ def test_a_localizer_that_hangs_is_given_up() -> None:
     with pytest.raises(TimeoutError, match=r"no frame was finished for 0\.3 seconds"):
         loop.run()
     release.set()
+
+
+def test_a_process_that_was_stopped_meanwhile_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after Ctrl-Z and fg: the clock has run on while no thread did."""
+    stopped, clock, written = [0.0], time.monotonic, []
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + stopped[0])
+
+    def wakes_later(images: Tensor) -> tuple[Tensor, ...]:
+        time.sleep(0.15)
+        stopped[0] += 1000
+        time.sleep(0.15)
+        return localize(images)
+
+    LiveLoop(Pictures(range(12)), wakes_later, written.append, batch_size=4, patience=5.0).run()
+    assert len(written) == 12

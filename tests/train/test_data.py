@@ -6,6 +6,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -392,3 +393,40 @@ def test_synthetic_images_of_a_run_without_validation_have_no_such_split():
     config = configure("classifier", {**TINY, "images": 16, "holdout": 0})
     with pytest.raises(ValueError, match=r"holdout must be above 0 for validation images, got 0$"):
         open_split(config, "val", channels=1, size=(32, 16))
+
+
+def test_all_of_other_data_without_splits_is_scored(folder, classifier, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = RunMaps(classifier, torch.device("cpu")).config
+
+    def opened(split, config=config, **options):
+        return open_split(config, split, channels=1, size=None, data=str(other), **options)
+
+    assert len(opened("test")) == 40
+    assert (len(opened("train")), len(opened("val"))) == (26, 6)
+    moved = dataclasses.replace(config, data=str(tmp_path / "gone"))
+    assert set(opened("test", moved).names) == names(config, "test")  # it may be the same
+    assert evaluate_run(classifier, data=str(other), progress=False)["images"] == 40
+
+
+def test_other_data_have_masks_of_their_own(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    for number in range(20):
+        mask = picture(tmp_path / "truth" / "crack" / f"{number}.png", size=(32, 16), value=0)
+        pixels = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+        pixels[:, :4], pixels[0] = 3, 255
+        cv2.imwrite(str(mask), pixels)
+    config = configure("classifier", {**TINY, "data": str(folder), "mask_kind": "index"})
+    options = {"channels": 1, "size": None, "data": str(other)}
+    assert all(sample.mask is None for sample in open_split(config, "test", **options))
+    masks = [s.mask for s in open_split(config, "test", masks=str(tmp_path / "truth"), **options)]
+    found = [mask.unique().tolist() for mask in masks]
+    assert sorted(map(tuple, found)) == [(0,)] * 20 + [(0, 1, 255)] * 20
+
+
+def test_a_kind_of_masks_is_refused_where_data_have_theirs(tmp_path):
+    config = configure("classifier", {**TINY, "mask_kind": "index"})
+    with pytest.raises(ValueError, match="mask_kind"):
+        open_split(config, "train", channels=1, size=None)
+    with pytest.raises(ValueError, match="mask_kind must be"):
+        configure("classifier", {"mask_kind": "grey"})

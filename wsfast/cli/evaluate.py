@@ -45,8 +45,8 @@ EXAMPLES = """examples:
 _OF_RUNS = {
     "classifier": None, "data": "", "format": "auto", "split": "test", "device": "auto",
 }  # fmt: skip
-_OF_MAPS = {"scoremaps": None, "metadata": None, "masks": None, "interval": 0.001, "plot": None,
-            "batch_size": 64}  # fmt: skip
+_OF_MAPS = {"scoremaps": None, "interval": 0.001, "plot": None, "batch_size": 64}
+_OF_OTHER_DATA = ("format", "metadata", "masks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--device", help="auto, cpu, cuda ... (default: auto)")
     maps = parser.add_argument_group("saved heat maps")
     maps.add_argument("--scoremaps", type=Path, help="folder of .npy maps")
-    maps.add_argument("--metadata", type=Path, help="folder of the .txt files")
-    maps.add_argument("--masks", type=Path, help="folder of the mask PNGs (default: --metadata)")
     maps.add_argument("--interval", type=float, help="threshold step (default: 0.001)")
     maps.add_argument("--plot", type=Path, help="write the curves as PNG (needs wsfast[plots])")
     maps.add_argument("--batch-size", type=int, help="maps at a time (default: 64)")
+    parser.add_argument(
+        "--metadata", type=Path, help="folder of the .txt files: of the maps, or of --data"
+    )
+    masks = "folder of the mask files: of the maps (default: --metadata), or of --data"
+    parser.add_argument("--masks", type=Path, help=masks)
     parser.add_argument(
         "--out", type=Path, help="write the figures (of maps the curves too) as JSON"
     )
@@ -220,7 +223,7 @@ def run(options: argparse.Namespace) -> int:
     if options.folder is not None:
         check_left_out("evaluate", options, _OF_MAPS, "--run")
         if not options.data:
-            check_left_out("evaluate", options, ("format",), "the run's own data")
+            check_left_out("evaluate", options, _OF_OTHER_DATA, "the run's own data")
         fill_in(options, _OF_RUNS)
         return _evaluate_run(options)
     check_options(options)
@@ -248,6 +251,8 @@ def _evaluate_run(options: argparse.Namespace) -> int:
         classifier=options.classifier,
         data=options.data,
         format=options.format,
+        metadata=str(options.metadata or ""),
+        masks=str(options.masks or ""),
         split=options.split,
         device=parse_device("evaluate", "--device", options.device),
     )

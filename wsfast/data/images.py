@@ -1,5 +1,6 @@
 """Reading one image file into 8-bit RGB, or saying plainly why that is impossible."""
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 # Keeps 16-bit and float samples, gives grey or BGR without alpha, and applies the EXIF orientation
 # (IMREAD_UNCHANGED would not) unless it is told not to.
 _DECODE_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+_TWELVE_BITS = 1 << 12
 
 
 class SkippedFile(NamedTuple):
@@ -42,7 +44,8 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
     """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Grey images are repeated over the three channels and alpha is dropped. 16-bit samples are
-    scaled from their full range (65535 becomes 255), float samples from 0–1.
+    scaled from their full range (65535 becomes 255), with a warning where none reaches 4096; float
+    samples from 0–1.
 
     Args:
         path: file in any format OpenCV decodes.
@@ -63,7 +66,14 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
         [0, 0, 255]
     """
     path = Path(path)
-    return _to_rgb(to_8_bit(path, read_samples(path, upright=upright)))
+    samples = read_samples(path, upright=upright)
+    if samples.dtype == np.uint16 and 0 < samples.max() < _TWELVE_BITS:
+        warnings.warn(  # the same words for every file: shown once
+            "wsfast.read_image: a 16-bit image whose samples stay below 4096 turns nearly black; "
+            "stretch those of a 10- or 12-bit camera to 16 bits first, or save 8",
+            stacklevel=2,
+        )
+    return _to_rgb(to_8_bit(path, samples))
 
 
 def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:

@@ -16,7 +16,10 @@ from wsfast.data.video import VideoFrames
 
 # Of an animated .gif the first frame is read, by OpenCV 4.11 and later.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mjpg", ".mpg", ".mpeg", ".wmv", ".flv",
+     ".3gp", ".mts", ".m2ts"}
+)  # fmt: skip
 _NO_FRAME = "no video frame could be decoded"
 
 

@@ -15,7 +15,14 @@ class CapturedLocalizer:
     What a call returns is overwritten by the next one: copy what is to stay.
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, images: Tensor, found: LocalizerOutput) -> None:
+    def __init__(
+        self,
+        localizer: nn.Module,
+        graph: torch.cuda.CUDAGraph,
+        images: Tensor,
+        found: LocalizerOutput,
+    ) -> None:
+        self._localizer = localizer  # the graph reads its weights where they lie
         self._graph = graph
         self._images = images
         self._found = found
@@ -56,4 +63,4 @@ def capture(localizer: nn.Module, example: Tensor) -> CapturedLocalizer:
         # On a stream of this device: torch's own is of the device first captured on.
         with torch.cuda.graph(graph, stream=aside):
             found = localizer(images)
-    return CapturedLocalizer(graph, images, found)
+    return CapturedLocalizer(localizer, graph, images, found)

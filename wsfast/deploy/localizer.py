@@ -240,7 +240,9 @@ class Localizer(LocalizerBase):
 
         Args:
             model: a timm classifier that ends in global average pooling and one linear layer, or
-                one of this package's. It is used as it is, not copied.
+                one of this package's. It is used as it is, not copied, and put in eval mode: a
+                model that is being trained goes back to training mode by you, and to eval mode
+                before the next call.
             target: class to explain; None takes the predicted one of each image.
             relu: drop the negative parts, as ``wsfast.cam.CAM`` does.
             mean: per channel; None takes timm's for the model.

@@ -123,8 +123,9 @@ def cam_network(
             return network
     value_error(
         where, "model",
-        "a classifier that ends in global average pooling and one linear layer (else: "
-        "WSOLClassifier('timm/NAME'), GradientLocalizer, or Localizer with a network of your own)",
+        "a classifier of timm or wsfast.models that ends in global average pooling and one linear "
+        "layer (else: WSOLClassifier('timm/NAME'), GradientLocalizer, or Localizer with a network "
+        "of your own)",
         type(model).__name__,
     )  # fmt: skip
     raise AssertionError  # value_error always raises

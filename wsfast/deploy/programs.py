@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wsfast._check import value_error
+from wsfast._device import parse_device
 from wsfast._version import __version__
 from wsfast.deploy.localizer import Localizer
 from wsfast.deploy.steps import LocalizerOutput, check_images
@@ -102,8 +103,8 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
             was compiled for, on CUDA on the GPU named here (the current one without an index).
 
     Raises:
-        ValueError: no such file, not a program of ``wsfast export``, a GPU's number for a ``.pt2``
-            of the CPU.
+        ValueError: no such file, not a program of ``wsfast export``, no such device, a GPU's number
+            for a ``.pt2`` of the CPU.
 
     Note:
         A ``.pt2`` holds machine code: open files that you trust, as with any program.
@@ -115,7 +116,7 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
         expected = "TorchScript or a .pt2 (ONNX runtimes open the other)"
         value_error("deploy.load", "path", expected, f"{file}")
     opened = _open_package if file.suffix == ".pt2" else _open_torchscript
-    wanted = torch.device(device)
+    wanted = parse_device("deploy.load", "device", str(device))
     try:
         program = opened(file, wanted)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -19,6 +19,7 @@ from wsfast.deploy.sources import FrameSource, LiveFrame
 T = TypeVar("T")
 
 _TICK = 0.1  # seconds between two calls of the watcher
+_LONGEST_TICK = 1.0  # between two that are longer apart the process itself was stopped
 _JOIN_SECONDS = 3.0  # what threads that were told to end may take, such as a camera that is silent
 
 
@@ -195,20 +196,22 @@ class LiveLoop:
         """Wait for the last stage, with the watcher; a source that does not end is left behind."""
         writer = threads[-1]
         statistics = self.statistics
-        progress, moved = (0, 0), time.monotonic()
+        progress, waited, before = (0, 0), 0.0, time.monotonic()
         while writer.is_alive():
             writer.join(_TICK)
             if watch is not None and not self._look(watch):
                 watch = None
             now = time.monotonic()
+            waited += min(now - before, _LONGEST_TICK)
+            before = now
             since = self._reading_since
             if self._stopping.is_set() and since is not None and now - since > _JOIN_SECONDS:
                 statistics.ended = "stopped"
                 self._waiting.close()
             idle = statistics.written == statistics.read - statistics.skipped
             if idle or progress != (statistics.localized, statistics.written):
-                progress, moved = (statistics.localized, statistics.written), now
-            elif now - moved > self._patience:
+                progress, waited = (statistics.localized, statistics.written), 0.0
+            elif waited > self._patience:
                 raise TimeoutError(f"no frame was finished for {self._patience:g} seconds")
 
     def _look(self, watch: Callable[[LiveStatistics], None]) -> bool:

@@ -15,6 +15,7 @@ import yaml
 
 from wsfast._check import check_choice, check_range, value_error
 from wsfast._files import write_atomically
+from wsfast.data.masks import MASK_KINDS
 from wsfast.train.schedule import SCHEDULES
 
 CONFIG = "config.yaml"
@@ -37,6 +38,9 @@ class TrainConfig:
         images: training images of the synthetic data set.
         metadata: folder of WSOL metadata; empty for ``metadata`` in the data's folder.
         masks: folder of mask files, for ``"folder"`` and ``"wsol"``.
+        mask_kind: what the object is in the mask files of ``"folder"`` and ``"csv"``: ``"binary"``
+            (the default: what reaches half of 255, or is 1 in a file of 0 and 1), ``"nonzero"`` or
+            ``"index"`` (every class number but 0; 255 is ignored).
         normal: class without an object, for ``"folder"`` and ``"csv"``; empty finds it by its name.
         merge: make all other classes one, ``defect``, for ``"folder"`` and ``"csv"``.
         channels: 3 for RGB, 1 for grey; None takes the classifier's, and 3 for a new one.
@@ -86,6 +90,7 @@ class TrainConfig:
     images: int = 600
     metadata: str = ""
     masks: str = ""
+    mask_kind: str = ""
     normal: str = ""
     merge: bool = False
     channels: int | None = None
@@ -129,6 +134,8 @@ class TrainConfig:
         check_choice("train", "schedule", self.schedule, SCHEDULES)
         check_choice("train", "select_on", self.select_on, SELECTIONS)
         check_choice("train", "amp", self.amp, ["off", "bf16", "fp16"])
+        if self.mask_kind:
+            check_choice("train", "mask_kind", self.mask_kind, MASK_KINDS)
         if self.preset:
             check_choice("train", "preset", self.preset, sorted(self.presets))
 

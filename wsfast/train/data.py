@@ -25,8 +25,13 @@ def open_split(
     length: int | None = None,
     data: str = "",
     format: str = "auto",
+    metadata: str = "",
+    masks: str = "",
 ) -> Any:
     """A split of a configuration's data, or of other data in its place.
+
+    The test split of other data that has no splits is all of it, unless it may be the
+    configuration's, which has been moved: then it is the share that the run held out.
 
     Args:
         config: of any recipe.
@@ -37,13 +42,19 @@ def open_split(
             split, or of other data, as many as :class:`wsfast.data.SyntheticDefects` draws.
         data: other data than the configuration's.
         format: of the other data.
+        metadata: of the other data.
+        masks: of the other data.
     """
     if config.data == SYNTHETIC and data in ("", SYNTHETIC) and length is None:
         length = _drawn(config, split)
-    own = {} if data else {"metadata": config.metadata or None, "masks": config.masks or None}
+    if not data:
+        format, metadata, masks = config.format, config.metadata, config.masks
+    source = data or config.data
+    listed = source != SYNTHETIC and _format(source, format) in ("folder", "csv")
+    every = bool(data) and listed and split == "test" and not same_images(config.data, data)
     return open_dataset(
-        data or config.data,
-        format=format if data else config.format,
+        source,
+        format=format,
         split=split,
         length=length,
         size=size,
@@ -53,7 +64,10 @@ def open_split(
         seed=config.split_seed,
         normal=config.normal or None,
         merge=config.merge or None,
-        **own,
+        metadata=metadata or None,
+        masks=masks or None,
+        mask_kind=config.mask_kind or None if listed or not data else None,
+        test_share=1.0 if every else None,
     )
 
 

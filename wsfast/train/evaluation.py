@@ -163,6 +163,8 @@ def evaluate_run(
     classifier: Path | None = None,
     data: str = "",
     format: str = "auto",
+    metadata: str = "",
+    masks: str = "",
     split: str = "test",
     device: torch.device | None = None,
     progress: bool = True,
@@ -174,7 +176,10 @@ def evaluate_run(
         classifier: as for :class:`RunMaps`.
         data: a data set; empty for the run's own.
         format: of ``data``.
-        split: ``"test"``, ``"val"`` or ``"train"``.
+        metadata: folder of the metadata of ``data``, where it is not in it.
+        masks: folder of the masks of ``data``, where they are not beside its images.
+        split: ``"test"``, ``"val"`` or ``"train"``. Of ``data`` without splits ``"test"`` is all,
+            unless it may be the run's own data, which has been moved since.
         device: where to compute; the CPU by default.
         progress: show a bar.
 
@@ -201,6 +206,8 @@ def evaluate_run(
         size=maps.checkpoint.input_size,
         data=data,
         format=format,
+        metadata=metadata,
+        masks=masks,
     )
     check_classes(maps.checkpoint.class_names, dataset.class_names, dataset.normal_label)
     own = maps.config.data

@@ -30,23 +30,15 @@ int64_t grain(const Shape& shape) {
 
 constexpr int64_t kPixelsPerThread = int64_t{1} << 17;  // of one large map
 
-// body(n) for large images: on several threads where there are enough images; else each image may
-// use all threads.
+// body(n) over images of so many parts, on several threads; where few images are left over, each of
+// these may use all threads.
 template <class Body>
-void for_large_images(int64_t images, const Body& body) {
-  const auto run = [&](auto tasks) {
-    for (int64_t n; tasks.take(n);) body(n);
-  };
-  if (images >= thread_count()) return share_tasks(images, 1, run);
-  for (int64_t n = 0; n < images; ++n) body(n);
-}
-
-template <class Body>
-void for_images(const Shape& shape, bool large, const Body& body) {
-  if (large) return for_large_images(shape.images, body);
-  share_tasks(shape.images, grain(shape), [&](Tasks tasks) {
+void for_images(const Shape& shape, int64_t parts, const Body& body) {
+  const int64_t shared = shape.images - images_alone(shape.images, parts);
+  share_tasks(shared, grain(shape), [&](Tasks tasks) {
     for (int64_t n; tasks.take(n);) body(n);
   });
+  for (int64_t n = shared; n < shape.images; ++n) body(n);
 }
 
 template <class Passes>
@@ -168,10 +160,11 @@ std::tuple<Tensor, Tensor> connected_components_cpu(const Tensor& mask, int64_t 
   auto* const count = write_ptr<int32_t>(counts);
   const auto neighbours = static_cast<int>(connectivity);
   dispatch_simd([&]<class Passes>() {
-    if (bands.count() == 1 || shape.images >= thread_count()) {  // labels are the same either way
-      return label_images<Passes>(masks, shape, neighbours, label, count);
-    }
-    for (int64_t n = 0; n < shape.images; ++n) {
+    // Labels are the same either way.
+    Shape shared = shape;
+    shared.images -= images_alone(shape.images, bands.count());
+    label_images<Passes>(masks, shared, neighbours, label, count);
+    for (int64_t n = shared.images; n < shape.images; ++n) {
       const int64_t at = n * shape.pixels();
       count[n] = label_bands<Passes>({masks + at, shape.width}, bands, neighbours, label + at);
     }
@@ -278,7 +271,7 @@ void box_batch(const Shape& shape, const BoxOptions& options, const SlotWriter& 
   using Labeler = typename Passes::Labeler;
   const Bands bands(shape.height, shape.width);
   if (bands.count() == 1) return box_images<Labeler>(shape, options, writer, rows_of, done);
-  for_large_images(shape.images, [&](int64_t n) {
+  for_images(shape, bands.count(), [&](int64_t n) {
     done(n, box_bands<Labeler>(n, bands, options, writer, rows_of(n)));
   });
 }
@@ -340,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor> label_boxes_cpu(const Tensor& labels, int64_t
         measure_labels(image, max_labels, write_ptr<int32_t>(out.boxes) + n * max_labels * 4,
                        write_ptr<int32_t>(out.areas) + n * max_labels);
   };
-  for_images(shape, Bands(shape.height, shape.width).count() > 1, measure_one);
+  for_images(shape, Bands(shape.height, shape.width).count(), measure_one);
   return {out.boxes, out.areas, out.counts};
 }
 
@@ -375,7 +368,7 @@ std::tuple<Tensor, Tensor> otsu_level_cpu(const Tensor& cams, int64_t repeat) {
         write_ptr<bool>(valid)[n] = count_map<Passes>(map, shape.pixels(), histogram);
         write_ptr<int32_t>(levels)[n] = repeated_otsu_level(histogram, repeat);
       };
-      for_images(shape, shape.pixels() >= 2 * kPixelsPerThread, find);
+      for_images(shape, shape.pixels() / kPixelsPerThread, find);
     });
   });
   return {levels, valid};

@@ -11,6 +11,9 @@ namespace wsfast::crf {
 
 inline constexpr int64_t kChunk = 32768;       // points of a chunk, roughly
 inline constexpr int64_t kLargestLanes = 16;
+inline int64_t chunks_of(int64_t points) {
+  return std::max<int64_t>(1, (points + kChunk / 2) / kChunk);
+}
 static_assert(kChunk * 3 / 2 + kLargestLanes <= 1 << 16, "NarrowSimplex numbers a chunk's simplices");
 inline constexpr int64_t kBatch = 64;   // look-ups whose first probes go without branches
 inline constexpr int64_t kTrial = 2048;  // points after which a chunk judges whether simplices recur

@@ -104,7 +104,7 @@ struct Energy {
   T* filtered;  // or null
 
   void run() const {
-    for_images(images, [&](int64_t begin, int64_t end) {
+    for_images(images, chunks_of(points.points()), [&](int64_t begin, int64_t end) {
       Workspace<Loops, A> workspace(end - begin == 1);
       for (int64_t n = begin; n < end; ++n) {
         const auto apply = [&](auto& lattice) { apply_groups(lattice, n); };
@@ -182,7 +182,7 @@ LatticeTensors build(const Points<A>& points, const Tensor& like, int64_t images
   std::vector<std::vector<int32_t>> found(images);  // (corners, 2, M) of every image
   int64_t* const ends = write_ptr<int64_t>(offsets);
   ends[0] = 0;
-  for_images(images, [&](int64_t begin, int64_t end) {
+  for_images(images, chunks_of(points.points()), [&](int64_t begin, int64_t end) {
     Workspace<L, A> workspace(end - begin == 1);
     for (int64_t n = begin; n < end; ++n) {
       int32_t* const vertex = write_ptr<int32_t>(vertices) + n * size;

@@ -205,8 +205,8 @@ void filter_kept(const LatticeArgs& args, Direction direction, const Tensor* ene
 Tensor lattice_filter_cuda(const Tensor& values, const Tensor& vertices, const Tensor& weights,
                            const Tensor& neighbours, const Tensor& offsets, std::string direction) {
   const char* op = "lattice_filter";
-  const DeviceGuard guard(values.get_device_index());
   const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  const DeviceGuard guard(values.get_device_index());
   const Tensor filtered = new_tensor(values, sizes_of(values), values.scalar_type());
   if (values.numel() > 0) filter_kept(args, direction_named(op, direction), nullptr, &filtered);
   return filtered;
@@ -217,8 +217,8 @@ std::tuple<Tensor, Tensor> lattice_energy_cuda(const Tensor& values, const Tenso
                                                const Tensor& offsets, std::string direction,
                                                bool with_filtered) {
   const char* op = "lattice_energy";
-  const DeviceGuard guard(values.get_device_index());
   const LatticeArgs args = lattice_args(op, values, vertices, weights, neighbours, offsets);
+  const DeviceGuard guard(values.get_device_index());
   const auto [energy, filtered] = new_energies(values, with_filtered);
   if (values.numel() > 0) {
     filter_kept(args, direction_named(op, direction), &energy, with_filtered ? &filtered : nullptr);

@@ -15,11 +15,12 @@ namespace wsfast::crf {
 inline constexpr int64_t kVertexGrain = 4096;
 inline constexpr int kLookAhead = 4;
 
-// body(first, last) over images: as many for each thread, and each of the rest may use all threads.
+// body(first, last) over images of so many parts, on several threads; where few are left over, each of
+// these may use all threads.
 template <class Body>
-void for_images(int64_t images, const Body& body) {
-  const int64_t shared = images - images % thread_count();
-  if (shared > 0) parallel_for(0, shared, 1, body);
+void for_images(int64_t images, int64_t parts, const Body& body) {
+  const int64_t shared = images - images_alone(images, parts);
+  parallel_for(0, shared, 1, body);
   if (shared < images) body(shared, images);
 }
 
@@ -132,7 +133,7 @@ class ImageLattice {
   int64_t chunk_count() const { return chunk_count_; }
 
   void split(int64_t points) {
-    chunk_count_ = std::max<int64_t>(1, (points + kChunk / 2) / kChunk);
+    chunk_count_ = chunks_of(points);
     if (static_cast<int64_t>(chunks_.size()) < chunk_count_) {
       chunks_.resize(chunk_count_);
       scratch_.resize(chunk_count_);
