@@ -10,6 +10,7 @@
 # a folder of this project. A second run with the same folder repeats only what did not pass. Without
 # .git, the summary names the commit that WSFAST_COMMIT holds.
 set -euo pipefail
+export WSFAST_GPU_STARTED=${WSFAST_GPU_STARTED:-$(date +%s)} # the minutes count from here
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 wheels=build/gpu_wheels site=$PWD/build/gpu_site

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "device_macros.h"
@@ -83,6 +84,13 @@ WS_DEVICE inline int block_threads() {
 }
 WS_DEVICE inline int warp_lane() { return block_thread() % kWarpSize; }
 WS_DEVICE inline int block_warp() { return block_thread() / kWarpSize; }
+
+// Without arithmetic: nvcc may contract a product before it and a subtraction to its rounding error.
+template <class T>
+WS_DEVICE bool is_finite(T value) {
+  constexpr T largest = std::numeric_limits<T>::max();
+  return value >= -largest && value <= largest;
+}
 
 // ---- warps --------------------------------------------------------------------------------------
 

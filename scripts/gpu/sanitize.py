@@ -66,8 +66,8 @@ def judged(tool: str, status: int, text: str) -> bool:
     return True
 
 
-def clean(command: list[str], tool: str) -> bool:
-    """Whether a run under the sanitizer is clean; prints what it says."""
+def run(command: list[str], tool: str) -> tuple[bool, str]:
+    """Whether a run under the sanitizer is clean, and what it said, which is printed."""
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     print(" ".join(command), flush=True)
     said = []
@@ -78,11 +78,12 @@ def clean(command: list[str], tool: str) -> bool:
         for line in process.stdout:  # at once: a step that runs out of time keeps what was found
             print(line, end="", flush=True)
             said.append(line)
-    return judged(tool, process.returncode, "".join(said))
+    text = "".join(said)
+    return judged(tool, process.returncode, text), text
 
 
 def finds_planted_bug(prefix: list[str], tool: str) -> bool:
-    """Whether the tool, with its filter, finds the bug that was planted for it."""
+    """Whether the tool, with its filter, finds the bug that was planted for it, and names it."""
     nvcc = cuda_program("nvcc")
     if nvcc is None:
         print("nvcc was not found: the tool is not tried on a planted bug")
@@ -90,7 +91,8 @@ def finds_planted_bug(prefix: list[str], tool: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/planted"
         subprocess.run([nvcc, "-arch=native", "-o", program, str(PLANTED)], check=True)
-        return not clean([*prefix, program, tool], tool)
+        clean, text = run([*prefix, program, tool], tool)
+        return not clean and f"{tool}_bug" in text  # else the program could not run, say
 
 
 def main() -> int:
@@ -113,7 +115,8 @@ def main() -> int:
             break
         print(f"the planted bug was not found with {limit or 'no filter'}", flush=True)
     checks = [sys.executable, "-m", "scripts.gpu.kernels", *options.checks]
-    if not clean([*prefix, *limit, *checks], options.tool):
+    clean, _ = run([*prefix, *limit, *checks], options.tool)
+    if not clean:
         return 1
     print("clean" if proven else "CLEAN BUT UNPROVEN: the tool does not see planted bugs here")
     return 0 if proven else 3

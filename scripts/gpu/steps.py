@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc", "wsfast", "tests", "benchmarks", "scripts", "setup.py", "pyproject.toml")
 SUFFIXES = (".py", ".sh", ".json", ".toml", ".h", ".cuh", ".cpp", ".cu")
 SHORTEST = 5.0  # seconds; a step is not begun with less
+CUT_OFF = "cut off by the end of the run"
 POLL = 0.2
 # Without a kernel its fallback would be tested and timed in its name.
 _NATIVE = {"WSFAST_REQUIRE_NATIVE": "1"}
@@ -69,6 +70,12 @@ class Status:
         """Whether nothing is left to do."""
         return self.state in ("passed", "skipped")
 
+    @property
+    def tried(self) -> bool:
+        """Whether it did not pass, although it had all of its time."""
+        cut_off = self.reason.startswith(CUT_OFF)
+        return self.state == "failed" or (self.state == "timed out" and not cut_off)
+
 
 def source_digest(root: Path = ROOT) -> str:
     """Hash of everything that the pass runs."""
@@ -112,13 +119,14 @@ class Runner:
     def run(self, groups: Iterable[Sequence[Step]]) -> bool:
         """Run the groups in turn, the steps of one side by side; whether all is well.
 
-        Steps that failed in an earlier run come after those never run, unless others need them.
+        Steps that failed in an earlier run come after those never run, unless others need them or
+        the end of that run cut them off.
         """
         planned = [list(group) for group in groups]
         needed = {name for group in planned for step in group for name in step.needs}
         again = {
             step.name for group in planned for step in group
-            if self.status(step).state in ("failed", "timed out") and step.name not in needed
+            if self.status(step).tried and step.name not in needed
         }  # fmt: skip
         first = [[step for step in group if step.name not in again] for group in planned]
         last = [[step for step in group if step.name in again] for group in planned]
@@ -201,7 +209,9 @@ class Runner:
             return False
         if code is None:
             _kill(entry)
-            self._record(entry.step, "timed out", seconds, f"stopped after {entry.limit:.0f} s")
+            cut = CUT_OFF if entry.limit < entry.step.seconds else "stopped"
+            reason = f"{cut} after {entry.limit:.0f} s"
+            self._record(entry.step, "timed out", seconds, reason)
         elif code == 0:
             log = self._out / f"{entry.step.name}.log"
             self._record(entry.step, "passed", seconds, _pytest_verdict(log))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.gpu import coverage, kernels, plan, sanitize
+from scripts.gpu import coverage, kernels, plan, sanitize, steps
 from scripts.gpu.roofline import Bound, Work, judged, measure, report
 from scripts.gpu.steps import Runner, Step
 from scripts.gpu.summary import write_summary
@@ -170,6 +170,17 @@ def test_limits_end_a_step_and_what_it_started(tmp_path) -> None:
     assert not late.run([[step("late", "")]])
     assert late.status(step("late", "")).reason.startswith("no time left")
     assert not mark.exists()
+
+
+def test_a_step_that_the_end_of_the_run_cut_off_is_not_put_last(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(steps, "SHORTEST", 0.0)
+    slow = step("slow", "import time; time.sleep(30)", seconds=60)
+    run = runner(tmp_path, seconds=1)
+    run.run([[slow]])
+    status = run.status(slow)
+    assert status.state == "timed out"
+    assert status.reason.startswith("cut off by the end of the run")
+    assert not status.tried
 
 
 def test_a_step_out_of_time_still_writes_what_it_has(tmp_path) -> None:

@@ -59,7 +59,7 @@ WS_GLOBAL void __launch_bounds__(kThreads)
   for (int64_t i = begin + block_thread(); i < end; i += kThreads) {
     acc_t<T> value = to_acc(values[plane * points + i]);
     if (roi != nullptr) value *= roi[mask + i];
-    const bool finite = value - value == acc_t<T>(0);
+    const bool finite = is_finite(value);
     const int exponent = !finite ? kNotFinite : value == acc_t<T>(0) ? kNoExponent : ilogb(value) + 1;
     largest = exponent > largest ? exponent : largest;
   }
@@ -171,7 +171,7 @@ struct OrderlessSum {
   double broken = 0.0;
 
   WS_DEVICE void add(double term, int shift) {
-    if (!(term - term == 0.0)) {
+    if (!is_finite(term)) {
       broken += term;
       return;
     }

@@ -302,18 +302,21 @@ WS_GLOBAL void __launch_bounds__(kGradientThreads)
   const LayerGradient<T>& gradient = layers.at[l];
   const LayerMaps<T>& layer = gradient.layer;
   GradientSums<A>* result = sums + image * tiles_per_image + tile;
-  if (!finite[image]) {
-    if (threadIdx.x == 0) *result = {};
-    return;
-  }
-  const Normalized<A> map = layer_normalization(
-      layer, output, layer_stats + image * output.parts, &shared_map);
   const int local = tile - gradient.first_tile;
   const int x = local % gradient.column_tiles * kGradientThreads + block_thread();
   const int y = local / gradient.column_tiles * gradient.rows;
   const int rows = layer.height - y < gradient.rows ? layer.height - y : gradient.rows;
   const int own_rows = x < layer.width ? rows : 0;
   const int64_t at = image * layer.pixels() + static_cast<int64_t>(y) * layer.width + x;
+  if (!finite[image]) {
+    for (int k = 0; gradient.resized != nullptr && k < own_rows; ++k) {
+      gradient.resized[at + static_cast<int64_t>(k) * layer.width] = A(0);  // read, but not used
+    }
+    if (threadIdx.x == 0) *result = {};
+    return;
+  }
+  const Normalized<A> map = layer_normalization(
+      layer, output, layer_stats + image * output.parts, &shared_map);
   T values[kMostRows];  // on their way while the gradient is resized
   for (int k = 0; k < kMostRows; ++k) {
     if (k < own_rows) values[k] = layer.maps[at + static_cast<int64_t>(k) * layer.width];

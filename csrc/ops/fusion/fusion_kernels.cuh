@@ -362,9 +362,9 @@ struct Scaling {
 // Statistics of the values times `weight`.
 template <class A>
 WS_DEVICE Stats<A> weighted(const Stats<A>& stats, A weight) {
-  const A a = weight * stats.low, b = weight * stats.high;
-  const A residue = (a - a) + (b - b);  // NaN once either is not finite
-  return {weight < A(0) ? b : a, weight < A(0) ? a : b, stats.finite && residue == A(0)};
+  const A a = rounded_product(weight, stats.low), b = rounded_product(weight, stats.high);
+  const bool finite = stats.finite && is_finite(a) && is_finite(b);
+  return {weight < A(0) ? b : a, weight < A(0) ? a : b, finite};
 }
 
 // out = scaling(values) for `count` values in packs of `size`, by all threads of the block; `out`
