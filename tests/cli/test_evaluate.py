@@ -92,6 +92,12 @@ def tear_zip(split: Split) -> None:
     (split.scoremaps / "cat" / "2.jpg.npy").write_bytes(b"PK\x03\x04 and no more")
 
 
+def overflow(split: Split) -> None:
+    path = split.metadata / "localization.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"cat/0.jpg,0,0,{'9' * 30},5", *lines[1:]]))
+
+
 def drop_class(split: Split) -> None:
     path = split.metadata / "class_labels.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:1]))
@@ -117,7 +123,8 @@ def write_map(split: Split, values: np.ndarray) -> None:
 
 
 BREAKAGES = (
-    (break_line, "line 2: must be an image id and whole numbers, got 'cat/1.jpg,3,four"),
+    (break_line, "line 2: must be an image id and whole numbers below 2^31, got 'cat/1.jpg,3,four"),
+    (overflow, "line 1: must be an image id and whole numbers below 2^31, got 'cat/0.jpg,0,0,9"),
     (
         cut_line,
         "localization.txt, line 2: must be 3 or 5 comma-separated fields, got 'cat/1.jpg,3'",

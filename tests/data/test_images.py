@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data.pictures import with_orientation
 from wsfast.data import UnreadableImageError, read_image
-from wsfast.data.images import _is_cut_short
+from wsfast.data.images import is_cut_short
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -91,26 +91,26 @@ def test_a_cut_file_is_refused_with_its_name(tmp_path, suffix, kept):
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_cut_is_seen_without_the_decoders_help(suffix):
     data = cv2.imencode(f".{suffix}", NOISE)[1].tobytes()
-    assert not _is_cut_short(data)
-    assert not _is_cut_short(data + b"camera maker's trailer")
-    assert all(_is_cut_short(data[:end]) for end in (300 * len(data) // 301, len(data) // 2, 20))
+    assert not is_cut_short(data)
+    assert not is_cut_short(data + b"camera maker's trailer")
+    assert all(is_cut_short(data[:end]) for end in (300 * len(data) // 301, len(data) // 2, 20))
 
 
 def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
     data = cv2.imencode(".jpg", NOISE)[1].tobytes()
     thumbnail = b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
     nested = data[:2] + thumbnail + data[2:]
-    assert not _is_cut_short(nested)
-    assert _is_cut_short(nested[:-2])
-    assert not _is_cut_short(data[:20] + b"stray" + data[20:])
+    assert not is_cut_short(nested)
+    assert is_cut_short(nested[:-2])
+    assert not is_cut_short(data[:20] + b"stray" + data[20:])
 
 
 def test_markers_behind_the_picture_are_not_its_own():
     """A phone's JPEG with its video behind, where each pair of bytes comes up by chance."""
     data = cv2.imencode(".jpg", NOISE)[1].tobytes()
     for video in (b"\xff\xda and more", b"\xff\xd9 and \xff\xda"):
-        assert not _is_cut_short(data + video)
-        assert not _is_cut_short(with_orientation(data, 1) + video)
+        assert not is_cut_short(data + video)
+        assert not is_cut_short(with_orientation(data, 1) + video)
 
 
 def test_missing_files_and_folders_say_so(tmp_path):

@@ -74,6 +74,20 @@ def test_index_masks_take_every_class_and_ignore_255(tmp_path, mode):
     assert found.tolist() == [[0, 1, 1], [255, 0, 1]]
 
 
+def test_an_object_wins_over_what_another_index_mask_ignores(tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, numbers in zip(files, ([[1, 0, 0]], [[255, 255, 3]]), strict=True):
+        Image.fromarray(np.array(numbers, np.uint8), "L").save(file)
+    assert read_mask(files, "index").tolist() == [[1, 255, 1]]
+
+
+def test_an_index_mask_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    file = picture(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UnreadableImageError, match=r"large\.png \(more pixels than Pillow takes"):
+        read_mask([file], "index")
+
+
 def test_what_is_no_mask_is_named(tmp_path):
     colours = write(tmp_path / "rgb.png", np.zeros((4, 4, 3)))
     with pytest.raises(UnreadableImageError, match=r"rgb\.png \(no index mask: its mode is RGB"):

@@ -4,7 +4,7 @@ import torch
 
 from tests.data.pictures import mask, picture, with_orientation, write
 from wsfast.data import ImageFolder, MetadataError, WSOLImages, inclusive_corners
-from wsfast.data.wsol import read_mask_paths, read_protocol_mask, read_wsol_metadata
+from wsfast.data.wsol import read_grey, read_mask_paths, read_protocol_mask, read_wsol_metadata
 
 SIZES = {"cat/1.jpg": (300, 200), "cat/2.jpg": (90, 131), "dog/3.jpg": (64, 64)}
 
@@ -234,3 +234,18 @@ def test_a_mark_of_byte_order_is_no_part_of_the_first_id(root):
     for file in folder.iterdir():
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert WSOLImages(root, "test").names == list(SIZES)
+
+
+def test_boxes_of_larger_images_than_the_files_are_left_out(root):
+    folder = write_split(root, "test", localization=["cat/1.jpg,0,0,5000,5000", *BOXES[1:]])
+    (folder / "image_sizes.txt").unlink()
+    with pytest.warns(UserWarning, match=r"1\.jpg \(a box reaches beyond it\)"):
+        data = WSOLImages(root, "test", verify=True)
+    assert data.names == ["cat/2.jpg", "dog/3.jpg"]
+
+
+def test_a_mask_that_is_cut_short_is_not_scored(tmp_path):
+    file = picture(tmp_path / "m.png", size=(60, 60))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(MetadataError, match=r"m\.png: file is cut short"):
+        read_grey(file, (224, 224))

@@ -88,7 +88,7 @@ def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:
         raise UnreadableImageError(path, error.strerror or "cannot be opened") from None
     if not data:
         raise UnreadableImageError(path, "empty file")
-    if _is_cut_short(data):  # some OpenCV versions fill the rest with grey and say nothing
+    if is_cut_short(data):  # some OpenCV versions fill the rest with grey and say nothing
         raise UnreadableImageError(path, "file is cut short")
     try:
         flags = _DECODE_FLAGS | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -100,7 +100,7 @@ def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:
     return decoded
 
 
-def _is_cut_short(data: bytes) -> bool:
+def is_cut_short(data: bytes) -> bool:
     """Whether a JPEG or PNG ends before its end marker."""
     if data.startswith(b"\xff\xd8"):
         scan = _first_scan(data)

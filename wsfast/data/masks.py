@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.nn import functional as F
 
 from wsfast.data.images import UnreadableImageError, read_samples, to_8_bit
@@ -92,13 +92,16 @@ def _pixels(path: Path, kind: str) -> NDArray[np.bool_]:
 
 
 def _read_indices(paths: Sequence[Path]) -> NDArray[np.uint8]:
-    numbers = np.zeros((0, 0), np.uint8)
+    found = ignored = np.zeros((0, 0), np.bool_)
     for path in paths:
-        more = _indices(path)
-        if numbers.size and more.shape != numbers.shape:
+        numbers = _indices(path)
+        if not found.size:
+            found = ignored = np.zeros(numbers.shape, np.bool_)
+        if numbers.shape != found.shape:
             raise UnreadableImageError(path, "the masks of one image differ in size")
-        numbers = np.maximum(numbers, more) if numbers.size else more
-    return np.where(numbers == IGNORED, IGNORED, numbers > 0).astype(np.uint8)
+        found = found | ((numbers > 0) & (numbers != IGNORED))
+        ignored = ignored | (numbers == IGNORED)
+    return np.where(found, 1, np.where(ignored, IGNORED, 0)).astype(np.uint8)
 
 
 def _indices(path: Path) -> NDArray[np.uint8]:
@@ -108,9 +111,8 @@ def _indices(path: Path) -> NDArray[np.uint8]:
             if image.mode not in ("L", "P", "1"):
                 raise UnreadableImageError(path, f"no index mask: its mode is {image.mode}")
             return np.array(image, np.uint8)
-    except UnreadableImageError:
-        raise
-    except OSError as error:
-        damaged = isinstance(error, UnidentifiedImageError) or not error.strerror
-        reason = "not an image or damaged" if damaged else str(error.strerror)
-        raise UnreadableImageError(path, reason) from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(path, "more pixels than Pillow takes") from None
+    except (OSError, SyntaxError) as error:  # the latter of chunks that are damaged
+        reason = getattr(error, "strerror", None)
+        raise UnreadableImageError(path, reason or "not an image or damaged") from None

@@ -169,10 +169,7 @@ class ImageDataset(Dataset[Sample]):
     def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
         path = self.root / record.image
         image = read_image(path, upright=self.upright)
-        height, width = image.shape[:2]
-        beyond = any(x1 > width + 1 or y1 > height + 1 for _, _, x1, y1 in record.boxes)
-        if record.size is None and beyond:  # by more than is rounded
-            raise UnreadableImageError(path, "a box reaches beyond it")
+        self._check_boxes(record, image)
         if record.masks:
             mask = read_mask(record.masks, self.mask_kind, record.ignore)
             if image.shape[:2] != mask.shape:
@@ -182,6 +179,12 @@ class ImageDataset(Dataset[Sample]):
             kind = np.uint8 if self.mask_kind == "index" else np.bool_
             return image, np.zeros(image.shape[:2], kind)
         return image, None
+
+    def _check_boxes(self, record: Record, image: NDArray[np.uint8]) -> None:
+        height, width = image.shape[:2]
+        beyond = any(x1 > width + 1 or y1 > height + 1 for _, _, x1, y1 in record.boxes)
+        if record.size is None and beyond:  # by more than is rounded
+            raise UnreadableImageError(self.root / record.image, "a box reaches beyond it")
 
     def _resized_mask(self, mask: Mask, size: tuple[int, int]) -> Mask:
         return resized_mask(mask, size)

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsfast.data.images import is_cut_short
+
 SIDE = 224  # the protocol scores maps, boxes and masks at this size
 
 Box = tuple[int, int, int, int]
@@ -61,10 +63,14 @@ def _records(path: Path, fields: tuple[int, ...], parse: Callable[..., _Record])
 
 
 def _numbers(*texts: str) -> tuple[int, ...]:
+    wanted = "an image id and whole numbers below 2^31"
     try:
-        return tuple(int(text) for text in texts)
+        found = tuple(int(text) for text in texts)
     except ValueError:
-        raise ValueError("an image id and whole numbers") from None
+        raise ValueError(wanted) from None
+    if any(abs(number) >= 1 << 31 for number in found):
+        raise ValueError(wanted)
+    return found
 
 
 def read_image_ids(path: str | PathLike[str]) -> list[str]:
@@ -194,11 +200,14 @@ def read_grey(path: str | PathLike[str], size: tuple[int, int]) -> NDArray[np.fl
         MetadataError: the file cannot be read.
     """
     try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise MetadataError(f"wsfast.data: {path}: {error.strerror}") from None
+    if is_cut_short(data):
+        raise MetadataError(f"wsfast.data: {path}: file is cut short")
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        samples = np.frombuffer(data, np.uint8)
+        image = cv2.imdecode(samples, cv2.IMREAD_GRAYSCALE) if data else None
     except cv2.error:  # such as a header with more pixels than OpenCV takes
         image = None
     if image is None:

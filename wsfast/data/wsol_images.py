@@ -82,6 +82,7 @@ class WSOLImages(ImageDataset):
     def _decode(self, record: Record) -> tuple[NDArray[np.uint8], Mask | None]:
         # OpenImages' masks are of other sizes than its images: each is resized on its own.
         image = read_image(self.root / record.image, upright=self.upright)
+        self._check_boxes(record, image)
         if not record.masks:
             return image, None
         size = self.size or (image.shape[0], image.shape[1])
