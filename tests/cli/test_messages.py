@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from tests.cli.live_files import DeadPipe
@@ -65,9 +67,12 @@ def test_any_other_broken_pipe_is_an_error(monkeypatch, capsys, kind: str) -> No
     assert capsys.readouterr().err == "wsfast info: error: Broken pipe\n"
 
 
+def read_first(files: list[Path]) -> NDArray[np.uint8]:  # Python 3.14 pickles it
+    return read_image(files[0])
+
+
 def test_an_error_of_a_worker_process_is_told_by_what_it_says() -> None:
-    data = [Path("a.png")]
-    loader = DataLoader(data, num_workers=1, collate_fn=lambda files: read_image(files[0]))
+    loader = DataLoader([Path("a.png")], num_workers=1, collate_fn=read_first)
     with pytest.raises(RuntimeError, match="Caught") as caught:
         next(iter(loader))
     assert one_line(caught.value) == (
