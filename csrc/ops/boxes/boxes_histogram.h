@@ -55,19 +55,13 @@ class LevelPairs {
 
   // Adds up the counts and clears them. 16 bits hold each sum: of 256 bytes at most.
   void finish() {
-    constexpr int turns = 4;  // a shifted row need not wait for the row before
-    uint16_t lower[kLevels] = {}, higher[turns][2 * kLevels] = {};
+    uint16_t lower[kLevels] = {}, higher[kLevels] = {};
     const int rows = (*std::max_element(highest_, highest_ + kLanes) >> 8) + 1;
-    for (int row = 0; row < rows; ++row) {
-      uint8_t* const counts = counts_ + row * kLevels;
-      uint16_t* const shifted = higher[row % turns] + row;
-      for (int level = 0; level < kLevels; ++level) lower[level] += counts[level];
-      for (int level = 0; level < kLevels; ++level) shifted[level] += counts[level];
-      std::memset(counts, 0, kLevels);
-    }
+    for (int row = 0; row < rows; row += kRows) add_rows(row, lower, higher);
+    higher[0] = counts_[0];  // the one pair whose higher level is 0
+    std::memset(counts_, 0, (rows + kRows - 1) / kRows * kRows * kLevels);
     for (int level = 0; level < kLevels; ++level) {
-      histogram_[level] += lower[level];
-      for (const auto& sums : higher) histogram_[level] += sums[level];
+      histogram_[level] += uint32_t{lower[level]} + higher[level];
     }
   }
 
@@ -75,11 +69,34 @@ class LevelPairs {
 
  private:
   static constexpr int kPairs = kBlock / 2, kLanes = 32;
+  static constexpr int kRows = 4, kColumns = 64;  // added up at once
 
   // Zeros between maps.
   static uint8_t* counts_of_thread() {
     thread_local const auto counts = std::make_unique<uint8_t[]>(kLevels * kLevels);
     return counts.get();
+  }
+
+  // In row r the pair of higher level h is at column h - r. Columns below 0 fall into the row before,
+  // whose columns from 257 - r on are empty: only higher[0] gets what is not its own.
+  void add_rows(int row, uint16_t* lower, uint16_t* higher) const {
+    const uint8_t* const counts = counts_ + row * kLevels;
+    const int first = row / kColumns * kColumns;
+    for (int level = 0; level < kLevels - first; level += kColumns) {
+      add_columns(counts + level, kLevels, lower + level);
+    }
+    for (int level = first; level < kLevels; level += kColumns) {
+      add_columns(counts + level - row, kLevels - 1, higher + level);
+    }
+  }
+
+  // Not inlined: count_block() would lose registers to it.
+  [[gnu::noinline]] static void add_columns(const uint8_t* counts, int stride, uint16_t* sums) {
+    for (int column = 0; column < kColumns; ++column) {
+      uint16_t sum = 0;
+      for (int row = 0; row < kRows; ++row) sum += counts[row * stride + column];
+      sums[column] += sum;
+    }
   }
 
   void count_block(const uint8_t* levels) {
