@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
-from wsfast.cli import main, train
+from wsfast.cli import build_parser, harvest, main, train
 from wsfast.data import FORMATS, SyntheticDefects
 from wsfast.train import harvest as harvesting
 from wsfast.train.config import read_settings
@@ -102,6 +103,14 @@ def test_examples_start_from_a_classifier_of_the_same_data(text):
             assert given["--out"] not in classifiers
         if "--config" in given:
             read_settings(ROOT / given["--config"], recipe)
+
+
+@pytest.mark.parametrize("text", [train.EXAMPLES, harvest.EXAMPLES])
+def test_examples_under_torchrun_reach_the_command(text):
+    (line,) = re.findall(r"^ *torchrun (.*)", text.replace("\\\n", ""), re.M)
+    started = get_args_parser().parse_args(shlex.split(line))
+    assert (started.module, started.training_script) == (True, "wsfast")
+    build_parser().parse_args(started.training_script_args)
 
 
 def test_a_file_of_settings_and_the_command_line(runs, tmp_path):

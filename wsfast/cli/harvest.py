@@ -27,8 +27,9 @@ NAME = "harvest"
 SUMMARY = "maps, pseudo-labels and boxes of a large folder, on any number of processes"
 EXAMPLES = """examples:
   wsfast harvest images/ --run runs/fcam --out harvest
-  torchrun --nproc-per-node 4 -m wsfast harvest images/ --run runs/fcam --device cuda --out harvest
-then, in Python:
+  torchrun --nproc-per-node 4 -m -- wsfast harvest images/ --run runs/fcam --device cuda \\
+      --out harvest
+(without the -- torchrun takes --run for one of its own options); then, in Python:
   records = numpy.load("harvest/harvest-....npy", mmap_mode="r")
   records["map"][0], records["mask"][0], records["boxes"][0]
 """
