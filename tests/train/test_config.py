@@ -75,6 +75,9 @@ def test_what_is_given_in_vain_is_refused(tmp_path, recipe, settings, message):
     ("recipe", "settings", "message"),
     [
         ("classifier", {"model": "vgg16", "fast_factor": -1}, "fast_factor must be between 0"),
+        ("classifier", {"weight_decay": float("nan")}, "weight_decay must be between 0 and"),
+        ("classifier", {"momentum": 7}, "momentum must be between 0 and 1, got 7.0"),
+        ("classifier", {"schedule": "step", "decay_factor": -1}, "decay_factor must be between 0"),
         ("classifier", {"method": "racam", "percentile": 500}, "percentile must be between 0"),
         ("pseudo", {"percentile": 500}, "percentile must be between 0 and 100, got 500.0"),
         ("pseudo", {"segmenter": "deeplabv3", "batch_size": 1},

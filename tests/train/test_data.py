@@ -366,6 +366,24 @@ def test_what_validation_would_choose_needs_validation(folder, tmp_path):
         run(configure("classifier", settings), tmp_path / "run", progress=False)
 
 
+def test_one_class_alone_is_not_trained_on(folder, tmp_path):
+    shutil.copytree(folder / "crack", tmp_path / "data" / "images")
+    settings = {**TINY, "data": str(tmp_path / "data")}
+    with pytest.raises(ValueError, match="--data must be of at least 2 classes, got images of ima"):
+        run(configure("classifier", settings), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_among_many_validation_images_can_choose(folder, classifier, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    images = [(f"{name}/{n}.png", name, n) for name in ("good", "crack") for n in range(20)]
+    lines = [f"{path},{name},,{'val' if n else 'train'}" for path, name, n in images]
+    lines[-1] = "crack/19.png,crack,crack/19.png,val"
+    (data / "few.csv").write_text("\n".join(["path,label,mask,split", *lines]))
+    recipe = pseudo(classifier, data / "few.csv", select_on="localization")
+    assert set(recipe.selections) == {"localization"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "choices"),
     [("fcam", "classification, last"), ("dips", "classification, last"), ("pseudo", "last")],

@@ -274,6 +274,15 @@ def test_a_line_that_a_kill_cut_short_and_later_epochs_are_dropped(tmp_path):
     assert read_log(tmp_path) == [{"epoch": 1}, {"epoch": 2, "loss": 0.5}]
 
 
+def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path):
+    recipe = make_recipe(epochs=1, batch_size=40, dropout=False)
+    recipe.model.fc.weight.register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(RuntimeError, match="a weight in epoch 1 is no longer finite"):
+        fit(recipe, out=tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_localization_cannot_select_where_nothing_is_marked(tmp_path):
     recipe = make_recipe()
     assert set(recipe.selections) == {"classification", "localization"}

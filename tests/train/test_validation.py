@@ -94,6 +94,15 @@ def test_one_threshold_of_the_maps_as_they_are_is_found_for_boxes():
     assert 0.36 < figures["threshold"] <= 0.4
 
 
+def test_shares_of_images_are_not_rounded():
+    maps = torch.zeros(3, 12, 12)
+    maps[0, 2:8, 3:9] = 1.0
+    scores = MapScores(torch.device("cpu"))
+    scores.update_boxes(maps, [torch.tensor([[3, 2, 9, 8]])] * 3)
+    figures = scores.compute()
+    assert (figures["localization"], figures["box_acc"]) == (1 / 3, 1 / 3)
+
+
 def test_nothing_to_score_gives_no_figures():
     assert MapScores(torch.device("cpu")).compute() == {}
 
@@ -121,3 +130,4 @@ def test_ignored_pixels_count_nowhere():
         figures.append((found["at_threshold"], found["iou_per_image"], found["pxap"]))
     assert figures[0] == figures[1]
     assert 0 < figures[0][0]["miou"] < 1
+    assert figures[0][1] == figures[0][0]["iou"]  # of the one image, to the last digit

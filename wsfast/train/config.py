@@ -128,7 +128,9 @@ class TrainConfig:
         for name in ("seed", "split_seed", "workers", "warmup_epochs"):
             check_range("train", name, getattr(self, name), 0, 2**63 - 1)
         check_range("train", "holdout", self.holdout, 0, 0.9)
-        check_range("train", "learning_rate", self.learning_rate, 0, 1e30)
+        for name in ("learning_rate", "weight_decay", "decay_factor"):
+            check_range("train", name, getattr(self, name), 0, 1e30)
+        check_range("train", "momentum", self.momentum, 0, 1)
         check_choice("train", "flips", self.flips, ["none", "horizontal", "both"])
         check_choice("train", "optimizer", self.optimizer, ["sgd", "adamw"])
         check_choice("train", "schedule", self.schedule, SCHEDULES)

@@ -225,7 +225,7 @@ class OpenedData:
         clean_class: the class without an object, -1 where there is none.
 
     Raises:
-        ValueError: no such data, a class without training images, and as
+        ValueError: no such data, one class only, a class without training images, and as
             :func:`wsfast.data.open_dataset`.
     """
 
@@ -257,6 +257,9 @@ class OpenedData:
             shown = ", ".join(empty[:3]) + (" and more" if len(empty) > 3 else "")
             expected = "with training images of every class"
             value_error("train", "--data", expected, f"none of {shown}")
+        if len(self.class_names) < 2:  # all are right from the start, and nothing is learnt
+            only = f"images of {self.class_names[0]} alone"
+            value_error("train", "--data", "of at least 2 classes", only)
 
     def images(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
         """With the normalisation of a model."""

@@ -73,7 +73,7 @@ def fit(
     Raises:
         ValueError: ``out`` holds a run and ``resume`` is False, or what is resumed is another run.
         Interrupted: SIGTERM or Ctrl-C; the step in progress is finished and the state saved.
-        RuntimeError: the loss is no longer finite.
+        RuntimeError: the loss or a weight is no longer finite.
         OSError: a file could not be written; what was saved before is untouched.
 
     Note:
@@ -219,12 +219,18 @@ class _Run:
         wrong = [
             name for name in names if name.startswith("loss") and not math.isfinite(means[name])
         ]
+        if not wrong and not self._finite_weights():  # the last step's loss was before it
+            wrong = ["a weight"]
         if wrong:
             raise RuntimeError(
                 f"wsfast.train: {' and '.join(wrong)} in epoch {self.at.epoch + 1} is no longer "
                 "finite; lower learning_rate"
             )
         return means
+
+    def _finite_weights(self) -> bool:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return bool(torch.stack([p.isfinite().all() for p in trained]).all())
 
     def _finish_epoch(self, bar: Any) -> None:
         epoch = self.at.epoch + 1

@@ -260,7 +260,7 @@ class _Scores:
             elif sample.mask is not None:
                 counted = one[0][sample.mask != 255]
                 if len(counted):
-                    self.clean.append((counted >= self.threshold).float().mean())
+                    self.clean.append((counted >= self.threshold).double().mean())
             elif len(sample.boxes):
                 self._score_boxes(one, inclusive_corners(sample.boxes))
 
@@ -272,7 +272,7 @@ class _Scores:
         self.fixed.update(found, truth)
         limit = ops.otsu_threshold(one)[:, None, None]
         self.otsu.update((one >= limit)[counted][None, None], truth)
-        self.per_image.append((found & truth).sum() / (found | truth).sum())
+        self.per_image.append((found & truth).sum().double() / (found | truth).sum())
 
     def _score_boxes(self, one: Tensor, truth: Tensor) -> None:
         for metric in self.boxes:

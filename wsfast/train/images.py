@@ -248,12 +248,17 @@ class ImageRecipe(Recipe):
         return int(self.labels[item]) != self.data.clean_class
 
     def has_regions(self) -> bool:
-        """Whether validation images have masks or boxes, as far as the first ones tell."""
+        """Whether validation images have masks or boxes.
+
+        Of images that do not come from files, as far as the first ones tell.
+        """
         data = self.data.validation
         if data is None:
             return False
-        objects = torch.nonzero(data.labels != self.data.clean_class)[:_LOOKED_AT, 0].tolist()
-        return bool(with_regions([data[item] for item in objects]))
+        objects = torch.nonzero(data.labels != self.data.clean_class)[:, 0].tolist()
+        if isinstance(data, ImageDataset):
+            return any(data.records[item].masks or data.records[item].boxes for item in objects)
+        return bool(with_regions([data[item] for item in objects[:_LOOKED_AT]]))
 
     def validation_batches(self) -> Iterator[list[Any]]:
         """This process' share of the validation images, in lists of samples of one size."""

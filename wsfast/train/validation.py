@@ -93,11 +93,11 @@ class MapScores:
         parts = distributed.gather_objects([*counts, self._boxed])
         histograms, clean, shares, hits, counted = (sum(part) for part in zip(*parts, strict=True))
         if counted:
-            value, best = float(shares.max() / counted), int(hits.argmax())
+            value, best = int(shares.max()) / counted, int(hits.argmax())
             return {
                 "localization": value,
                 "max_box_acc": value,
-                "box_acc": float(hits[best] / counted),
+                "box_acc": int(hits[best]) / counted,
                 "threshold": (best + 1) / (_LEVELS - 1),  # x >= (L + 1) / 255 is u8 > L
             }
         if not int(histograms[1].sum()):
