@@ -72,6 +72,15 @@ def test_a_number_without_images_is_a_class_without_images(root):
         ImageTable(file, "train", **WHOLE)
 
 
+def test_two_spellings_of_a_path_are_one_image(root):
+    lines = ("images/a.png,x,0,0,2,2,train", "./images//a.png,x,1,1,3,3,train")
+    data = ImageTable(table(root, "path,label,x0,y0,x1,y1,split", *lines), "train", holdout=0)
+    assert (data.names, len(data[0].boxes)) == (["images/a.png"], 2)
+    file = table(root, "path,label,split", "images/a.png,x,train", "./images/a.png,x,test")
+    with pytest.raises(ValueError, match="line 3: must be of the label and split that line 2"):
+        ImageTable(file, "train")
+
+
 def test_the_split_column_decides(root):
     file = table(
         root, "path,label,split", "images/a.png,x,train", "images/b.png,y,",

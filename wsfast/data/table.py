@@ -131,7 +131,7 @@ def _read(path: Path) -> list[_Row]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             _check_header(path, reader.fieldnames or ())
-            rows: dict[str, _Row] = {}
+            rows: dict[Path, _Row] = {}
             for cells in reader:
                 _add(path, rows, cells, reader.line_num)
     except csv.Error as error:
@@ -155,7 +155,7 @@ def _check_header(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _add(path: Path, rows: dict[str, _Row], cells: dict[str, str], line: int) -> None:
+def _add(path: Path, rows: dict[Path, _Row], cells: dict[str, str], line: int) -> None:
     """Add a line to its image."""
     try:
         if None in cells or None in cells.values():
@@ -166,7 +166,8 @@ def _add(path: Path, rows: dict[str, _Row], cells: dict[str, str], line: int) ->
         split = cells.get("split", "")
         if split and split not in SPLITS:
             raise ValueError(f"of a split in {', '.join(SPLITS)}")
-        row = rows.setdefault(cells["path"], _Row(cells["path"], cells["label"], split, line))
+        new = _Row(cells["path"], cells["label"], split, line)
+        row = rows.setdefault(Path(new.path), new)  # a.png and ./a.png are one image
         if (row.label, row.split) != (cells["label"], split):
             raise ValueError(f"of the label and split that line {row.line} gives the image")
         if cells.get("mask"):
