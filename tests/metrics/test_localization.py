@@ -1,5 +1,7 @@
 """Box accuracies, PxAP and error kinds against the protocol in plain OpenCV and NumPy."""
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -532,3 +534,10 @@ def test_box_metrics_check_maps_of_any_device(value: float) -> None:
     maps[1, 2, 3] = value
     with pytest.raises(ValueError, match="maps must be free of NaN and within 0-1"):
         MaxBoxAcc().update(maps.as_subclass(Elsewhere), [BOX, BOX])
+
+
+def test_maps_with_a_gradient_are_scored_in_silence():
+    maps, boxes = as_tensors(*make_batch(2, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MaxBoxAcc()(maps.clone().requires_grad_(), boxes) == MaxBoxAcc()(maps, boxes)

@@ -41,7 +41,7 @@ def check_maps(where: str, maps: Tensor, *, waits: bool = False) -> None:
     check_floating(where, "maps", maps)
     check_rank(where, "maps", maps, 3)
     if (waits or maps.device.type == "cpu") and maps.numel() > 0:
-        low, high = (float(extreme) for extreme in maps.aminmax())
+        low, high = (float(extreme) for extreme in maps.detach().aminmax())
         if not (low >= 0 and high <= 1):
             value_error(where, "maps", "free of NaN and within 0-1", f"values of {low} to {high}")
 
