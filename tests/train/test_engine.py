@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.train.tiny import BrightOrDark, assert_same_result, make_recipe, result, train_tiny
 from wsfast.models import load_checkpoint
@@ -281,6 +282,19 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path):
         fit(recipe, out=tmp_path, progress=False)
     assert not list(tmp_path.glob("*.safetensors"))
     assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path):
+    recipe = make_recipe(epochs=1, dropout=False)
+    recipe.model = nn.Sequential(recipe.model)
+    with pytest.raises(ValueError, match="config must be given for a Sequential"):
+        fit(recipe, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    recipe = make_recipe(epochs=1)
+    recipe.data.class_names = ()
+    with pytest.raises(ValueError, match="class_names must be 2 values, got 0"):
+        fit(recipe, out=tmp_path / "run", progress=False)
+    assert len(fit(recipe, progress=False)) == 1  # which saves nothing
 
 
 def test_localization_cannot_select_where_nothing_is_marked(tmp_path):

@@ -84,6 +84,25 @@ def save_checkpoint(
     """
     if Path(path).suffix != ".safetensors":  # by which it is read again
         value_error("save_checkpoint", "path", "a file that ends in .safetensors", f"{path}")
+    description = description_of(
+        model, class_names=class_names, mean=mean, std=std, input_size=input_size, config=config
+    )
+    description["extra"] = dict(extra or {})
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {name: json.dumps(value) for name, value in description.items()}
+    write_atomically(Path(path), save(tensors, metadata=metadata), durable=True)
+
+
+def description_of(
+    model: nn.Module,
+    *,
+    class_names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_size: tuple[int, int],
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What :func:`save_checkpoint` writes beside the weights, checked as it says."""
     config = getattr(model, "config", None) if config is None else config
     if not isinstance(config, Mapping):
         name = type(model).__name__
@@ -98,17 +117,13 @@ def save_checkpoint(
     ):
         if len(values) != count:
             value_error("save_checkpoint", name, f"{count} values", f"{len(values)}")
-    description = {
+    return {
         "config": dict(config),
         "class_names": list(class_names),
         "mean": list(mean),
         "std": list(std),
         "input_size": list(input_size),
-        "extra": dict(extra or {}),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {name: json.dumps(value) for name, value in description.items()}
-    write_atomically(Path(path), save(tensors, metadata=metadata), durable=True)
 
 
 def load_checkpoint(

@@ -71,7 +71,8 @@ def fit(
         One record per epoch, as in the log.
 
     Raises:
-        ValueError: ``out`` holds a run and ``resume`` is False, or what is resumed is another run.
+        ValueError: ``out`` holds a run and ``resume`` is False, or what is resumed is another run;
+            a model that cannot be saved there (see :func:`wsfast.models.save_checkpoint`).
         Interrupted: SIGTERM or Ctrl-C; the step in progress is finished and the state saved.
         RuntimeError: the loss or a weight is no longer finite.
         OSError: a file could not be written; what was saved before is untouched.
@@ -123,6 +124,7 @@ class _Run:
     def prepare(self, resume: bool) -> None:
         """Take up the state in the run's folder, or begin one."""
         if self.out is not None:
+            self.recipe.check_saving()
             self.out.mkdir(parents=True, exist_ok=True)
             check_out(self.out, resume=resume)
             if has_state(self.out):

@@ -17,7 +17,7 @@ from wsfast.data import JointTransform
 from wsfast.data.opening import SYNTHETIC
 from wsfast.data.records import ImageDataset
 from wsfast.models import save_checkpoint
-from wsfast.models.checkpoint import saved_normalization
+from wsfast.models.checkpoint import description_of, saved_normalization
 from wsfast.models.encoders import NOT_OF_TIMM
 from wsfast.train import distributed
 from wsfast.train.config import HELD_OUT, TrainConfig
@@ -314,6 +314,19 @@ class ImageRecipe(Recipe):
         labels = torch.tensor([int(sample.label) for sample in samples], device=self.device)
         return self.normalize(images), labels
 
+    def check_saving(self) -> None:
+        """Another package's model, or one with other classes, unless it is saved otherwise."""
+        if type(self).save_model is ImageRecipe.save_model:
+            description_of(self.model, **self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "class_names": self.data.class_names,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "input_size": self.data.input_size,
+        }
+
     def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
         """Write the model with all that is needed to use it."""
         split = {name: getattr(self.config, name) for name in HELD_OUT}
@@ -321,10 +334,7 @@ class ImageRecipe(Recipe):
         save_checkpoint(
             self.model,
             path,
-            class_names=self.data.class_names,
-            mean=self.data.mean,
-            std=self.data.std,
-            input_size=self.data.input_size,
+            **self._description(),
             extra={
                 "recipe": self.name,
                 "classifier_digest": self.classifier_digest,

@@ -112,6 +112,9 @@ class Recipe(ABC):
     def save_model(self, path: Path, figures: Mapping[str, float]) -> None:
         """Write the model so that it can be used without this package's training."""
 
+    def check_saving(self) -> None:  # noqa: B027  # most recipes need nothing
+        """Raise ValueError where :meth:`save_model` would, before anything is trained."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer, each with ``params`` and perhaps its own ``lr``."""
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
