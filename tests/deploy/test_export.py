@@ -23,6 +23,7 @@ from tests.deploy.small import (
     small_model,
     train_runs,
 )
+from tests.processes import python
 from wsfast import ops
 from wsfast.deploy import (
     ExportError,
@@ -159,6 +160,29 @@ def test_a_package_takes_pictures_of_any_strides(package) -> None:
             strict=True,
         ):
             assert torch.equal(ours, theirs)
+
+
+IN_THREADS = """
+import sys, threading, torch, wsfast.deploy
+program = wsfast.deploy.load(sys.argv[1])
+images = torch.randint(256, (2, 1, *program.image_size), dtype=torch.uint8)
+expected, same = program(images), []
+
+def serve():
+    for _ in range(100):
+        same.append(all(map(torch.equal, program(images), expected)))
+
+threads = [threading.Thread(target=serve) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(same) == 200 and all(same)
+"""
+
+
+def test_threads_share_a_package(package) -> None:
+    """In a process of its own: what would stop there is all of Python."""
+    ended = python("-c", IN_THREADS, package, timeout=120)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_package_for_cuda_runs_on_the_gpu_that_is_named(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """Exported localizers: what is written beside them, and their call."""
 
 import json
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -163,9 +164,12 @@ def _open_package(file: Path, device: torch.device) -> LoadedLocalizer:
     if place.type == "cuda":
         index = torch.cuda.current_device() if index < 0 else index
         place = torch.device("cuda", index)
+    # It runs one call at a time and lets the others wait with Python's lock in their hands, which
+    # the first needs to go on in wsfast's operators.
+    calls = threading.Lock()
 
     def run(images: Tensor) -> Any:
-        with _current(index):
+        with calls, _current(index):
             return loader.run([images.contiguous()])
 
     return LoadedLocalizer(run, metadata, place)
