@@ -227,11 +227,8 @@ def test_a_device_that_is_not_there_is_not_the_file_s_fault(tmp_path, device: st
 def test_a_package_is_opened_again_where_its_localizer_is(tmp_path, monkeypatch) -> None:
     """Nothing is compiled; another device than the default is all that counts."""
 
-    def compile_nothing(program: object, *, package_path: str, inductor_configs: object) -> None:
-        Path(package_path).touch()
-
     opened = []
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_nothing)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *_, **options: None)
     place = "wsfast.deploy.export"
     monkeypatch.setattr(f"{place}.load", lambda path, device="cpu": opened.append(device))
     monkeypatch.setattr(f"{place}._exported", lambda module, images: None)
@@ -324,6 +321,28 @@ def test_bad_arguments(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"path must be a file, got .*which is none"):
         export_torchscript(localizer, fifo)
     assert fifo.is_fifo()
+
+
+ON_A_FULL_DISK = """
+import resource, sys
+from tests.deploy.small import small_localizer
+from wsfast.deploy import export_torchscript
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # as if it were
+try:
+    export_torchscript(small_localizer(), sys.argv[1])
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_old_file(tmp_path) -> None:
+    """In a process of its own, which torch's writer would end."""
+    file = tmp_path / "it.ts"
+    file.write_text("before")
+    ended = python("-c", ON_A_FULL_DISK, file)
+    assert (ended.returncode, ended.stdout) == (0, "File too large\n"), ended.stderr
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_link_stays_a_link(tmp_path) -> None:

@@ -7,6 +7,7 @@ a pixel of the mask that lies so close to the threshold may fall either way.
 """
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsfast._check import type_error, value_error
+from wsfast._files import write_atomically
 from wsfast.data.sample import check_size
 from wsfast.deploy.localizer import Localizer
 from wsfast.deploy.programs import (
@@ -90,7 +92,9 @@ def export_torchscript(
             traced = torch.jit.trace(localizer.network, prepared, check_trace=False, strict=False)
         frozen = torch.jit.freeze(torch.jit.script(localizer.with_network(traced)))
         extra = {METADATA_FILE: json.dumps(describe(localizer, size))}
-        torch.jit.save(frozen, str(file), _extra_files=extra)
+        written = io.BytesIO()
+        torch.jit.save(frozen, written, _extra_files=extra)
+        write_atomically(file, written.getvalue())
         _verify(where, localizer, load(file, device=localizer.mean.device), size)
     return load(path, device=localizer.mean.device)
 
@@ -134,10 +138,12 @@ def export_pt2(
     options["cpp.dynamic_threads"] = True
     with _replacing(where, Path(path)) as file, torch.no_grad():
         program = _exported(_Plain(localizer), pictures(localizer, size, _TRACED_BATCH))
+        written = io.BytesIO()
         with _quiet_compiler():
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(file), inductor_configs=options
+                program, package_path=written, inductor_configs=options
             )
+        write_atomically(file, written.getvalue())
         _verify(where, localizer, load(file, device=localizer.mean.device), size)
     return load(path, device=localizer.mean.device)
 
@@ -248,7 +254,10 @@ def _exported(module: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def _replacing(where: str, path: Path) -> Iterator[Path]:
-    """A file of the same name in a folder beside the target, which it replaces at the end."""
+    """A file of the same name in a folder beside the target, which it replaces at the end.
+
+    Torch is to fill a buffer in its place: on a full disk its own files end the whole process.
+    """
     if not path.parent.is_dir():
         value_error(where, "path", "in an existing folder", f"{path}")
     if path.is_dir():
