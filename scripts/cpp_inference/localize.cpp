@@ -1,6 +1,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <system_error>
 
 #include "libraries.h"
 #include "model.h"
@@ -8,6 +9,7 @@
 #include "preprocess.h"
 #include "run.h"
 #include "source.h"
+#include "text.h"
 
 namespace wsfast {
 namespace {
@@ -18,6 +20,17 @@ volatile std::sig_atomic_t interrupted = 0;
 void end_gracefully(int signal) {
   interrupted = 1;
   std::signal(signal, SIG_DFL);
+}
+
+// Throws InputError where the lines would replace a file that is read.
+void check_inputs_kept(const std::vector<std::filesystem::path>& files,
+                       const std::filesystem::path& out) {
+  std::error_code ignored;  // such as of a file that is not there yet
+  for (const auto& file : files) {
+    if (std::filesystem::equivalent(file, out, ignored)) {
+      throw InputError("--out must be another file than those that are read, got " + out.string());
+    }
+  }
 }
 
 std::vector<Frame> next_batch(FrameSource& source, int size) {
@@ -49,7 +62,9 @@ void localize_batch(Model& model, const std::vector<Frame>& frames, LineWriter& 
 }  // namespace
 
 int localize(const Arguments& arguments) {
-  FrameSource source(expand_inputs(arguments.inputs));
+  auto files = expand_inputs(arguments.inputs);
+  check_inputs_kept(files, arguments.out);
+  FrameSource source(std::move(files));
   open_libraries(arguments.operators, arguments.device != "cpu");
   use_threads(arguments.threads);
   Model model(arguments.model, arguments.device);

@@ -517,6 +517,18 @@ def test_what_is_no_file_is_written_into(program: Path, folder: Path, tmp_path: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "kept.jsonl", "link"]
 
 
+def test_what_is_read_is_not_replaced(program: Path, folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(before := (folder / "pictures" / "00.png").read_bytes())
+    (tmp_path / "link").symlink_to(picture)
+    for out in (picture, tmp_path / "link"):
+        done = run(program, "--model", folder / "net.ts", *ops(), "--out", out, tmp_path)
+        assert done.returncode == 2
+        expected = "--out must be another file than those that are read"
+        assert done.stderr == f"wsfast_infer: error: {expected}, got {out}\n"
+        assert picture.read_bytes() == before
+
+
 def test_help_teaches(program: Path) -> None:
     done = run(program, "--help")
     assert done.returncode == 0
