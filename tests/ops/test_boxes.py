@@ -1,5 +1,6 @@
 """Room `boxes`: bit for bit against OpenCV and the reference."""
 
+import io
 import math
 import warnings
 from fractions import Fraction
@@ -364,6 +365,20 @@ def test_export(device: torch.device) -> None:
     )
     cams = torch.rand(5, 9, 8, device=device)
     torch.testing.assert_close(program.module()(cams), every_op(cams))
+
+
+def test_exported_results_are_saved() -> None:
+    class Boxing(torch.nn.Module):
+        def forward(self, cams: torch.Tensor) -> tuple[wsfast.ScoredBoxes, wsfast.Boxes]:
+            return wsfast.cam_boxes(cams), wsfast.component_boxes(cams > 0.5)
+
+    cams = torch.rand(2, 9, 8)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Boxing(), (cams,)), file)
+    file.seek(0)
+    found, expected = torch.export.load(file).module()(cams), Boxing()(cams)
+    assert [type(result) for result in found] == [wsfast.ScoredBoxes, wsfast.Boxes]
+    torch.testing.assert_close(found, expected)
 
 
 def test_script_and_trace(device: torch.device) -> None:

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from wsfast import ops
 from wsfast._check import check_rank, check_tensor, type_error, value_error
+from wsfast._exports import kept_in_exports
 
 _BRIGHTEST = 2.0  # of floating-point pictures of 0-1: no resizing overshoots so far
 
 
+@kept_in_exports
 class LocalizerOutput(NamedTuple):
     """What a localizer says of a batch; N images, K classes, at most B boxes each.
 

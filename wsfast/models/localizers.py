@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from wsfast._check import type_error
+from wsfast._exports import kept_in_exports
 from wsfast.models.decoder import UNetDecoder
 from wsfast.models.encoders import as_encoder
 from wsfast.models.interface import Encoder, GAPClassifier
 
 
+@kept_in_exports
 class LocalizationOutput(NamedTuple):
     """What an F-CAM network says of a batch.
 

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..._exports import kept_in_exports
 
+
+@kept_in_exports
 class Boxes(NamedTuple):
     """Boxes of components, largest first; ``-1`` pads up to K = ``max_boxes``.
 
@@ -19,6 +22,7 @@ class Boxes(NamedTuple):
     counts: Tensor
 
 
+@kept_in_exports
 class ScoredBoxes(NamedTuple):
     """Boxes of components with scores, largest first; ``-1`` pads up to K = ``max_boxes``.
 

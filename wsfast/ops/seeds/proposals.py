@@ -19,6 +19,7 @@ from ..._check import (
     type_error,
     value_error,
 )
+from ..._exports import kept_in_exports
 from ..._integers import is_integer, saturated_int32
 from ..._scripting import scripted_as
 from ..boxes import cam_boxes, lowest_above
@@ -26,6 +27,7 @@ from ..boxes import cam_boxes, lowest_above
 __all__ = ["Proposals", "blur_outside_boxes", "propose_boxes"]
 
 
+@kept_in_exports
 class Proposals(NamedTuple):
     """Boxes of every image's maps, largest first; ``-1`` pads up to K = ``max_boxes``.
 
