@@ -394,12 +394,14 @@ def test_compile_with_what_scripts_cannot_take(device: torch.device) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_captured_loss_of_other_sizes(device: torch.device) -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_captured_loss_of_other_sizes(device: torch.device, scale: float) -> None:
     """Neither the images of a captured graph nor their pixels are constants of it."""
 
     class Loss(torch.nn.Module):
         def forward(self, image: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
-            return wsfast.dense_crf_loss(image, prob, sigma_xy=5.0, normalize="pixels")
+            options = {"sigma_xy": 5.0, "normalize": "pixels", "scale_factor": scale}
+            return wsfast.dense_crf_loss(image, prob, **options)
 
     given = (smooth_image(2, 6, 6).to(device), soft(2, 2, 6, 6).to(device))
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)

@@ -78,7 +78,8 @@ def _resized(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
     """By ``scale_factor``; ROIs (B, H, W) too."""
     if scale_factor == 1.0:
         return maps
-    if min(int(maps.shape[-2] * scale_factor), int(maps.shape[-1] * scale_factor)) < 1:
+    # No int() of a product, which torch.export would take for a constant.
+    if maps.shape[-2] * scale_factor < 1 or maps.shape[-1] * scale_factor < 1:
         value_error(
             "dense_crf_loss",
             "scale_factor",
