@@ -47,6 +47,29 @@ def test_what_is_no_number(value: object) -> None:
         wsfast.cam_boxes(torch.rand(1, 2, 2), 0.5, max_boxes=value)
 
 
+IMAGE = torch.rand(1, 3, 4, 4) * 255
+COMPLEX = [
+    (lambda x: wsfast.cam_boxes(torch.rand(2, 4, 4), x), "cam_boxes: threshold"),
+    (lambda x: wsfast.fuse_cams([CAMS, CAMS], (4, 4), weights=x), "fuse_cams: weights"),
+    (
+        lambda x: wsfast.dense_crf_loss(IMAGE, CAMS[None], roi=x[:1].expand(1, 4, 4)),
+        "dense_crf_loss: roi",
+    ),
+    (
+        lambda x: wsfast.mean_field(
+            CAMS.expand(1, 2, 4, 4), IMAGE, compatibility=x[None].expand(2, 2)
+        ),
+        "mean_field: compatibility",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "argument"), COMPLEX)
+def test_what_is_not_real(call, argument) -> None:
+    with pytest.raises(TypeError, match=f"^wsfast.{argument} must be a torch.Tensor of real"):
+        call(torch.ones(2) * 1j)
+
+
 CAMS, MASK = torch.rand(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
 WHOLE = [
     (lambda x: wsfast.connected_components(MASK, connectivity=x), "connectivity"),

@@ -29,6 +29,8 @@ def _tensor_or_type_error(where: str, argument: str, value: Any) -> None:
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested one" if value.is_nested else str(value.layout)
         type_error(where, argument, "a dense torch.Tensor", kind)
+    if value.is_complex():
+        type_error(where, argument, "a torch.Tensor of real numbers", f"{value.dtype}")
 
 
 @torch.jit.unused
@@ -52,7 +54,7 @@ def _no_tangent_or_error(where: str, argument: str, tensor: Tensor) -> None:
 
 
 def check_tensor(where: str, argument: str, value: Tensor) -> None:
-    """Raise TypeError unless ``value`` is a dense tensor (scripted code knows already)."""
+    """Raise TypeError unless ``value`` is a dense real tensor (scripted code knows already)."""
     if not torch.jit.is_scripting():
         _tensor_or_type_error(where, argument, value)
 

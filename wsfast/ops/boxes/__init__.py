@@ -104,6 +104,7 @@ def _thresholds(where: str, cams: Tensor, threshold: float | str | Tensor) -> Te
         check_choice(where, "threshold", threshold, ["otsu", "otsu2"])
         return _otsu_threshold(cams, 2 if threshold == "otsu2" else 1)
     if isinstance(threshold, Tensor):
+        check_tensor(where, "threshold", threshold)
         check_same_device(where, "cams", cams, "threshold", threshold)
         if threshold.dim() != 1 or threshold.shape[0] != cams.shape[0]:
             expected = f"of shape ({cams.shape[0]},)"
