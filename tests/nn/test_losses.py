@@ -96,6 +96,14 @@ def test_partial_cross_entropy_of_half_types_is_computed_in_float32():
     torch.testing.assert_close(loss, partial_cross_entropy(logits.float(), seeds))
 
 
+def test_partial_cross_entropy_of_a_view_whose_negation_is_still_due():
+    logits = torch.randn(1, 2, 4, 4, dtype=torch.complex64).conj().imag
+    assert logits.is_neg()
+    seeds = random_seeds((1, 4, 4))
+    wanted = partial_cross_entropy(logits.resolve_neg(), seeds)
+    torch.testing.assert_close(partial_cross_entropy(logits, seeds), wanted)
+
+
 @pytest.mark.parametrize(
     ("seeds", "error", "message"),
     [
