@@ -64,7 +64,7 @@ def partial_cross_entropy(
         # The labelled pixels are few: take them out first (elsewhere that waits for the device).
         flat = seeds.flatten()
         pixels = (flat != ignore_index).nonzero()[:, 0]
-        seeds, count = flat[pixels], torch.tensor(len(pixels))
+        seeds, count = flat[pixels], torch.tensor(len(pixels), device=logits.device)
         area = expected[1] * expected[2]
         logits = logits.flatten(2)[pixels // max(area, 1), :, pixels % max(area, 1)]
         _check_labels(where, seeds, logits.shape[1])
