@@ -179,6 +179,11 @@ ERRORS = [
     (lambda: wsfast.label_boxes(LABELS.float()), TypeError, "labels must be integers"),
     (lambda: wsfast.label_boxes(LABELS, max_labels=0), ValueError, "max_labels must be at least 1"),
     (lambda: wsfast.suppress_overlaps(scored(1, 2), 1.5), ValueError, "iou_threshold must be"),
+    (
+        lambda: wsfast.suppress_overlaps(wsfast.label_boxes(LABELS)),
+        TypeError,
+        "found must be wsfast.S",
+    ),
 ]
 
 

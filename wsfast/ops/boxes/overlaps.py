@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ... import native
-from ..._check import check_range
+from ..._check import check_range, type_error
 from .results import ScoredBoxes
 
 
@@ -47,6 +47,7 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
 
     Raises:
         ValueError: an ``iou_threshold`` outside 0-1.
+        TypeError: anything but :class:`ScoredBoxes`, such as :class:`Boxes`, which have no scores.
         ImportError: torchvision is not installed.
 
     Note:
@@ -59,6 +60,8 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
         >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
         [[12, 4, -1]]
     """
+    if not torch.jit.is_scripting() and not isinstance(found, ScoredBoxes):
+        type_error("suppress_overlaps", "found", "wsfast.ScoredBoxes", type(found).__name__)
     check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
     left = torch.ops.wsfast.non_maximum_suppression(
         found.boxes, found.scores, found.areas > 0, float(iou_threshold)
