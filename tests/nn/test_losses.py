@@ -122,6 +122,14 @@ def test_partial_cross_entropy_explains_bad_seeds(seeds, error, message):
         partial_cross_entropy(torch.zeros(1, 2, 4, 4), seeds)
 
 
+@pytest.mark.parametrize("label", [None, True, 1.5])
+def test_partial_cross_entropy_explains_a_bad_ignore_index(label):
+    with pytest.raises(
+        TypeError, match="partial_cross_entropy: ignore_index must be a whole number"
+    ):
+        partial_cross_entropy(torch.zeros(1, 2, 4, 4), random_seeds((1, 4, 4)), ignore_index=label)
+
+
 def test_log_barrier_known_values():
     # t = 2: the branches meet at -1/4, where the value is -log(1/4)/2 = log(2).
     at = torch.tensor([-math.e, -1.0, -0.25, 0.0, 3.0], dtype=torch.float64)

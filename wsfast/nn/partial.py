@@ -10,6 +10,7 @@ from .._check import (
     check_rank,
     check_same_device,
     check_tensor,
+    check_whole,
     type_error,
     value_error,
 )
@@ -57,6 +58,7 @@ def partial_cross_entropy(
     if seeds.shape != expected:
         value_error(where, "seeds", f"of shape {list(expected)}", f"shape {list(seeds.shape)}")
     check_same_device(where, "logits", logits, "seeds", seeds)
+    check_whole(where, "ignore_index", ignore_index)
     check_choice(where, "reduction", reduction, ["mean", "sum"])
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
@@ -64,7 +66,7 @@ def partial_cross_entropy(
         # The labelled pixels are few: take them out first (elsewhere that waits for the device).
         flat = seeds.flatten()
         pixels = (flat != ignore_index).nonzero()[:, 0]
-        seeds, count = flat[pixels], torch.tensor(len(pixels), device=logits.device)
+        seeds, count = flat[pixels], torch.tensor(len(pixels), device=flat.device)
         area = expected[1] * expected[2]
         logits = logits.flatten(2)[pixels // max(area, 1), :, pixels % max(area, 1)]
         _check_labels(where, seeds, logits.shape[1])
