@@ -70,7 +70,7 @@ def allocate(path: Path) -> None:
                 raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
     """Write beside the target and rename, so that readers never meet half a file."""
     with atomic_file(path, durable=durable) as file:
         file.write(data)

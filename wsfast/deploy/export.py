@@ -94,7 +94,7 @@ def export_torchscript(
         extra = {METADATA_FILE: json.dumps(describe(localizer, size))}
         written = io.BytesIO()
         torch.jit.save(frozen, written, _extra_files=extra)
-        write_atomically(file, written.getvalue())
+        write_atomically(file, written.getbuffer())
         _verify(where, localizer, load(file, device=localizer.mean.device), size)
     return load(path, device=localizer.mean.device)
 
@@ -143,7 +143,7 @@ def export_pt2(
             torch._inductor.aoti_compile_and_package(
                 program, package_path=written, inductor_configs=options
             )
-        write_atomically(file, written.getvalue())
+        write_atomically(file, written.getbuffer())
         _verify(where, localizer, load(file, device=localizer.mean.device), size)
     return load(path, device=localizer.mean.device)
 

@@ -60,7 +60,7 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
         >>> suppress_overlaps(ScoredBoxes(boxes, scores, areas, torch.tensor([3]))).areas.tolist()
         [[12, 4, -1]]
     """
-    if not torch.jit.is_scripting() and not isinstance(found, ScoredBoxes):
+    if not torch.jit.is_scripting() and not hasattr(found, "scores"):  # scripts make a like tuple
         type_error("suppress_overlaps", "found", "wsfast.ScoredBoxes", type(found).__name__)
     check_range("suppress_overlaps", "iou_threshold", iou_threshold, 0.0, 1.0)
     left = torch.ops.wsfast.non_maximum_suppression(
