@@ -266,8 +266,8 @@ def lattice_filter(
 
     Note:
         Linear and differentiable any number of times: its backward is its adjoint. Half types are
-        summed in float32; autocast runs it in float32. Deterministic, equal for any number of
-        threads.
+        summed in float32; autocast runs it in float32, which ``normalize="none"`` then returns.
+        Deterministic, equal for any number of threads.
 
     Example:
         >>> lattice = bilateral_lattice(torch.rand(1, 3, 6, 6) * 255, sigma_rgb=30.0, sigma_xy=4.0)
