@@ -283,8 +283,10 @@ def test_the_frozen_classifier_learns_nothing_from_a_network_around_it_that_trai
     assert not classifier[1].training
 
 
-def test_maps_of_another_size_are_refused():
+def test_maps_of_another_size_and_no_images_are_refused():
     with pytest.raises(ValueError, match=r"maps must be of shape \[1, 4, 4\]"):
         MaskedClassifierLoss(smooth_classifier())(
             torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 2), torch.tensor([0])
         )
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got NoneType"):
+        MaskedClassifierLoss(smooth_classifier())(None, torch.rand(1, 4, 4), torch.tensor([0]))

@@ -50,6 +50,7 @@ class MaskedClassifierLoss(nn.Module):
         Where a map is 0 the classifier sees the mean colour of its training images.
         """
         where = "nn.MaskedClassifierLoss"
+        check_tensor(where, "images", images)
         check_tensor(where, "maps", maps)
         check_rank(where, "images", images, 4)
         expected = (images.shape[0], *images.shape[2:])
