@@ -143,6 +143,16 @@ def test_results_are_never_replaced_unasked(
     assert len(lines(tmp_path)) == 30
 
 
+def test_results_stay_where_a_folder_is_in_the_way(
+    clip: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "results.jsonl").write_text("precious\n")
+    (tmp_path / "annotated.mkv").mkdir()
+    assert run(clip, tmp_path, checkpoint, "--overwrite") == 2
+    assert "with a folder annotated.mkv" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_text() == "precious\n"
+
+
 @pytest.mark.parametrize("written", ["annotated.mkv", "results.jsonl", "summary.json"])
 def test_the_source_is_not_replaced(
     clip: Path, checkpoint: Path, tmp_path: Path, capsys, written: str

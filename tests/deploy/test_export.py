@@ -308,8 +308,9 @@ def test_bad_arguments(tmp_path) -> None:
             export(gradients, tmp_path / "it.pt2")
         with pytest.raises(ValueError, match="image_size must be"):
             export(localizer, tmp_path / "it.pt2", image_size=(0, 5))
-    with pytest.raises(ValueError, match=r"path must be a file that ends in \.pt2"):
-        export_pt2(localizer, tmp_path / "it.so")
+    for export, suffix in ((export_pt2, ".pt2"), (export_onnx, ".onnx")):
+        with pytest.raises(ValueError, match=rf"path must be a file that ends in \{suffix}"):
+            export(localizer, tmp_path / "it.so")
     with pytest.raises(ValueError, match="path must be"):
         export_torchscript(localizer, tmp_path / "it.pt2")
     with pytest.raises(ValueError, match="path must be in an existing folder"):

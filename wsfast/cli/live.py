@@ -80,6 +80,10 @@ def open_source(options: argparse.Namespace) -> VideoSource:
         value_error("localize", "--live", "given with one source", f"{len(options.images)}")
     check_left_out("localize", options, ("compare", "npy", "refine"), "--live")
     _check_source_kept(options.images[0], options.out)
+    for name in (RESULTS, VIDEO, SUMMARY):
+        if (options.out / name).is_dir():
+            expected = "a folder whose results can be replaced"
+            value_error("localize", "--out", expected, f"{options.out} with a folder {name}")
     found = [name for name in (RESULTS, VIDEO, SUMMARY) if (options.out / name).exists()]
     if found and not options.overwrite:
         expected = "a folder without results (--overwrite replaces them)"

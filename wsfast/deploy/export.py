@@ -161,7 +161,7 @@ def export_onnx(
 
     Args:
         localizer: what to export.
-        path: file to write.
+        path: file to write, ``.onnx``.
         image_size: height and width of the pictures; None for the network's input size.
 
     Returns:
@@ -169,7 +169,7 @@ def export_onnx(
 
     Raises:
         ExportError: a network that torch cannot export, a program that differs from the localizer.
-        ValueError: onnxscript is not installed.
+        ValueError: another suffix; onnxscript is not installed.
         TypeError: not a :class:`Localizer`.
         OSError: the file cannot be written.
 
@@ -179,6 +179,8 @@ def export_onnx(
     """
     where = "deploy.export_onnx"
     size = _checked(where, localizer, image_size)
+    if Path(path).suffix != ".onnx":
+        value_error(where, "path", "a file that ends in .onnx", f"{path}")
     if importlib.util.find_spec("onnxscript") is None:
         value_error(where, "onnxscript", "installed (pip install 'wsfast[onnx]')", "not found")
     metadata = {**describe(localizer, size), "boundary": ONNX_BOUNDARY}
