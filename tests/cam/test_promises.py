@@ -293,6 +293,11 @@ ERRORS = [
     (lambda m: lambda x: GradCAM(m)(x, [0, 1, 2]), ValueError, r"target must be of shape \(2,\)"),
     (lambda m: lambda x: GradCAM(m)(x, "dog"), TypeError, "target must be class numbers"),
     (lambda m: lambda x: GradCAM(m)(x, torch.rand(2)), TypeError, "target must be integer"),
+    (
+        lambda m: lambda x: SmoothGradCAMPlusPlus(m)(x, lambda logits: logits.sum()),
+        ValueError,
+        r"target must be a callable giving \(2,\), got \[\]",
+    ),
     (lambda m: GradCAM(m.conv1, "")(IMAGES), ValueError, "layers must be"),
     (lambda m: GradCAM(nn.Sequential(m.conv1), "0"), ValueError, "model must be a classifier"),
     (lambda m: GradCAM(Branches(), "unused"), ValueError, "layers must be layers that run"),

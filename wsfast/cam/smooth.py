@@ -105,8 +105,8 @@ class SmoothGradCAMPlusPlus(CAMMethod):
         """Gradients by class and layer; a callable sees one copy of the batch at a time."""
 
         def by_copy(logits: Tensor) -> Tensor:
-            assert callable(target)
-            return torch.cat([target(part) for part in logits.chunk(copies)])
+            parts = [score_seeds(self._where, target, None, part) for part in logits.chunk(copies)]
+            return torch.cat([seed.scores for (seed,) in parts])
 
         repeated = None if classes is None else classes.repeat(copies, *(1,) * (classes.dim() - 1))
         seeds = score_seeds(
