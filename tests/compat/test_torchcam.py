@@ -1,6 +1,7 @@
 """torchcam's interface: against wsfast.cam always, against the package where installed."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,6 +53,33 @@ def test_same_results(
     for a, b in zip([*found, ours], [*expected, fused], strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_before_an_in_place_relu_gives_its_changed_output(name: str) -> None:
+    model = GapNet(partial(nn.ReLU, inplace=True)).eval()
+    maps = []
+    for layer in ("conv3", "act3"):
+        with getattr(compat, name)(model, layer, **OPTIONS.get(name, {})) as extractor:
+            scores = model(IMAGES)
+            torch.manual_seed(11)
+            maps.append(extractor(1, scores, normalized=False)[0])
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["GradCAM", "ScoreCAM", "RefineCAM"])
+@pytest.mark.parametrize("metric", ["ClassificationMetric", "DeletionInsertionMetric"])
+def test_metrics_of_torchcam(model: nn.Module, name: str, metric: str) -> None:
+    peer = pytest.importorskip("torchcam.methods")
+    kind = getattr(pytest.importorskip("torchcam.metrics"), metric)
+    summaries = []
+    for module in (peer, compat):
+        with getattr(module, name)(model, ["act1", "act3"]) as extractor:
+            measured = kind(extractor, partial(torch.softmax, dim=-1))
+            measured.update(IMAGES)
+            summaries.append(measured.summary())
+    assert summaries[1] == pytest.approx(summaries[0], abs=1e-3)
 
 
 @pytest.mark.peers
@@ -249,6 +277,11 @@ def finer(model: nn.Module, class_idx: Any, scores: Any = "its own", **options: 
         return cam(class_idx, found if scores == "its own" else scores, **options)
 
 
+def of_rows(model: nn.Module) -> Any:
+    with compat.GradCAM(model, "head") as extractor:
+        return extractor(0, model(IMAGES))
+
+
 ERRORS = [
     (lambda m, s: compat.GradCAM(m, "act9"), ValueError, "target_layer must be names of modules"),
     (lambda m, s: compat.GradCAM(m, 3), TypeError, "target_layer must be names or modules"),
@@ -257,6 +290,8 @@ ERRORS = [
     (lambda m, s: compat.CAM(nn.Sequential(m, nn.Linear(4, 4)), "0.act3"), ValueError, "fc_layer"),
     (lambda m, s: s(m)(None, m(IMAGES)), ValueError, "class_idx must be given"),
     (lambda m, s: s(m)(-1, m(IMAGES)), ValueError, "class_idx must be class numbers"),
+    (lambda m, s: s(m)(torch.tensor(1), m(IMAGES)), ValueError, r"an int or .* got tensor\(1\)"),
+    (lambda m, s: of_rows(m), ValueError, r"of \(N, C, h, w\) .* got shape \[3, 4\] from 'head'"),
     (lambda m, s: s(m)([0, 1], m(IMAGES)), ValueError, "class_idx must be one per image"),
     (lambda m, s: s(m)(0), ValueError, "scores must be the model's output"),
     (lambda m, s: s(m)(0, m(IMAGES).detach()), RuntimeError, "no graph to every target layer"),

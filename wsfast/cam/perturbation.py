@@ -111,6 +111,12 @@ class ScoreCAM(PerturbationCAM):
     ) -> Tensor:
         """Softmax over channels of the masked images' scores."""
         activations = captured.activations()[captured.names.index(name)]
+        return self.mask_weights(activations, images, target, classes)
+
+    def mask_weights(
+        self, activations: Tensor, images: Tensor, target: Target, classes: Tensor | None
+    ) -> Tensor:
+        """:meth:`channel_weights` from a layer's (N, C, h, w) maps."""
         # Not finite ones: those images have no map anyway, and must not stop the others.
         activations = activations.float().nan_to_num(0.0, 0.0, 0.0)
         scores = self.channel_scores(activations, images, target, classes)

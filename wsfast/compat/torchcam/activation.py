@@ -11,8 +11,8 @@ from ... import ops
 from ..._check import value_error
 from ...cam.base import weighted_sum
 from ...cam.targets import Target
-from .._shared import per_image_scores
-from .extractor import Extractor, InputExtractor, Layer, as_list, check_classes
+from .._shared import OutputTarget
+from .extractor import Extractor, InputExtractor, Layer, check_classes, image_scores
 
 
 class CAM(Extractor):
@@ -143,17 +143,18 @@ class ScoreCAM(InputExtractor):
         self._method = self._build()
 
     def _build(self) -> methods.ScoreCAM:
-        return _NormalizedFirst(self.model, self._layers, reshape=self._reshape)
+        return _NormalizedFirst(self.model, self._layers)
 
+    @torch.no_grad()
     def _maps(self, class_idx: Any, scores: Any, targets: Any, retain_graph: bool) -> list[Tensor]:
+        target = partial(image_scores, self._where, class_idx=class_idx, targets=targets)
         with self.watching_nothing() as images:
-            target = class_idx
-            if targets is not None:
-                chosen = as_list(targets, len(images))
-                target = partial(per_image_scores, self._where, chosen)
-            elif isinstance(scores, Tensor):
-                check_classes(self._where, class_idx, scores.shape[1])
-            return self._method(images, target).per_layer
+            return [self._layer_map(a, images, target) for a in self._activations()]
+
+    def _layer_map(self, activations: Tensor, images: Tensor, target: OutputTarget) -> Tensor:
+        weights = self._method.mask_weights(activations, images, target, None)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._method.layer_maps(weights, activations)[:, 0].nan_to_num()
 
 
 class SSCAM(ScoreCAM):
@@ -187,13 +188,7 @@ class SSCAM(ScoreCAM):
         super().__init__(model, target_layer, batch_size, input_shape, **kwargs)
 
     def _build(self) -> methods.ScoreCAM:
-        return _Noisy(
-            self.model,
-            self._layers,
-            reshape=self._reshape,
-            samples=self.num_samples,
-            std=self.std,
-        )
+        return _Noisy(self.model, self._layers, samples=self.num_samples, std=self.std)
 
 
 class ISCAM(ScoreCAM):
@@ -224,6 +219,4 @@ class ISCAM(ScoreCAM):
         super().__init__(model, target_layer, batch_size, input_shape, **kwargs)
 
     def _build(self) -> methods.ScoreCAM:
-        return _Integrated(
-            self.model, self._layers, reshape=self._reshape, samples=self.num_samples
-        )
+        return _Integrated(self.model, self._layers, samples=self.num_samples)

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -93,6 +93,19 @@ class Extractor(Managed):
         """Let the model's calls pass."""
         self._hooks_enabled = False
 
+    @contextmanager
+    def _hooks(self, *, enabled: bool) -> Iterator[None]:
+        before = self._hooks_enabled
+        self._hooks_enabled = enabled
+        try:
+            yield
+        finally:
+            self._hooks_enabled = before
+
+    def _hooks_off(self) -> AbstractContextManager[None]:
+        """Let the model's calls pass for a while; torchcam.metrics asks for it by this name."""
+        return self._hooks(enabled=False)
+
     def reset_hooks(self) -> None:
         """Forget what the last call has left."""
         self._outputs: list[Tensor | None] = [None] * len(self.target_names)
@@ -134,7 +147,7 @@ class Extractor(Managed):
         Raises:
             AssertionError: the model has not been called yet.
             ValueError: not exactly one of ``class_idx`` and ``targets``, another number of either
-                than images, no scores where they are needed.
+                than images, no scores where they are needed, layers without (N, C, h, w) outputs.
             ClassIndexError: a class that the model does not have.
             TypeError: scores that are no tensor, nor a list of the images' with ``targets``.
             RuntimeError: scores without a graph to the layers.
@@ -151,13 +164,16 @@ class Extractor(Managed):
         outputs = self._outputs
         if any(output is None for output in outputs):
             raise AssertionError(f"wsfast.{self._where}: the model has to be called first")
+        for name, output in zip(self.target_names, outputs, strict=True):
+            self._check_output(name, output)
         batch = len(outputs[0])  # type: ignore[arg-type]
         for name, value in (("class_idx", class_idx), ("targets", targets)):
             if isinstance(value, list) and len(value) != batch:
                 value_error(self._where, name, f"one per image ({batch})", f"{len(value)}")
         numbers = class_idx if isinstance(class_idx, list) else [class_idx]
         if targets is None and any(not isinstance(i, int) or i < 0 for i in numbers):
-            value_error(self._where, "class_idx", "class numbers of 0 or more", f"{class_idx}")
+            expected = "class numbers of 0 or more, an int or a list of them"
+            value_error(self._where, "class_idx", expected, f"{class_idx!r}")
         if self.uses_scores and scores is None:
             value_error(self._where, "scores", "the model's output", "None")
         if self.uses_scores and not isinstance(
@@ -165,6 +181,13 @@ class Extractor(Managed):
         ):
             expected = "a tensor" + ("" if targets is None else " or a list with an item per image")
             type_error(self._where, "scores", expected, type(scores).__name__)
+
+    def _check_output(self, name: str, output: object) -> None:
+        maps = self._as_maps(output) if isinstance(output, Tensor) else None
+        if maps is None or maps.dim() != 4:
+            expected = "of (N, C, h, w) outputs (reshape_transform= makes such of others)"
+            actual = type(output).__name__ if maps is None else f"shape {list(maps.shape)}"
+            value_error(self._where, "target_layer", expected, f"{actual} from '{name}'")
 
     def _activations(self) -> list[Tensor]:
         return [self._as_maps(output.detach()) for output in self._outputs if output is not None]
@@ -226,12 +249,8 @@ class InputExtractor(Extractor):
     def watching_nothing(self) -> Iterator[Tensor]:
         """The images, while the model's calls pass unwatched."""
         assert self._input is not None
-        before = self._hooks_enabled
-        self._hooks_enabled = False
-        try:
+        with self._hooks_off():
             yield self._input
-        finally:
-            self._hooks_enabled = before
 
 
 class ClassIndexError(IndexError, RuntimeError):

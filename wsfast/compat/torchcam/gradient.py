@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ... import cam as methods
 from ...cam import ChannelCAM, GradientCAM
 from ...cam.base import weighted_sum
-from ...cam.capture import LayerCapture
+from ...cam.capture import logits_of, start_graph, undisturbed
 from .extractor import Extractor, InputExtractor, Layer, image_scores
 
 
@@ -30,16 +30,23 @@ class GradientExtractor(Extractor):
     def _maps(self, class_idx: Any, scores: Any, targets: Any, retain_graph: bool) -> list[Tensor]:
         outputs = [output for output in self._outputs if output is not None]
         score = image_scores(self._where, scores, class_idx, targets).sum()
-        try:
-            grads = torch.autograd.grad(score, outputs, retain_graph=retain_graph)
-        except RuntimeError as error:
-            message = f"wsfast.{self._where}: the scores have no graph to every target layer"
-            raise RuntimeError(message) from error
+        grads = _gradients(self._where, score, outputs, retain_graph=retain_graph)
         with torch.no_grad():
             return [
                 self._formula.layer_map(a, self._as_maps(g)).to(a.dtype)
                 for a, g in zip(self._activations(), grads, strict=True)
             ]
+
+
+def _gradients(
+    where: str, score: Tensor, outputs: list[Tensor], *, retain_graph: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of a score at the layers' outputs."""
+    try:
+        return torch.autograd.grad(score, outputs, retain_graph=retain_graph)
+    except RuntimeError as error:
+        message = f"wsfast.{where}: the scores have no graph to every target layer"
+        raise RuntimeError(message) from error
 
 
 class GradCAM(GradientExtractor):
@@ -107,19 +114,21 @@ class SmoothGradCAMpp(InputExtractor):
         super().__init__(model, target_layer, input_shape, **kwargs)
         self.num_samples = num_samples
         self.std = std
-        layers = {name: self.submodule_dict[name] for name in self.target_names}
-        self._capture = LayerCapture(self._where, model, layers, self._reshape)
 
     def _maps(self, class_idx: Any, scores: Any, targets: Any, retain_graph: bool) -> list[Tensor]:
         clean = [a.float() for a in self._activations()]
         squares, cubes = ([torch.zeros_like(a) for a in clean] for _ in range(2))
         last: list[tuple[Tensor, Tensor]] = []
-        with self.watching_nothing() as images:
+        images, outputs = self._input, self._outputs
+        assert images is not None
+        try:
             for _ in range(self.num_samples):
                 last = self._noisy_pass(images, class_idx, targets)
                 for square, cube, (_, grads) in zip(squares, cubes, last, strict=True):
                     square += grads**2
                     cube += grads**3
+        finally:
+            self._input, self._outputs = images, outputs
         return [
             self._layer_map(square / self.num_samples, cube / self.num_samples, a, *final)
             for square, cube, a, final in zip(squares, cubes, clean, last, strict=True)
@@ -134,12 +143,21 @@ class SmoothGradCAMpp(InputExtractor):
         alpha's denominator can amplify where its terms cancel.
         """
         noise = torch.distributions.Normal(0.0, self.std).sample(images.shape)
-        captured = self._capture.run(images + noise.to(images))
-        with torch.enable_grad():
-            scores = image_scores(self._where, captured.logits, class_idx, targets)
-        grads = captured.gradients(scores, torch.ones_like(scores), keep_graph=False)
-        pairs = zip(captured.activations(), grads, strict=True)
-        return [(a.float(), g.float()) for a, g in pairs]
+        self.reset_hooks()
+        with (
+            self._hooks(enabled=True),
+            undisturbed(self.model, images.device),
+            torch.enable_grad(),
+        ):
+            output = self.model(start_graph(images + noise.to(images)))
+            logits = logits_of(self._where, output, images)
+            score = image_scores(self._where, logits, class_idx, targets).sum()
+            outputs = [output for output in self._outputs if output is not None]
+            grads = _gradients(self._where, score, outputs, retain_graph=False)
+        return [
+            (a.float(), self._as_maps(g).float())
+            for a, g in zip(self._activations(), grads, strict=True)
+        ]
 
     def _layer_map(
         self, square: Tensor, cube: Tensor, clean: Tensor, activations: Tensor, grads: Tensor

@@ -1,6 +1,7 @@
 """Extractors around others: RefineCAM and Finer-CAM."""
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class _Wrapper(Managed):
     def disable_hooks(self) -> None:
         """Let the model's calls pass."""
         self.base_cam.disable_hooks()
+
+    def _hooks_off(self) -> AbstractContextManager[None]:
+        return self.base_cam._hooks_off()
 
     def reset_hooks(self) -> None:
         """Forget what the last call has left."""
