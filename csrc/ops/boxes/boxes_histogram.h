@@ -1,5 +1,7 @@
 // Pixels of each level of a map, one copy per instruction set (boxes_simd.h includes it). A store per
 // pixel bounds a plain histogram; large maps are counted by pairs of neighbours, at half as many.
+// fetch(i) asks for the pixels of a later group; between the counts, so that memory is read while
+// stores are waited for.
 // No include guard.
 
 #include "boxes_math.h"
@@ -13,7 +15,9 @@ class LevelTables {
  public:
   explicit LevelTables(uint32_t* histogram) : histogram_(histogram) {}
 
-  void count(const uint8_t* levels, int64_t n) {
+  template <class Fetch>
+  void count(const uint8_t* levels, int64_t n, const Fetch& fetch) {
+    for (int64_t j = 0; j < n; j += kGroup) fetch(j);
     int64_t i = 0;
     for (; i + kGroup <= n; i += kGroup) {
       uint64_t words[2];
@@ -47,9 +51,10 @@ class LevelPairs {
  public:
   explicit LevelPairs(uint32_t* histogram) : histogram_(histogram), counts_(counts_of_thread()) {}
 
-  void count(const uint8_t* levels, int64_t n) {
+  template <class Fetch>
+  void count(const uint8_t* levels, int64_t n, const Fetch& fetch) {
     int64_t i = 0;
-    for (; i + kBlock <= n; i += kBlock) count_block(levels + i);
+    for (; i + kBlock <= n; i += kBlock) count_block(levels + i, fetch);
     for (; i < n; ++i) ++histogram_[levels[i]];
   }
 
@@ -99,7 +104,8 @@ class LevelPairs {
     }
   }
 
-  void count_block(const uint8_t* levels) {
+  template <class Fetch>
+  void count_block(const uint8_t* levels, const Fetch& fetch) {
     alignas(64) uint16_t pairs[kPairs];
     std::memcpy(pairs, levels, kBlock);
     for (int i = 0; i < kPairs; i += kLanes) {
@@ -110,7 +116,10 @@ class LevelPairs {
         highest_[j] = std::max(highest_[j], pairs[i + j]);
       }
     }
-    for (int i = 0; i < kPairs; i += kGroup / 2) count_group(pairs + i);
+    for (int i = 0; i < kPairs; i += kGroup / 2) {
+      fetch(2 * i);
+      count_group(pairs + i);
+    }
   }
 
   void count_group(const uint16_t* pairs) {

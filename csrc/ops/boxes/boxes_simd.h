@@ -101,31 +101,27 @@ struct Passes {
   // Levels of 16 values. Not all bits of the result are set if one is NaN.
   template <class T>
   static unsigned find_sixteen(const T* values, uint8_t* levels) {
-    if constexpr (kVectorised<T>) {
-      using Vec = simd::WS_SIMD::Vec;
-      const Vec scale = Vec::set1(255.0f), zero = Vec::set1(0.0f);
-      unsigned known = ~0u;
-      for (int i = 0; i < 16; i += Vec::lanes) {
-        const Vec x = Vec::load(values + i);
-        known &= Vec::bits(Vec::at_least(x, x)) | ~0u << Vec::lanes;
-        Vec::min(Vec::max(x * scale, zero), scale).store_bytes(levels + i);  // NaN becomes 0
-      }
-      return known;
-    } else {
-      return find_each(values, 16, levels) ? ~0u : 0;
+    using Vec = simd::WS_SIMD::Vec;
+    const Vec scale = Vec::set1(255.0f), zero = Vec::set1(0.0f);
+    unsigned known = ~0u;
+    for (int i = 0; i < 16; i += Vec::lanes) {
+      const Vec x = Vec::load(values + i);
+      known &= Vec::bits(Vec::at_least(x, x)) | ~0u << Vec::lanes;
+      Vec::min(Vec::max(x * scale, zero), scale).store_bytes(levels + i);  // NaN becomes 0
     }
+    return known;
   }
 
-  // Levels of n values, one by one. False if one is NaN.
+  // Levels of n values, by a plain loop. False if one is NaN: in an int, or float64 stays scalar.
   template <class T>
   static bool find_each(const T* values, int64_t n, uint8_t* levels) {
-    bool numbers = true;
+    int unknown = 0;
     for (int64_t i = 0; i < n; ++i) {
       const acc_t<T> x = to_acc(values[i]);
-      numbers &= x == x;
+      unknown |= x != x;
       levels[i] = static_cast<uint8_t>(level_of(x));
     }
-    return numbers;
+    return unknown == 0;
   }
 
   // Levels of n values. False if one is NaN.
@@ -133,22 +129,26 @@ struct Passes {
   static bool find_levels(const T* values, int64_t n, uint8_t* levels) {
     unsigned known = ~0u;
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) known &= find_sixteen(values + i, levels + i);
+    if constexpr (kVectorised<T>) {
+      for (; i + 16 <= n; i += 16) known &= find_sixteen(values + i, levels + i);
+    }
     return find_each(values + i, n - i, levels + i) && known == ~0u;
   }
 
   template <class Counter, class T>
   static bool count_by(const T* values, int64_t n, uint32_t* histogram) {
-    constexpr int64_t block = LevelPairs::kBlock, ahead = 2 * block;
+    constexpr int64_t block = LevelPairs::kBlock, ahead = 4 * block;
+    constexpr int64_t line = 64 / sizeof(T);
     alignas(64) uint8_t levels[block];
     Counter counter(histogram);
     bool numbers = true;
     for (int64_t i = 0; i < n; i += block) {
-      const int64_t later = i + ahead, end = std::min(later + block, n);
-      for (int64_t j = later; j < end; j += 16) __builtin_prefetch(values + j);
       const int64_t count = std::min(block, n - i);
       numbers &= find_levels(values + i, count, levels);
-      counter.count(levels, count);
+      const T* const later = values + i + ahead;  // behind the last block it is the next map
+      counter.count(levels, count, [later](int64_t first) {
+        for (int64_t j = 0; j < kGroup; j += line) __builtin_prefetch(later + first + j);
+      });
     }
     counter.finish();
     return numbers;
