@@ -1,5 +1,6 @@
-// Pixels of each level of a map, one copy per instruction set (boxes_simd.h includes it). A store per
-// pixel bounds a plain histogram; large maps are counted by pairs of neighbours, at half as many.
+// Pixels of each level of a map, one copy per instruction set (boxes_simd.h and the seeds room include
+// it). A store per pixel bounds a plain histogram; large maps are counted by pairs of neighbours, at
+// half as many.
 // fetch(i) asks for the pixels of a later group; between the counts, so that memory is read while
 // stores are waited for.
 // No include guard.
@@ -9,6 +10,7 @@
 namespace wsfast::boxes::WS_SIMD {
 
 inline constexpr int kGroup = 16;  // pixels of which one may stand for all: backgrounds are flat
+inline constexpr int64_t kManyPixels = 8192;  // that are worth the sums of LevelPairs
 
 // Pixel by pixel, into tables that take turns: equal neighbours do not wait for each other.
 class LevelTables {
@@ -145,5 +147,18 @@ class LevelPairs {
   uint8_t* counts_;
   uint16_t highest_[kLanes] = {};  // the highest row is that of the highest pair
 };
+
+template <class Counter>
+void count_by(const uint8_t* levels, int64_t n, uint32_t* histogram) {
+  Counter counter(histogram);
+  counter.count(levels, n, [](int64_t) {});
+  counter.finish();
+}
+
+// Adds n < 2^32 levels, written just before this, to the histogram.
+inline void count_levels(const uint8_t* levels, int64_t n, uint32_t* histogram) {
+  n < kManyPixels ? count_by<LevelTables>(levels, n, histogram)
+                  : count_by<LevelPairs>(levels, n, histogram);
+}
 
 }  // namespace wsfast::boxes::WS_SIMD

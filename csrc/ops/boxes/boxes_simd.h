@@ -69,9 +69,8 @@ struct Passes {
   // Adds the levels of n < 2^32 values to the histogram. False if one is NaN.
   template <class T>
   static bool count_levels(const T* values, int64_t n, uint32_t* histogram) {
-    constexpr int64_t many = 8192;  // pixels that are worth the sums of LevelPairs
-    return n < many ? count_by<LevelTables>(values, n, histogram)
-                    : count_by<LevelPairs>(values, n, histogram);
+    return n < kManyPixels ? count_by<LevelTables>(values, n, histogram)
+                           : count_by<LevelPairs>(values, n, histogram);
   }
 
  private:

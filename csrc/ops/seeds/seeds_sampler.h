@@ -89,16 +89,9 @@ class Sampler {
 
   // Pixels of each level, inside `allowed` (null: everywhere).
   void count_levels(const uint8_t* allowed, int64_t* histogram) const {
-    uint32_t tables[Loops::kTables][kLevels] = {};
-    if (allowed == nullptr) {
-      Loops::count_levels(levels_.data(), pixels_, tables);
-    } else {
-      Loops::count_levels(levels_.data(), allowed, pixels_, tables);
-    }
-    for (int level = 0; level < kLevels; ++level) {
-      histogram[level] = 0;
-      for (const auto& table : tables) histogram[level] += table[level];
-    }
+    uint32_t counts[kLevels] = {};
+    Loops::count_levels(levels_.data(), allowed, pixels_, counts);
+    std::copy_n(counts, kLevels, histogram);
   }
 
   void mark_foreground(uint64_t key, const int64_t* histogram) {

@@ -2,6 +2,7 @@
 // plain loops that the compiler vectorises. Buffers of bytes are padded with zeros to whole blocks.
 // No include guard.
 
+#include "../boxes/boxes_histogram.h"
 #include "seeds_math.h"
 
 namespace wsfast::seeds::WS_SIMD {
@@ -9,7 +10,6 @@ namespace wsfast::seeds::WS_SIMD {
 struct Loops {
   static constexpr int kBlock = 64;   // pixels
   static constexpr int kWord = 8;     // pixels whose bytes are looked at together
-  static constexpr int kTables = 4;
 
   // Cleaned values and their levels. False if the map holds NaN.
   static bool clean(const float* map, int64_t n, uint32_t* bits, uint8_t* levels) {
@@ -56,18 +56,11 @@ struct Loops {
     return total;
   }
 
-  // Adds the pixels of each level to the tables, which take turns: equal neighbours do not wait.
-  static void count_levels(const uint8_t* levels, int64_t n, uint32_t (*tables)[kLevels]) {
-    int64_t i = 0;
-    for (; i + kWord <= n; i += kWord) {
-      uint64_t word = word_at(levels + i);
-      for (int j = 0; j < kWord; ++j, word >>= 8) ++tables[j % kTables][word & 255];
-    }
-    for (; i < n; ++i) ++tables[0][levels[i]];
-  }
+  // Adds the pixels of each level, inside `allowed` (null: everywhere), to the histogram.
   static void count_levels(const uint8_t* levels, const uint8_t* allowed, int64_t n,
-                           uint32_t (*tables)[kLevels]) {
-    for (int64_t i = 0; i < n; ++i) tables[i % kTables][levels[i]] += allowed[i];
+                           uint32_t* histogram) {
+    if (allowed != nullptr) return count_allowed(levels, allowed, n, histogram);
+    boxes::WS_SIMD::count_levels(levels, n, histogram);
   }
 
   // The sum of the levels inside the region.
@@ -123,6 +116,16 @@ struct Loops {
   }
 
  private:
+  // The tables take turns: equal neighbours do not wait for each other.
+  static void count_allowed(const uint8_t* levels, const uint8_t* allowed, int64_t n,
+                            uint32_t* histogram) {
+    uint32_t tables[4][kLevels] = {};
+    for (int64_t i = 0; i < n; ++i) tables[i % 4][levels[i]] += allowed[i];
+    for (const auto& table : tables) {
+      for (int level = 0; level < kLevels; ++level) histogram[level] += table[level];
+    }
+  }
+
   // test(hashes, first, hit) says which pixels of a block are wanted.
   template <class Test>
   static int64_t collect(const uint8_t* region, int64_t n, const Stream& stream, uint64_t* keys,
