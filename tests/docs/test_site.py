@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from scripts import docs_cam_tables
+from wsfast import ops
 from wsfast.cam import METHODS
 from wsfast.cli import _COMMANDS
 from wsfast.data import FORMATS
@@ -46,6 +47,11 @@ def test_every_page_is_in_the_navigation_once() -> None:
     listed = list(nav_pages(config["nav"]))
     written = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
     assert sorted(listed) == sorted(written)
+
+
+def test_every_op_is_in_the_readme() -> None:
+    listed = {name for functions in readme_ops().values() for name in functions}
+    assert set(ops.__all__) - {"Boxes", "ScoredBoxes", "Proposals"} == listed
 
 
 @pytest.mark.parametrize("room", readme_ops())
