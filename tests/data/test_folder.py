@@ -106,9 +106,9 @@ def test_masks_in_a_parallel_tree(tmp_path, named):
 
 @pytest.mark.parametrize("place", ["masks/a/1.PNG", "Ground_Truth/a/1_GT.jpg", "GT/a/1.Bmp"])
 def test_masks_and_splits_of_any_spelling(tmp_path, place):
-    for split in ("Train", "TEST"):
+    for split, number in (("Train", 1), ("TEST", 2)):
         for name in ("a", "good"):
-            picture(tmp_path / split / name / "1.jpg")
+            picture(tmp_path / split / name / f"{number}.jpg")
     suffix = place.rpartition(".")[2]
     mask(tmp_path / "m" / f"1.{suffix.lower()}", (0, 0, 3, 1)).rename(tmp_path / f"m.{suffix}")
     (tmp_path / place).parent.mkdir(parents=True)
@@ -117,6 +117,19 @@ def test_masks_and_splits_of_any_spelling(tmp_path, place):
     assert data.class_names == ("good", "a")
     assert masks_of(data) == {"a/1": 3, "good/1": 0}
     assert len(ImageFolder(tmp_path, "test")) == 2
+
+
+def test_a_mask_for_images_of_two_splits_is_refused(tmp_path):
+    for split in ("train", "test"):
+        for name in ("good", "cut"):
+            picture(tmp_path / split / name / "1.png")
+    mask(tmp_path / "ground_truth" / "cut" / "1_mask.png", (0, 0, 3, 1))
+    with pytest.raises(ValueError, match=r"masks must be of one image each .* got .*1_mask.png for"):
+        ImageFolder(tmp_path, "train", **WHOLE)
+    (tmp_path / "ground_truth" / "test").mkdir()
+    (tmp_path / "ground_truth" / "cut").rename(tmp_path / "ground_truth" / "test" / "cut")
+    assert masks_of(ImageFolder(tmp_path, "train", **WHOLE)) == {"good/1": 0, "cut/1": None}
+    assert masks_of(ImageFolder(tmp_path, "test")) == {"good/1": 0, "cut/1": 3}
 
 
 @pytest.mark.parametrize("below", ["annot", "labels/fine"])

@@ -1,7 +1,7 @@
 """Folders of images, one subfolder per class, perhaps with masks."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -53,8 +53,9 @@ class ImageFolder(ImageDataset):
         verify: see :class:`ImageDataset`.
 
     Raises:
-        ValueError: a class without images, two images of one name, no image in the split,
-            ``normal`` that is no class or left out where several fit.
+        ValueError: a class without images, two images of one name, a mask that fits images of two
+            splits, no image in the split, ``normal`` that is no class or left out where several
+            fit.
 
     Example:
         >>> import cv2, numpy, tempfile
@@ -91,6 +92,7 @@ class ImageFolder(ImageDataset):
         parts = {
             part: list(_entries(folder, trees)) for part, folder in _split_folders(root).items()
         }
+        _check_masks(record for part in parts.values() for _, record in part)
         own_names = sorted({name for part in parts.values() for name, _ in part})
         number = {name: place for place, name in enumerate(own_names)}
         classes = number_classes(where, own_names, normal, merge)
@@ -126,6 +128,18 @@ def _labelled(record: Record, classes: Classes, name: str, has_masks: bool) -> R
     label = classes.label_of[name]
     empty = has_masks and label == classes.normal and not record.masks
     return dataclasses.replace(record, label=label, empty=empty)
+
+
+def _check_masks(records: Iterable[Record]) -> None:
+    """Raise ValueError for a mask of two images: of ``a/1`` in one split and ``a/1`` in another."""
+    images: dict[Path, str | Path] = {}
+    for record in records:
+        for mask in record.masks:
+            other = images.setdefault(mask, record.image)
+            if other != record.image:
+                expected = "of one image each (folders of the splits among them tell them apart)"
+                what = f"{mask} for {other} and {record.image}"
+                value_error("ImageFolder", "masks", expected, what)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
