@@ -142,8 +142,11 @@ def _white(height: int, width: int) -> Image:
 
 
 def _drawable(text: str) -> str:
-    """The text, with ? for what is not UTF-8 in a file's name: of that, OpenCV may crash."""
-    return text.encode(errors="replace").decode()
+    """The text, with ? for what a file's name may hold and a line of text not, such as line breaks.
+
+    Of what is not UTF-8, OpenCV may crash; a line break would put the rest under the pictures.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _text_width(text: str) -> int:
