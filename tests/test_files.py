@@ -111,6 +111,14 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 125 + "x.png")
+    path.write_bytes(b"")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_a_folder_made_in_vain_goes_again(tmp_path: Path) -> None:
     def stop(folder: Path, file: str) -> None:
         with made_folder(folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 _PARTIAL = ".partial"
+_KEPT = 200  # bytes of a name, of which systems take 255
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         return
     if path.is_symlink():
         path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    start = os.fsdecode(os.fsencode(path.name)[:_KEPT])
+    partial = path.with_name(f".{start}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
             yield file
