@@ -2,11 +2,12 @@
 
 OUT gets harvest-*.npy, one record per image: map (uint8, 255 is 1, at the size of the network's
 input), mask (a pseudo-label, of the same size), boxes in pixels of the map (half-open, -1 where
-there are fewer) with scores, class, height and width of the image; and harvest.json with the names
-of the images in the same order. Called again after it was broken off it makes what is missing;
-where the run, a setting or an image has changed since, it makes all anew in another file. Without
---target, a classifier's maps are empty for images that it calls good; learnt maps do not ask it.
-Under torchrun every process takes its share.
+there are fewer) with scores, label (the predicted class) with its probability, height and width of
+the image, and whether it was readable; and harvest.json with the images' files in the same order.
+Called again after it was broken off it makes what is missing; where the run, a setting or an image
+has changed since, it makes all anew in another file. Without --target, a classifier's maps are
+empty for images that it calls good; learnt maps do not ask it. Under torchrun every process takes
+its share.
 """
 
 import argparse

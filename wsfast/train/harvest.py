@@ -114,10 +114,19 @@ def harvest(
             told = {"records": store.path.name, "size": list(size), "files": names}
             write_atomically(out / "harvest.json", json.dumps(told, indent=1).encode())
     skipped = [
-        SkippedFile(files[row], "not an image or damaged")
+        SkippedFile(files[row], _reason(files[row]))
         for row in np.flatnonzero(~records["readable"]).tolist()
     ]
     return Harvest(store.path, records, skipped)
+
+
+def _reason(file: Path) -> str:
+    """Why a file could not be read, by reading it again: records do not say."""
+    try:
+        read_image(file)
+    except UnreadableImageError as error:
+        return error.reason
+    return "could not be read"
 
 
 def _record(size: tuple[int, int], boxes: int) -> Any:
