@@ -124,7 +124,9 @@ def test_a_mask_for_images_of_two_splits_is_refused(tmp_path):
         for name in ("good", "cut"):
             picture(tmp_path / split / name / "1.png")
     mask(tmp_path / "ground_truth" / "cut" / "1_mask.png", (0, 0, 3, 1))
-    with pytest.raises(ValueError, match=r"masks must be of one image each .* got .*1_mask.png for"):
+    with pytest.raises(
+        ValueError, match=r"masks must be of one image each .* got .*1_mask.png for"
+    ):
         ImageFolder(tmp_path, "train", **WHOLE)
     (tmp_path / "ground_truth" / "test").mkdir()
     (tmp_path / "ground_truth" / "cut").rename(tmp_path / "ground_truth" / "test" / "cut")

@@ -1,5 +1,6 @@
 """Reading one image file into 8-bit RGB, or saying plainly why that is impossible."""
 
+import struct
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 # (IMREAD_UNCHANGED would not) unless it is told not to.
 _DECODE_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 _TWELVE_BITS = 1 << 12
+_PHOTOMETRIC = 262  # TIFF's tag of what 0 means
 
 
 class SkippedFile(NamedTuple):
@@ -97,7 +99,24 @@ def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:
         decoded = None
     if decoded is None:
         raise UnreadableImageError(path, "not an image or damaged")
+    if decoded.dtype == np.uint16 and _counts_from_white(data):
+        return np.invert(decoded)  # as OpenCV itself does with samples of 8 bits, but not of more
     return decoded
+
+
+def _counts_from_white(data: bytes) -> bool:
+    """Whether a TIFF's first picture has 0 for white, as X-ray detectors write them."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        return False
+    try:
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, start)
+        entries = [struct.unpack_from(order + "H6xH", data, start + 2 + 12 * i)
+                   for i in range(count)]  # fmt: skip
+    except struct.error:  # OpenCV made something of it
+        return False
+    return (_PHOTOMETRIC, 0) in entries
 
 
 def is_cut_short(data: bytes) -> bool:
