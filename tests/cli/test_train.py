@@ -353,6 +353,14 @@ def test_boxes_at_threshold_0_are_those_of_the_masks(runs, tmp_path, monkeypatch
     assert record["boxes"][:3].tolist() == [[3, 2, 7, 6], [10, 20, 15, 22], [-1, -1, -1, -1]]
 
 
+def test_a_harvest_of_a_class_that_is_none_leaves_nothing(runs, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "part.png"), SyntheticDefects(1, size=(48, 24))[0].image[0].numpy())
+    command = ["harvest", tmp_path / "part.png", "--run", runs / "classifier", "--device", "cpu"]
+    assert run(*command, "--target", "9", "--out", tmp_path / "out") == 2
+    assert "target must be between 0 and 1, got 9" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_strict_harvest_of_a_bad_image_leaves_nothing(runs, tmp_path, capsys, there):
     (tmp_path / "images").mkdir()

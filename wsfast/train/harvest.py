@@ -80,6 +80,7 @@ def harvest(
     Raises:
         UnreadableImageError: with ``strict``, a file cannot be read; nothing is left of what was
             done.
+        ValueError: the model does not have the class ``target``; nothing is left, either.
         OSError: the disk refuses a file.
     """
     limit = maps.threshold if threshold is None else threshold
@@ -106,8 +107,8 @@ def harvest(
             records = store.fill(
                 worker, batch_size=batch_size, description="harvesting", progress=progress
             )
-        except UnreadableImageError:
-            store.discard()  # with the file replaced or left out it is another array
+        except ValueError:  # a class that the model has not, with strict a file
+            store.discard()  # with the one or the other put right it is another array
             raise
         if distributed.is_writer():
             names = [str(file) for file in files]
