@@ -27,8 +27,8 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         return
     if path.is_symlink():
         path = path.resolve()
-    start = os.fsdecode(os.fsencode(path.name)[:_KEPT])
-    partial = path.with_name(f".{start}.{os.getpid()}{_PARTIAL}")
+    end = os.fsdecode(os.fsencode(path.name)[-_KEPT:])  # where numbers are
+    partial = path.with_name(f".{end}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
             yield file
