@@ -243,6 +243,14 @@ def test_without_gradient(case: Case, mode: Callable[[], AbstractContextManager[
     assert_same(run([case], [{**case.take(N), **kept}]), expected)  # what it keeps serves both
 
 
+@every_case
+def test_results_share_no_memory_with_inputs(case: Case) -> None:
+    inputs = case.take(N)
+    given = {x.untyped_storage().data_ptr() for x in tensors_of(inputs)}
+    results = [x.untyped_storage().data_ptr() for x in flatten(case.call(inputs))]
+    assert given.isdisjoint(results)
+
+
 def test_the_table_holds_every_op_and_option() -> None:
     missing = []
     for op in OPS:

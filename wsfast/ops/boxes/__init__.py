@@ -109,7 +109,7 @@ def _thresholds(where: str, cams: Tensor, threshold: float | str | Tensor) -> Te
         if threshold.dim() != 1 or threshold.shape[0] != cams.shape[0]:
             expected = f"of shape ({cams.shape[0]},)"
             value_error(where, "threshold", expected, f"shape {list(threshold.shape)}")
-        return threshold.detach().to(dtype)
+        return threshold.detach().to(dtype, copy=True)
     check_range(where, "threshold", threshold, -torch.inf, torch.inf)
     return torch.full([cams.shape[0]], float(threshold), dtype=dtype, device=cams.device)
 
