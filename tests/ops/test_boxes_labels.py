@@ -153,6 +153,17 @@ def test_suppression_is_greedy(iou_threshold: float) -> None:
     assert [part.dtype for part in left] == [part.dtype for part in found]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_overlap_of_the_threshold_stays_with_scores_of_any_dtype(dtype: torch.dtype) -> None:
+    boxes = torch.tensor([[[0, 0, 10, 1], [0, 0, 3, 1], [0, 0, 4, 1]]], dtype=torch.int32)
+    scores = torch.tensor([[0.75, 0.5, 0.25]], dtype=dtype)
+    areas = torch.tensor([[10, 3, 4]], dtype=torch.int32)
+    found = wsfast.ScoredBoxes(boxes, scores, areas, torch.tensor([3], dtype=torch.int32))
+    left = wsfast.suppress_overlaps(found, 0.3)  # IoU 3 / 10 with the first, then 4 / 10
+    assert left.areas.tolist() == [[10, 3, -1]]
+    assert left.scores.dtype == dtype
+
+
 def test_suppression_of_nothing() -> None:
     for images, slots in ((0, 5), (2, 5)):
         none = wsfast.cam_boxes(torch.zeros(images, 6, 6), 0.5, max_boxes=slots)

@@ -18,8 +18,12 @@ def _non_maximum_suppression(
     n, k = scores.shape
     image = torch.arange(n, device=scores.device).repeat_interleave(k)
     places = taken.flatten().nonzero()[:, 0]
+    # Doubles: a float32 IoU of 3 / 10 is above 0.3, and torchvision wants one dtype of both.
     kept = batched_nms(
-        boxes.flatten(0, 1)[places].float(), scores.flatten()[places], image[places], iou_threshold
+        boxes.flatten(0, 1)[places].double(),
+        scores.flatten()[places].double(),
+        image[places],
+        iou_threshold,
     )
     left = torch.zeros(n * k, dtype=torch.bool, device=scores.device)
     return left.index_fill(0, places[kept], True).view(n, k)
