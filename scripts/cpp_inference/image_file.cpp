@@ -9,6 +9,7 @@
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 #include <string>
+#include <string_view>
 
 namespace wsfast {
 namespace {
@@ -47,6 +48,26 @@ bool is_cut_short(const std::string& data) {
   return data.starts_with("\x89PNG") && data.find("IEND") == std::string::npos;
 }
 
+// Whether a TIFF's first picture has 0 for white, as X-ray detectors write them.
+bool counts_from_white(const std::string& data) {
+  using namespace std::string_view_literals;
+  const bool little = data.starts_with("II*\0"sv);
+  if (!little && !data.starts_with("MM\0*"sv)) return false;
+  const auto number = [&](std::size_t at, std::size_t bytes) {  // zeros behind the end
+    std::size_t value = 0;
+    for (std::size_t i = 0; i < bytes; ++i) {
+      const std::size_t place = at + (little ? bytes - 1 - i : i);
+      value = value << 8 | (place < data.size() ? static_cast<unsigned char>(data[place]) : 0);
+    }
+    return value;
+  };
+  const std::size_t start = number(4, 4), count = number(start, 2);
+  for (std::size_t entry = start + 2; entry < start + 2 + 12 * count; entry += 12) {
+    if (number(entry, 2) == 262) return number(entry + 8, 2) == 0;  // PhotometricInterpretation
+  }
+  return false;
+}
+
 cv::Mat decode(std::string& data) {
   const cv::Mat bytes(1, static_cast<int>(data.size()), CV_8UC1, data.data());
   cv::Mat image;
@@ -55,6 +76,8 @@ cv::Mat decode(std::string& data) {
   } catch (const cv::Exception&) {
   }
   if (image.empty()) throw UnreadableFile("not an image or damaged");
+  // OpenCV itself turns samples of 8 bits, but not of more.
+  if (image.depth() == CV_16U && counts_from_white(data)) cv::bitwise_not(image, image);
   return image;
 }
 

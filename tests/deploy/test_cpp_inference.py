@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -387,6 +388,20 @@ def test_sixteen_bit_images_are_scaled(program: Path, folder: Path, tmp_path: Pa
     deep, plain = lines(done.stdout)
     assert deep["boxes"] == plain["boxes"]
     assert deep["scores"] == plain["scores"]
+
+
+def test_sixteen_bit_images_that_count_from_white(
+    program: Path, folder: Path, tmp_path: Path
+) -> None:
+    grey = cv2.imread(str(folder / "pictures" / "02.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(tmp_path / "plain.png"), grey)
+    inverted = cv2.imencode(".tif", np.invert(grey.astype(np.uint16) * 257))[1].tobytes()
+    black, white = (struct.pack("<HHII", 262, 3, 1, zero) for zero in (1, 0))
+    assert inverted.count(black) == 1
+    (tmp_path / "deep.tif").write_bytes(inverted.replace(black, white))
+    done = run(program, "--model", folder / "net.ts", *ops(), tmp_path)
+    deep, plain = lines(done.stdout)
+    assert (deep["boxes"], deep["scores"]) == (plain["boxes"], plain["scores"])
 
 
 def test_float_images_and_markers_behind_the_picture(
