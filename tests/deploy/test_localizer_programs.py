@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.deploy.small import FEED, TwoLayers, assert_same, defects, small_localizer
@@ -41,6 +42,22 @@ def test_it_exports_with_a_dynamic_batch() -> None:
     program = torch.export.export(localizer, (images[:2],), dynamic_shapes=batch).module()
     for count in (1, 5):
         assert all(map(torch.equal, program(images[:count]), localizer(images[:count])))
+
+
+def test_it_exports_and_compiles_with_sizes_of_which_one_is_the_network_s() -> None:
+    localizer = small_localizer()
+    own = (2, 1, *localizer.input_size)
+    pictures = [torch.randint(256, size, dtype=torch.uint8) for size in (own, (2, 1, 70, 33))]
+    sizes = {dim: torch.export.Dim(name, min=8, max=999) for dim, name in ((2, "h"), (3, "w"))}
+    example = (torch.zeros(2, 1, 50, 40, dtype=torch.uint8),)
+    program = torch.export.export(localizer, example, dynamic_shapes={"images": sizes}).module()
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    compiled = torch.compile(localizer, fullgraph=True, backend=graphs, dynamic=True)
+    for images in (*example, *pictures):
+        for found in (program(images), compiled(images)):
+            assert all(map(torch.equal, found, localizer(images)))
+    assert graphs.frame_count == 1
 
 
 def test_it_scripts_where_its_network_does(tmp_path) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from wsfast import ops
@@ -70,6 +71,15 @@ def warn_of_other_scales(where: str, images: Tensor) -> None:
         )
 
 
+def _is_of_size(x: Tensor, height: int, width: int) -> bool:
+    """Whether there is nothing to resize; of sizes that a program leaves open, it is no."""
+    if torch.jit.is_scripting():
+        return x.shape[-2] == height and x.shape[-1] == width
+    return statically_known_true(x.shape[-2] == height) and statically_known_true(
+        x.shape[-1] == width
+    )
+
+
 def prepare_images(images: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
     """Scale, resize and normalise pictures.
 
@@ -97,7 +107,7 @@ def prepare_images(images: Tensor, size: tuple[int, int], mean: Tensor, std: Ten
     if images.dtype == torch.uint8:
         x = x / 255
     height, width = size
-    if x.shape[2] != height or x.shape[3] != width:
+    if not _is_of_size(x, height, width):
         x = F.interpolate(x, [height, width], mode="bilinear", align_corners=False, antialias=True)
     return ((x - mean.to(torch.float32)) / std.to(torch.float32)).to(mean.dtype)
 
@@ -110,7 +120,7 @@ def resize_cams(cams: Tensor, size: tuple[int, int]) -> Tensor:
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
     height, width = size
-    if cams.shape[1] != height or cams.shape[2] != width:
+    if not _is_of_size(cams, height, width):
         cams = ops.fuse_cams([cams], (height, width), layer_norm=None, reduce="sum", norm=None)
     return cams.clamp(0, 1)
 
