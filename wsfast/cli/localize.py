@@ -37,7 +37,7 @@ from .._check import check_choice, value_error
 from .._device import parse_device
 from .._files import JSONLines, write_atomically
 from ..cam import METHODS, CAMMethod, crf_cams
-from ..data import ImageFiles
+from ..data import ImageFiles, SkippedFile
 from ..data.sample import image_to_tensor
 from ..deploy import resize_cams
 from ..train.evaluation import RunMaps
@@ -341,20 +341,43 @@ def localize_files(
                 if request.number:
                     break
     summary = {
-        "settings": {
-            "model": options.model or str(options.folder or options.checkpoint),
-            **method_settings(method),
-            "threshold": threshold,
-            "refine": options.refine,
-            "input_size": list(classifier.size),
-        },
+        "settings": _settings(classifier, method, threshold, options),
         "seconds": round(time.perf_counter() - start, 3),
         "complete": not request.number,
         "images": records,
         "skipped": [{"file": str(f.path), "reason": f.reason} for f in images.skipped],
     }
     write_atomically(results, json.dumps(summary, indent=1).encode())
-    for file in images.skipped:
+    _report(records, images.skipped, earlier, options)
+    if request.number:
+        print("wsfast localize: stopped before the end", file=sys.stderr)
+        return 128 + request.number
+    return 0 if records else 2
+
+
+def _settings(
+    classifier: Classifier,
+    method: CAMMethod | RunMaps,
+    threshold: float | str,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    return {
+        "model": options.model or str(options.folder or options.checkpoint),
+        **method_settings(method),
+        "threshold": threshold,
+        "refine": options.refine,
+        "input_size": list(classifier.size),
+    }
+
+
+def _report(
+    records: list[dict[str, Any]],
+    skipped: list[SkippedFile],
+    earlier: set[Path],
+    options: argparse.Namespace,
+) -> None:
+    """Say what was done, what was not, and what of ``earlier`` files no longer belongs to it."""
+    for file in skipped:
         print(f"wsfast localize: skipped {file.path} ({file.reason})", file=sys.stderr)
     suffixes = (".png", ".npy") if options.npy else (".png",)
     left = earlier - {options.out / (item["name"] + end) for item in records for end in suffixes}
@@ -362,10 +385,6 @@ def localize_files(
         told = f"{len(left)} files of an earlier run are left in {options.out}"
         print(f"wsfast localize: {told}, not in results.json", file=sys.stderr)
     print(
-        f"{len(records)} images localized, {len(images.skipped)} files skipped; "
+        f"{len(records)} images localized, {len(skipped)} files skipped; "
         f"overlays and results.json in {options.out}"
     )
-    if request.number:
-        print("wsfast localize: stopped before the end", file=sys.stderr)
-        return 128 + request.number
-    return 0 if records else 2
