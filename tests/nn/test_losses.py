@@ -1,6 +1,7 @@
 """Partial cross-entropy, size constraint and the classification loss of the foreground."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wsfast.nn import MaskedClassifierLoss, SizeConstraintLoss, log_barrier, partial_cross_entropy
+from wsfast.nn import (
+    DenseCRFLoss,
+    MaskedClassifierLoss,
+    SizeConstraintLoss,
+    log_barrier,
+    partial_cross_entropy,
+)
 
 
 class CalledOperators(TorchDispatchMode):
@@ -211,6 +218,10 @@ def smooth_classifier():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
+def masked_loss(**options):
+    return MaskedClassifierLoss(smooth_classifier(), **options)
+
+
 def test_gradients_of_all_losses(device):
     double = {"dtype": torch.float64, "device": device}
     logits = torch.randn(2, 2, 4, 4, **double, requires_grad=True)
@@ -281,6 +292,37 @@ def test_the_frozen_classifier_learns_nothing_from_a_network_around_it_that_trai
     loss(torch.randn(2, 1, 4, 4), torch.rand(2, 4, 4), torch.tensor([0, 1]))
     assert torch.equal(classifier[1].running_mean, before)
     assert not classifier[1].training
+
+
+@pytest.mark.parametrize("loss", [SizeConstraintLoss, DenseCRFLoss, masked_loss])
+def test_a_weight_is_a_number(loss):
+    name = r"wsfast\.nn\.\w+Loss: weight must be"
+    with pytest.raises(TypeError, match=f"{name} a number, got str"):
+        loss(weight="2e-9")
+    with pytest.raises(ValueError, match=f"{name} between -inf and inf, got nan"):
+        loss(weight=float("nan"))
+
+
+@pytest.mark.parametrize(("epoch", "error"), [("3", TypeError), (2.5, TypeError), (-5, ValueError)])
+def test_an_epoch_is_counted_from_0(epoch, error):
+    loss = SizeConstraintLoss()
+    with pytest.raises(error, match=r"SizeConstraintLoss\.set_epoch: epoch must be "):
+        loss.set_epoch(epoch)
+    assert loss.t == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0.0, 1.0], TypeError, "labels must be int64, got torch.float32"),
+        ([0], ValueError, "labels must be of shape [2], got shape [1]"),
+        ([-100, 7], ValueError, "labels must be classes of 0 to 2, got 7"),
+        ([-1, 0], ValueError, "labels must be classes of 0 to 2, got -1"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, error, message):
+    with pytest.raises(error, match=f"MaskedClassifierLoss: {re.escape(message)}"):
+        masked_loss()(torch.zeros(2, 3, 4, 4).double(), torch.rand(2, 4, 4), torch.tensor(labels))
 
 
 def test_maps_of_another_size_and_no_images_are_refused():

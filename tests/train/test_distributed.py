@@ -30,6 +30,7 @@ def test_two_gloo_processes_train_and_score_as_one(tmp_path):
         OMP_NUM_THREADS="1",
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     train_tiny(tmp_path / "one" / "classifier", dropout=False)
     run(configure("fcam", settings), tmp_path / "one" / "fcam", progress=False)
     for recipe in ("classifier", "fcam"):

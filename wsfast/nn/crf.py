@@ -1,11 +1,13 @@
 """The dense-CRF loss as a module."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from .._check import check_range
 
 
 class DenseCRFLoss(torch.nn.Module):
@@ -43,6 +45,7 @@ class DenseCRFLoss(torch.nn.Module):
         reduction: str = "batchmean",
     ) -> None:
         super().__init__()
+        check_range("nn.DenseCRFLoss", "weight", weight, -math.inf, math.inf)
         self.weight = weight
         self.sigma_rgb = sigma_rgb
         self.sigma_xy = sigma_xy

@@ -1,10 +1,12 @@
 """What a frozen classifier says of an image seen through a map."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import check_rank, check_tensor, value_error
+from .._check import check_range, check_rank, check_tensor, type_error, value_error
 
 _IGNORE = -100  # torch's own label of what is not to be learnt
 
@@ -35,6 +37,7 @@ class MaskedClassifierLoss(nn.Module):
 
     def __init__(self, classifier: nn.Module, weight: float = 1.0, *, detach: bool = False) -> None:
         super().__init__()
+        check_range("nn.MaskedClassifierLoss", "weight", weight, -math.inf, math.inf)
         self._classifier = (classifier.eval().requires_grad_(False),)
         self.weight = weight
         self.detach = detach
@@ -68,6 +71,7 @@ class MaskedClassifierLoss(nn.Module):
         Without an image that has a class it is 0 and so is its gradient.
         """
         logits = self.logits(images, maps)
+        _check_labels(labels, logits)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         total = F.cross_entropy(logits, labels, ignore_index=_IGNORE, reduction="sum")
@@ -76,3 +80,18 @@ class MaskedClassifierLoss(nn.Module):
     def extra_repr(self) -> str:
         """The options, as ``print(module)`` shows them."""
         return f"weight={self.weight}, detach={self.detach}"
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    where = "nn.MaskedClassifierLoss"
+    check_tensor(where, "labels", labels)
+    if labels.dtype != torch.int64:
+        type_error(where, "labels", "int64", f"{labels.dtype}")
+    if labels.shape != logits.shape[:1]:
+        value_error(where, "labels", f"of shape [{len(logits)}]", f"shape {list(labels.shape)}")
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or type(labels) is not Tensor:
+        return  # there are no values, or looking would wait for them
+    wrong = (labels != _IGNORE) & ((labels < 0) | (labels >= logits.shape[1]))
+    if bool(wrong.any()):
+        expected = f"classes of 0 to {logits.shape[1] - 1}"
+        value_error(where, "labels", expected, f"{int(labels[wrong][0])}")

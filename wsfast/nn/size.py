@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._check import check_floating, check_range, check_rank, check_tensor
+from .._check import check_count, check_floating, check_range, check_rank, check_tensor
 
 # Of shares themselves all would lie in the barrier's linear branch, where the regions' gradients
 # cancel.
@@ -88,6 +88,7 @@ class SizeConstraintLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         where = "nn.SizeConstraintLoss"
+        check_range(where, "weight", weight, -math.inf, math.inf)
         check_range(where, "t", t, 1e-12, math.inf)
         check_range(where, "t_growth", t_growth, 1.0, math.inf)
         check_range(where, "t_max", t_max, t, math.inf)
@@ -106,6 +107,7 @@ class SizeConstraintLoss(torch.nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Set ``t`` to its value in an epoch, counted from 0."""
+        check_count("nn.SizeConstraintLoss.set_epoch", "epoch", epoch, 0)
         # In logarithms: the power itself may be more than a float holds.
         growth = math.log(self.t_max / self.first_t)
         grown = min(epoch * math.log(self.t_growth), growth, math.log(_LARGEST_T / self.first_t))

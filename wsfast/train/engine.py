@@ -1,5 +1,6 @@
 """The one training loop: every recipe runs in it."""
 
+import inspect
 import math
 import signal
 import sys
@@ -141,7 +142,7 @@ class _Run:
         self.module: Any = _StepModule(self.recipe)
         if distributed.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.module = DistributedDataParallel(self.module, ids, broadcast_buffers=False)
+            self.module = DistributedDataParallel(self.module, ids, **_own_buffers())
 
     def run(self) -> list[Record]:
         """All epochs that are left."""
@@ -324,6 +325,13 @@ class _Run:
             state["best_epoch"],
         )  # fmt: skip
         self.recipe.resumed_inside = self.at.step > 0
+
+
+def _own_buffers() -> dict[str, Any]:
+    """The option of DDP that leaves each process its buffers, by its name since torch 2.13."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}
 
 
 def _prefixed(losses: dict[str, Tensor]) -> dict[str, Tensor]:
