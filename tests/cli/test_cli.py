@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.processes import python
 from wsfast import native
 from wsfast.cam import METHODS, LayerCAM
 from wsfast.cli import compare, demo, main
@@ -392,3 +393,12 @@ def test_help_teaches(capsys) -> None:
             run(command, "--help")
         assert stop.value.code == 0
         assert "example" in capsys.readouterr().out
+
+
+def test_a_command_reads_no_other() -> None:
+    code = "import sys; from wsfast.cli import main; main(['info']); print(*sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "wsfast.cli.info" in loaded
+    assert loaded.isdisjoint({"wsfast.cli.localize", "wsfast.data", "torchmetrics", "torchvision"})

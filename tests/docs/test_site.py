@@ -97,7 +97,7 @@ def test_extras_are_those_of_the_package() -> None:
 def test_help_of_every_command_and_recipe_is_shown() -> None:
     shown = re.findall("<!-- help: (.+) -->", (DOCS / "api" / "cli.md").read_text())
     recipes = [f"train {recipe}" for recipe in CONFIGS]
-    assert sorted(shown) == sorted([*(command.NAME for command in _COMMANDS), *recipes])
+    assert sorted(shown) == sorted([*_COMMANDS, *recipes])
 
 
 def test_default_layers_are_those_of_the_methods() -> None:

@@ -5,6 +5,7 @@ Bad input ends with exit code 2 and one plain line, never a traceback.
 
 import argparse
 import contextlib
+import importlib
 import os
 import select
 import sys
@@ -13,10 +14,18 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
-from . import bench, demo, evaluate, export, harvest, info, localize, train
 from .messages import Messages, one_line
 
-_COMMANDS = (localize, train, evaluate, harvest, export, bench, demo, info)
+_COMMANDS = {
+    "localize": "heat maps, masks and boxes for images, folders and videos",
+    "train": "train a classifier, then F-CAM, DiPS or a segmenter on pseudo-labels",
+    "evaluate": "score a run on a split, or saved heat maps by MaxBoxAcc and PxAP",
+    "harvest": "maps, pseudo-labels and boxes of a large folder, on any number of processes",
+    "export": "write a localizer as TorchScript, AOTInductor package or ONNX",
+    "bench": "measure speed, memory and errors side by side with the reference and peers",
+    "demo": "train a small classifier and localise defects, from nothing to pictures",
+    "info": "show versions, libraries and which ops are native",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,8 +36,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` explains)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command; a command module adds its own arguments."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of every command; a command's module adds its own arguments.
+
+    Of one ``command`` alone the other modules stay unread: what they import takes seconds.
+    """
     parser = _Parser(
         prog="wsfast",
         description="From a classifier trained on image labels to heat maps, masks and boxes.",
@@ -36,16 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wsfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in _COMMANDS:
-        command = commands.add_parser(
-            module.NAME,
-            help=module.SUMMARY,
-            description=module.__doc__,
-            epilog=module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+    for name, summary in _COMMANDS.items():
+        one = commands.add_parser(
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if command in (None, name):
+            module = importlib.import_module(f".{name}", __name__)
+            one.description, one.epilog = module.__doc__, module.EXAMPLES
+            module.add_arguments(one)
+            one.set_defaults(run=module.run)
     return parser
 
 
@@ -66,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Standard error that cannot be written, such as a pipe whose reader is gone, ends no command.
     """
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser(given[0] if given else "").parse_args(given)
     messages: Any = Messages(sys.stderr)
     with contextlib.redirect_stderr(messages), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(

@@ -19,8 +19,6 @@ from .._check import check_choice, check_range, value_error
 from .._device import parse_device
 from .outputs import check_file
 
-NAME = "bench"
-SUMMARY = "measure speed, memory and errors side by side with the reference and peers"
 EXAMPLES = """examples:
   wsfast bench --quick                          headline sizes of every room, a few minutes
   wsfast bench crf seeds --json new.json --html new.html

@@ -35,8 +35,6 @@ from .drawing import (
 )
 from .outputs import check_folder
 
-NAME = "demo"
-SUMMARY = "train a small classifier and localise defects, from nothing to pictures"
 EXAMPLES = "example:\n  wsfast demo --out demo"
 
 _REPORT = "report.json"

@@ -32,8 +32,6 @@ from ..train.evaluation import evaluate_run
 from .arguments import add_classifier_argument, check_left_out, fill_in
 from .outputs import check_file
 
-NAME = "evaluate"
-SUMMARY = "score a run on a split, or saved heat maps by MaxBoxAcc and PxAP"
 EXAMPLES = """examples:
   wsfast evaluate --run runs/fcam --out scores.json
   wsfast evaluate --scoremaps train_log/scoremaps --metadata metadata/CUB/test --out scores.json

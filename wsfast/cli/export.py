@@ -37,7 +37,6 @@ from .arguments import (
 from .classifier import open_classifier
 
 NAME = "export"
-SUMMARY = "write a localizer as TorchScript, AOTInductor package or ONNX"
 EXAMPLES = """examples:
   wsfast export --run runs/fcam --format pt2 --out fcam.pt2
   wsfast export --run runs/classifier --format torchscript --image-size 480x640 --out parts.ts

@@ -25,7 +25,6 @@ from .arguments import add_classifier_argument, check_left_out, parse_threshold
 from .outputs import check_folder
 
 NAME = "harvest"
-SUMMARY = "maps, pseudo-labels and boxes of a large folder, on any number of processes"
 EXAMPLES = """examples:
   wsfast harvest images/ --run runs/fcam --out harvest
   torchrun --nproc-per-node 4 -m -- wsfast harvest images/ --run runs/fcam --device cuda \\

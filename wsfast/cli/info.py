@@ -8,8 +8,6 @@ from typing import Any
 from .._selfcheck import check_ops
 from ..native import info, loaded_libraries
 
-NAME = "info"
-SUMMARY = "show versions, libraries and which ops are native"
 EXAMPLES = """examples:
   wsfast info
   wsfast info --check  # also runs every op once against its reference; exit code 1 if one fails

@@ -64,7 +64,6 @@ from .outputs import check_folder, check_images_kept, written_files
 from .records import picture_record
 
 NAME = "localize"
-SUMMARY = "heat maps, masks and boxes for images, folders and videos"
 EXAMPLES = """examples:
   wsfast localize photos/ --model resnet50 --pretrained --out result
   wsfast localize 'parts/*.png' clip.mp4 --model vgg16 --checkpoint mine.safetensors \\

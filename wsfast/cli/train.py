@@ -40,8 +40,6 @@ from .outputs import check_file, check_folder
 
 _PREVIEW_SIDE = 256  # small images are enlarged to about this
 
-NAME = "train"
-SUMMARY = "train a classifier, then F-CAM, DiPS or a segmenter on pseudo-labels"
 EXAMPLES = """examples:
   wsfast train classifier --data synthetic --channels 1 --epochs 10 --out runs/classifier
   wsfast train fcam --classifier runs/classifier --data synthetic --channels 1 --preset small \\
