@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.deploy.small import FEED, TwoLayers, assert_same, defects, small_localizer
+from tests.deploy.small import FEED, INPUT, TwoLayers, assert_same, defects, small_localizer
 from wsfast.deploy import Localizer, capture
 
 
@@ -69,6 +69,16 @@ def test_it_scripts_where_its_network_does(tmp_path) -> None:
             assert all(map(torch.equal, scripted(given), localizer(given)))
     with pytest.raises(torch.jit.Error, match="images must be of shape"):
         scripted(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(50, 40), INPUT])
+def test_it_traces(size: tuple[int, int]) -> None:
+    localizer, images = small_localizer(), torch.randint(256, (2, 1, *size), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of what a trace keeps as it is
+        traced = torch.jit.trace(localizer, (images,), check_trace=False)
+    other = images.flip(0)
+    assert all(map(torch.equal, traced(other), localizer(other)))
 
 
 def test_cuda_graphs_need_cuda() -> None:

@@ -73,7 +73,7 @@ def warn_of_other_scales(where: str, images: Tensor) -> None:
 
 def _is_of_size(x: Tensor, height: int, width: int) -> bool:
     """Whether there is nothing to resize; of sizes that a program leaves open, it is no."""
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting() or torch.jit.is_tracing():  # a traced size is a tensor
         return x.shape[-2] == height and x.shape[-1] == width
     return statically_known_true(x.shape[-2] == height) and statically_known_true(
         x.shape[-1] == width
