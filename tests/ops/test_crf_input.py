@@ -117,6 +117,11 @@ ERRORS = [
         "prob must be of the lattice's 2 images of [9] pixels",
     ),
     (
+        lambda: loss(None, torch.rand(2, 2, 3, 4), lattice=wsfast.Lattice(torch.rand(2, 5, 4, 3))),
+        ValueError,
+        "prob must be of the lattice's 2 images of [4, 3] pixels",
+    ),
+    (
         lambda: loss(IMAGE.clone().requires_grad_(), PROB),
         ValueError,
         "image must be without gradient (detach it)",

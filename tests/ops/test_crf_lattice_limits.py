@@ -74,6 +74,7 @@ def test_bytes_of_a_small_range() -> None:
 
 GOOD = torch.randn(2, 3, 6)
 LATTICE = wsfast.Lattice(GOOD)
+TALL = wsfast.Lattice(torch.rand(2, 3, 3, 2))
 IMAGE = torch.rand(1, 3, 4, 4) * 255
 ERRORS = [
     (lambda: wsfast.Lattice(GOOD[0]), ValueError, "features must be of shape (B, d, *spatial)"),
@@ -93,6 +94,11 @@ ERRORS = [
     ),
     (lambda: wsfast.lattice_filter(torch.rand(2, 1, 5), LATTICE), ValueError, "values must be of"),
     (lambda: wsfast.lattice_filter(torch.rand(1, 1, 6), LATTICE), ValueError, "values must be of"),
+    (
+        lambda: wsfast.lattice_filter(torch.rand(2, 3, 2, 3), TALL),
+        ValueError,
+        "values must be of shape (2, K, *[3, 2]), got shape [2, 3, 2, 3]",
+    ),
     (
         lambda: wsfast.lattice_filter(torch.ones(2, 1, 6).int(), LATTICE),
         TypeError,

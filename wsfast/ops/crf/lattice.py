@@ -168,6 +168,13 @@ class Lattice:
         weights = self.weights.to(accumulate_dtype(dtype))
         return self.vertices, weights, self.neighbours, self.offsets
 
+    def fits(self, maps: Tensor) -> bool:
+        """Whether maps are of these images and points; flat maps or points go by number alone."""
+        images, points = self.vertices.shape[:2]
+        if maps.dim() < 3 or maps.shape[0] != images or math.prod(maps.shape[2:]) != points:
+            return False
+        return maps.dim() - 2 != len(self.spatial) or tuple(maps.shape[2:]) == self.spatial
+
     def degree(self, dtype: torch.dtype, direction: str) -> Tensor:
         """(B, 1, P) sums of the rows, kept for the next call."""
         key = (direction, accumulate_dtype(dtype))
@@ -283,12 +290,11 @@ def lattice_filter(
     check_reverse_mode(where, "values", values)
     check_choice(where, "normalize", normalize, ["none", "after", "symmetric"])
     check_same_device(where, "lattice", lattice.weights, "values", values)
-    images, points = lattice.vertices.shape[:2]
-    if values.dim() < 3 or values.shape[0] != images or math.prod(values.shape[2:]) != points:
+    if not lattice.fits(values):
         value_error(
             where,
             "values",
-            f"of shape ({images}, K, *{list(lattice.spatial)})",
+            f"of shape ({lattice.vertices.shape[0]}, K, *{list(lattice.spatial)})",
             f"shape {list(values.shape)}",
         )
     direction = "symmetric" if symmetric else "forward"

@@ -247,8 +247,8 @@ def _loss_of_lattice(
     roi = None if roi is None else _resized(_check_roi(prob, roi), scale_factor, "nearest")
     prob = _resized(prob, scale_factor, "bilinear")
     check_same_device("dense_crf_loss", "lattice", lattice.weights, "prob", prob)
-    images, points = lattice.vertices.shape[:2]
-    if prob.shape[0] != images or prob.shape[2] * prob.shape[3] != points:
+    if not lattice.fits(prob):
+        images = lattice.vertices.shape[0]
         value_error(
             "dense_crf_loss",
             "prob",
