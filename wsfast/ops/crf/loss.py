@@ -332,7 +332,8 @@ def dense_crf_loss(
             gives 1 - sum s'Ws / r'Wr (the paper's form: its value over r'Wr), which is free of
             the resolution.
         method: ``"lattice"`` as in rloss, F-CAM and DiPS (W is about 0.6 of the exact Gaussian);
-            ``"dense"``, a Gaussian between the vertices of a finer lattice, within 3 per cent;
+            ``"dense"``, a Gaussian between the vertices of a finer lattice, within 3 per cent but
+            for flat images;
             ``"exact"``, brute force. The latter two cost O(M^2) in vertices and O(N^2) in pixels.
         symmetric: False gives the gradient -2 A s of the known implementations, whose A is not
             self-adjoint, in place of the value's own, -(A + A') s. The value is the same.
