@@ -16,6 +16,11 @@ PARTS = (
     "benchmarks/bench_{}.py",
     "docs/rooms/{}.md",
 )
+CUDA_PARTS = (
+    "csrc/ops/{0}/{0}_kernels.cuh",
+    "csrc/ops/{0}/{0}_cuda.cu",
+    "tests/native/bind_{}.cpp",
+)
 TESTS = {
     "test_forward_matches_reference",
     "test_deterministic",
@@ -38,6 +43,13 @@ def names_of_tests(room: str) -> set[str]:
 def test_a_room_has_its_parts(room: str) -> None:
     missing = [part.format(room) for part in PARTS if not (ROOT / part.format(room)).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_with_cuda_has_all_of_its_parts(room: str) -> None:
+    """`levels` has none of them."""
+    found = [(ROOT / part.format(room)).exists() for part in CUDA_PARTS]
+    assert all(found) or not any(found), dict(zip(CUDA_PARTS, found, strict=True))
 
 
 @pytest.mark.parametrize("room", ROOMS)
