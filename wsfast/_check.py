@@ -131,16 +131,21 @@ def check_choice(where: str, argument: str, value: str, choices: list[str]) -> N
         value_error(where, argument, "one of " + ", ".join(choices), f"{value}")
 
 
-def check_free_of_nan(where: str, argument: str, valid: Tensor) -> None:
-    """Raise ValueError where an op's (N,) ``valid`` says that an image holds NaN.
+def out_of_sight(tensor: Tensor) -> bool:
+    """Whether values stay unseen.
 
-    Only on the CPU, where looking costs no device sync, and never while a graph is captured.
+    They do off the CPU, where looking costs a device sync, and where a graph is captured.
     """
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    return tensor.device.type != "cpu" or type(tensor) is not Tensor
+
+
+def check_free_of_nan(where: str, argument: str, valid: Tensor) -> None:
+    """Raise ValueError where an op's (N,) ``valid`` says, in sight, that an image holds NaN."""
+    if torch.jit.is_scripting() or out_of_sight(valid) or bool(valid.all()):
         return
-    if valid.device.type == "cpu" and type(valid) is Tensor and not bool(valid.all()):
-        image = int((~valid).nonzero()[0])
-        value_error(where, argument, "free of NaN", f"NaN in image {image}")
+    value_error(where, argument, "free of NaN", f"NaN in image {int((~valid).nonzero()[0])}")
 
 
 def check_truncation(where: str, percentile: float, scope: str) -> None:

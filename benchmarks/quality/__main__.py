@@ -80,7 +80,7 @@ def main() -> None:
     numbers = options.out / "results.json"
     known = json.loads(numbers.read_text()) if numbers.exists() else {}
     runs = {name: found for name in TITLES if (found := known.get(name)) and complete(found)}
-    for name in known.keys() - runs.keys():
+    for name in sorted(known.keys() - runs.keys()):
         print(f"{name}: what {numbers} holds is of an earlier version and left out", flush=True)
     if options.tables_only and not runs:
         raise SystemExit(f"{numbers} holds no run with all of {', '.join(CURVES)}: measure first")

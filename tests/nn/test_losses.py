@@ -316,8 +316,8 @@ def test_an_epoch_is_counted_from_0(epoch, error):
     [
         ([0.0, 1.0], TypeError, "labels must be int64, got torch.float32"),
         ([0], ValueError, "labels must be of shape [2], got shape [1]"),
-        ([-100, 7], ValueError, "labels must be classes of 0 to 2, got 7"),
-        ([-1, 0], ValueError, "labels must be classes of 0 to 2, got -1"),
+        ([-100, 7], ValueError, "labels must be classes of 0 to 2, got 7 to 7"),
+        ([-1, 0], ValueError, "labels must be classes of 0 to 2, got -1 to 0"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, error, message):

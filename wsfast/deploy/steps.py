@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from wsfast import ops
-from wsfast._check import check_rank, check_tensor, type_error, value_error
+from wsfast._check import check_rank, check_tensor, out_of_sight, type_error, value_error
 from wsfast._exports import kept_in_exports
 
 _BRIGHTEST = 2.0  # of floating-point pictures of 0-1: no resizing overshoots so far
@@ -58,9 +58,7 @@ def warn_of_other_scales(where: str, images: Tensor) -> None:
 
     To be called from what a module's ``forward`` calls: the warning names the caller's line.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(images) is not Tensor:
-        return
-    if not images.is_floating_point() or images.device.type != "cpu" or images.numel() == 0:
+    if out_of_sight(images) or not images.is_floating_point() or images.numel() == 0:
         return
     highest = float(images.detach().amax())
     if highest > _BRIGHTEST:

@@ -24,6 +24,10 @@ class DenseCRFLoss(torch.nn.Module):
         symmetric: False for the gradient of the known implementations.
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``.
 
+    Raises:
+        TypeError: a ``weight`` that is no number.
+        ValueError: a ``weight`` of NaN. The other options are checked by the first call.
+
     Example:
         >>> loss = DenseCRFLoss(2e-9)
         >>> prob = torch.rand(1, 2, 8, 8).softmax(dim=1)

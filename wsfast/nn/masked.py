@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import check_range, check_rank, check_tensor, type_error, value_error
+from .._check import (
+    check_range,
+    check_rank,
+    check_tensor,
+    out_of_sight,
+    type_error,
+    value_error,
+)
+from .partial import check_classes
 
 _IGNORE = -100  # torch's own label of what is not to be learnt
 
@@ -24,6 +32,10 @@ class MaskedClassifierLoss(nn.Module):
             nor moved with the loss.
         weight: factor of the loss.
         detach: take the map as a constant, as the published code does.
+
+    Raises:
+        TypeError: a ``weight`` that is no number.
+        ValueError: a ``weight`` of NaN.
 
     Example:
         >>> from wsfast.models import SmallVGG
@@ -69,6 +81,11 @@ class MaskedClassifierLoss(nn.Module):
         """The weighted loss, a scalar; ``labels`` are (N,) int64 classes, -100 for no class.
 
         Without an image that has a class it is 0 and so is its gradient.
+
+        Raises:
+            ValueError: maps or labels of another size than the images; on the CPU, a class that the
+                classifier does not have.
+            TypeError: anything but tensors, labels that are not int64.
         """
         logits = self.logits(images, maps)
         _check_labels(labels, logits)
@@ -89,9 +106,5 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
         type_error(where, "labels", "int64", f"{labels.dtype}")
     if labels.shape != logits.shape[:1]:
         value_error(where, "labels", f"of shape [{len(logits)}]", f"shape {list(labels.shape)}")
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or type(labels) is not Tensor:
-        return  # there are no values, or looking would wait for them
-    wrong = (labels != _IGNORE) & ((labels < 0) | (labels >= logits.shape[1]))
-    if bool(wrong.any()):
-        expected = f"classes of 0 to {logits.shape[1] - 1}"
-        value_error(where, "labels", expected, f"{int(labels[wrong][0])}")
+    if not out_of_sight(labels):
+        check_classes(where, "labels", labels[labels != _IGNORE], logits.shape[1])

@@ -69,7 +69,7 @@ def partial_cross_entropy(
         seeds, count = flat[pixels], torch.tensor(len(pixels), device=flat.device)
         area = expected[1] * expected[2]
         logits = logits.flatten(2)[pixels // max(area, 1), :, pixels % max(area, 1)]
-        _check_labels(where, seeds, logits.shape[1])
+        check_classes(where, "seeds", seeds, logits.shape[1])
         total = F.cross_entropy(logits, seeds, ignore_index=ignore_index, reduction="sum")
     else:
         labelled = seeds != ignore_index
@@ -87,9 +87,10 @@ def log_probabilities(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.log_softmax(1).gather(1, classes[:, None])[:, 0]
 
 
-def _check_labels(where: str, labels: Tensor, classes: int) -> None:
+def check_classes(where: str, argument: str, labels: Tensor, classes: int) -> None:
+    """Raise ValueError unless labels, whose values are looked at, are class numbers."""
     if labels.numel() == 0:
         return
     low, high = (int(extreme) for extreme in labels.aminmax())
     if low < 0 or high >= classes:
-        value_error(where, "seeds", f"classes of 0 to {classes - 1}", f"{low} to {high}")
+        value_error(where, argument, f"classes of 0 to {classes - 1}", f"{low} to {high}")

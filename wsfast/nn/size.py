@@ -64,6 +64,11 @@ class SizeConstraintLoss(torch.nn.Module):
         normalize: sizes in pixels of an image of 224 x 224 in place of one's own, so that the loss
             does not depend on resolution.
 
+    Raises:
+        TypeError: a number that is none.
+        ValueError: a ``weight`` of NaN, ``t`` not above 0, ``t_growth`` below 1, ``t_max`` below
+            ``t``.
+
     Note:
         In pixels sizes are thousands, where the barrier is far inside its logarithmic branch: the
         gradient per pixel is then ``-weight / (K t N size)``. ``t`` is a function of the epoch, see
@@ -106,7 +111,7 @@ class SizeConstraintLoss(torch.nn.Module):
         return float(self._t)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set ``t`` to its value in an epoch, counted from 0."""
+        """Set ``t`` to its value in an epoch, a whole number counted from 0; others raise."""
         check_count("nn.SizeConstraintLoss.set_epoch", "epoch", epoch, 0)
         # In logarithms: the power itself may be more than a float holds.
         growth = math.log(self.t_max / self.first_t)

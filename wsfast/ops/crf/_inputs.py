@@ -22,13 +22,6 @@ from ..._check import (
 from . import reference
 
 
-def out_of_sight(tensor: Tensor) -> bool:
-    """Whether values stay unseen: they do off the CPU, where looking costs a device sync."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return True
-    return tensor.device.type != "cpu" or type(tensor) is not Tensor
-
-
 def check_positive(where: str, argument: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above 0."""
     check_number(where, argument, value)

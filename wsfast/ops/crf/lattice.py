@@ -14,6 +14,7 @@ from ..._check import (
     check_reverse_mode,
     check_same_device,
     check_tensor,
+    out_of_sight,
     type_error,
     value_error,
 )
@@ -24,7 +25,6 @@ from ._inputs import (
     check_sigmas,
     explain_failure,
     explain_points,
-    out_of_sight,
     sigma_list,
 )
 from .reference import accumulate_dtype
@@ -169,7 +169,11 @@ class Lattice:
         return self.vertices, weights, self.neighbours, self.offsets
 
     def fits(self, maps: Tensor) -> bool:
-        """Whether maps are of these images and points; flat maps or points go by number alone."""
+        """Whether maps (B, K, *spatial) are of these images and points.
+
+        Maps (B, K, P) of a lattice with more dimensions, and the other way round, go by the number
+        of points alone.
+        """
         images, points = self.vertices.shape[:2]
         if maps.dim() < 3 or maps.shape[0] != images or math.prod(maps.shape[2:]) != points:
             return False

@@ -13,6 +13,7 @@ from ..._check import (
     check_reverse_mode,
     check_same_device,
     check_tensor,
+    out_of_sight,
     type_error,
     value_error,
 )
@@ -23,7 +24,6 @@ from ._inputs import (
     check_positive,
     check_sigmas,
     explain_failure,
-    out_of_sight,
     rescale,
     sigma_list,
     warn_of_scaled_image,

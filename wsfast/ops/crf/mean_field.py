@@ -15,6 +15,7 @@ from ..._check import (
     check_reverse_mode,
     check_same_device,
     check_tensor,
+    out_of_sight,
     value_error,
 )
 from ..._scripting import scripted_as
@@ -24,7 +25,6 @@ from ._inputs import (
     check_positive,
     check_sigmas,
     explain_failure,
-    out_of_sight,
     sigma_list,
     warn_of_scaled_image,
 )

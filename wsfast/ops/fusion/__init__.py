@@ -19,6 +19,7 @@ from ..._check import (
     check_same_device,
     check_tensor,
     check_whole,
+    out_of_sight,
     type_error,
     value_error,
 )
@@ -54,12 +55,9 @@ def _check_layers(where: str, cams: list[Tensor]) -> None:
 
 
 def _raise_unless_finite(where: str, finite: Tensor) -> None:
-    """On the CPU, where looking costs no device sync."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_scripting() or out_of_sight(finite) or bool(finite.all()):
         return
-    if finite.device.type == "cpu" and type(finite) is Tensor and not bool(finite.all()):
-        bad = int((~finite).nonzero()[0])
-        value_error(where, "cams", "finite", f"NaN or inf in image {bad}")
+    value_error(where, "cams", "finite", f"NaN or inf in image {int((~finite).nonzero()[0])}")
 
 
 def _fuse_at_sides(
@@ -113,12 +111,10 @@ def _normalize_cams(cams: Tensor, mode: str = "minmax", eps: float = 1e-7) -> Te
 
 @torch.jit.unused
 def _raise_unless_divisible(weights: Tensor, total: Tensor) -> None:
-    """On the CPU, where looking costs no device sync."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(total) is not Tensor:
+    if out_of_sight(total) or (bool(total.isfinite()) and bool(total != 0)):
         return
-    if total.device.type == "cpu" and not (bool(total.isfinite()) and bool(total != 0)):
-        expected = 'of a finite sum other than 0 with reduce="mean"'
-        value_error("fuse_cams", "weights", expected, f"{weights.tolist()}")
+    expected = 'of a finite sum other than 0 with reduce="mean"'
+    value_error("fuse_cams", "weights", expected, f"{weights.tolist()}")
 
 
 def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> Tensor:

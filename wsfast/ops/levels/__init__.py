@@ -16,6 +16,7 @@ from ..._check import (
     check_rank,
     check_same_device,
     check_tensor,
+    out_of_sight,
     type_error,
     value_error,
 )
@@ -51,21 +52,14 @@ def _check_whole(where: str, argument: str, tensor: Tensor) -> None:
         type_error(where, argument, "int32 or int64", f"{tensor.dtype}")
 
 
-def _out_of_sight(tensor: Tensor) -> bool:
-    """Whether values stay unseen: they do off the CPU, where looking costs a device sync."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return True
-    return tensor.device.type != "cpu" or type(tensor) is not Tensor
-
-
 def _check_images(where: str, argument: str, fits: Tensor, expected: str, trouble: str) -> None:
-    if torch.jit.is_scripting() or _out_of_sight(fits) or bool(fits.all()):
+    if torch.jit.is_scripting() or out_of_sight(fits) or bool(fits.all()):
         return
     value_error(where, argument, expected, f"{trouble} in image {int((~fits).nonzero()[0])}")
 
 
 def _check_values(where: str, argument: str, values: Tensor, fits: Tensor, expected: str) -> None:
-    if torch.jit.is_scripting() or _out_of_sight(fits) or bool(fits.all()):
+    if torch.jit.is_scripting() or out_of_sight(fits) or bool(fits.all()):
         return
     value_error(where, argument, expected, f"{values[int((~fits).nonzero()[0])].tolist()}")
 
@@ -99,7 +93,7 @@ def _check_gt(maps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor) -> None:
 
 
 def _check_offsets(gt_offsets: Tensor, count: int) -> None:
-    if torch.jit.is_scripting() or _out_of_sight(gt_offsets):
+    if torch.jit.is_scripting() or out_of_sight(gt_offsets):
         return
     ends_meet = int(gt_offsets[0]) == 0 and int(gt_offsets[-1]) == count
     if not ends_meet or bool((gt_offsets[1:] < gt_offsets[:-1]).any()):
