@@ -1,6 +1,6 @@
 """Builds scripts/cpp_inference once per torch and keeps it in the user's cache folder.
 
-A second run with unchanged sources compiles nothing. `python -m tests.deploy.cpp_program` builds it
+A second run with unchanged sources compiles nothing. `python -m tests.deploy.cpp.program` builds it
 and prints its path.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from tests.native.build import cache_folder, digest, locked
 
-SOURCE = Path(__file__).resolve().parents[2] / "scripts" / "cpp_inference"
+SOURCE = Path(__file__).resolve().parents[3] / "scripts" / "cpp_inference"
 NAME = "wsfast_infer"
 
 
