@@ -48,7 +48,9 @@ struct Vec {
     for (int i = 0; i < lanes; ++i) a.v[i] *= b.v[i];
     return a;
   }
-  static Vec fma(const Vec& a, const Vec& b, const Vec& c) { return a * b + c; }
+  [[gnu::always_inline]] static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return a * b + c;
+  }
   static Vec min(Vec a, const Vec& b) {
     for (int i = 0; i < lanes; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;

@@ -1,6 +1,4 @@
 // Schemas and CPU kernels of the fusion room.
-#include <memory>
-
 #include "fusion_backward.h"
 
 #define WS_SIMD_BODY "../ops/fusion/fusion_simd.h"
@@ -10,22 +8,6 @@ namespace wsfast::fusion {
 namespace {
 
 WS_DEFINE_DISPATCH_SIMD(Rows)
-
-template <class Rows, class T>
-void fuse(const FuseArgs& args, const acc_t<T>* weights, T* out, bool* finite) {
-  using A = acc_t<T>;
-  Fusion<Rows, T> fusion(args, weights);
-  fusion.measure(finite);
-  std::unique_ptr<A[]> wide;
-  A* reduced;
-  if constexpr (std::is_same_v<T, A>) {
-    reduced = out;
-  } else {
-    wide.reset(new A[args.images * args.height * args.width]);
-    reduced = wide.get();
-  }
-  fusion.normalize(reduced, fusion.reduce(finite, reduced), out);
-}
 
 std::tuple<Tensor, Tensor> fuse_cams_cpu(const std::vector<Tensor>& cams, const Tensor& weights,
                                          int64_t height, int64_t width, std::string layer_norm,
@@ -37,7 +19,7 @@ std::tuple<Tensor, Tensor> fuse_cams_cpu(const std::vector<Tensor>& cams, const 
   const Tensor w = as_contiguous(weights);
   dispatch_floating(dtype, "fuse_cams", [&]<class T>() {
     dispatch_simd([&]<class Rows>() {
-      fuse<Rows>(args, read_ptr<acc_t<T>>(w), write_ptr<T>(out), write_ptr<bool>(finite));
+      Fusion<Rows, T>(args, read_ptr<acc_t<T>>(w)).fuse(write_ptr<bool>(finite), write_ptr<T>(out));
     });
   });
   return {out, finite};

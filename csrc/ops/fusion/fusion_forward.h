@@ -1,85 +1,19 @@
-// The forward pass on the CPU: one pass over the output. Per layer only two stretched source rows
-// are held at a time; no layer is ever resized to full size in memory.
+// The forward pass on the CPU: one pass over the output, row by row.
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
-#include "fusion_args.h"
+#include "fusion_rows.h"
 
 namespace wsfast::fusion {
 
 constexpr int64_t kRowBlock = 32;  // output rows of one task; fixed, so results do not depend on threads
 
+constexpr int64_t kMeasuredRows = 16;  // that stay in the nearest cache until they are measured
+
 constexpr int64_t kStatsBlock = int64_t{1} << 17;  // values of a layer that are worth a thread
-
-constexpr int64_t kRowPadding = 16;  // a vector load of a row may run past its end
-
-// One layer's maps and how its columns reach the output's width.
-template <class T>
-struct Layer {
-  using A = acc_t<T>;
-  const T* maps;
-  int64_t height, width;
-  A weight;
-  std::vector<Stats<A>> stats;    // per image
-  std::vector<Affine<A>> affine;  // per image
-  std::vector<int32_t> first, second;
-  std::vector<A> position;
-
-  int64_t pixels() const { return height * width; }
-  const T* row(int64_t image, int64_t y) const { return maps + (image * height + y) * width; }
-};
-
-template <class A>
-void find_columns(int64_t in_width, int64_t out_width, std::vector<int32_t>& first,
-                  std::vector<int32_t>& second, std::vector<A>& position) {
-  first.resize(out_width);
-  second.resize(out_width);
-  position.resize(out_width);
-  for (int64_t x = 0; x < out_width; ++x) {
-    const Tap<A> tap = bilinear_tap<A>(x, in_width, out_width);
-    first[x] = static_cast<int32_t>(tap.first);
-    second[x] = static_cast<int32_t>(tap.second);
-    position[x] = tap.weight;
-  }
-}
-
-// The stretched rows of one layer that the current output row needs; a row stays as long as it is
-// one of the two.
-template <class Rows, class T>
-class RowPair {
- public:
-  using A = acc_t<T>;
-
-  RowPair(const Layer<T>& layer, int64_t image, int64_t width)
-      : layer_(layer), image_(image), width_(width), buffer_(2 * width), source_(layer.width + kRowPadding) {}
-
-  const A* get(int64_t y, int64_t other) {
-    for (int slot = 0; slot < 2; ++slot) {
-      if (held_[slot] == y) return buffer_.data() + slot * width_;
-    }
-    const int slot = held_[0] == other ? 1 : 0;
-    held_[slot] = y;
-    A* out = buffer_.data() + slot * width_;
-    const T* row = layer_.row(image_, y);
-    const Affine<A>& affine = layer_.affine[image_];
-    if (layer_.width == width_) {
-      Rows::normalize(row, affine, width_, out);
-    } else {
-      Rows::normalize(row, affine, layer_.width, source_.data());
-      Rows::stretch(source_.data(), layer_.first.data(), layer_.second.data(),
-                    layer_.position.data(), width_, out);
-    }
-    return out;
-  }
-
- private:
-  const Layer<T>& layer_;
-  int64_t image_, width_;
-  std::vector<A> buffer_, source_;
-  int64_t held_[2] = {-1, -1};
-};
 
 // visit(image, begin, end) of the rows of every task, in parallel; `task` counts them.
 template <class Visit>
@@ -108,6 +42,8 @@ class Fusion {
                      weights[l],
                      std::vector<Stats<A>>(args.images),
                      std::vector<Affine<A>>(args.images),
+                     find_rows<A>(cams.size(1), args.height),
+                     cams.size(1) == args.height ? 1 : 2,
                      {}, {}, {}};
       if (layer.width != args.width) {
         find_columns(layer.width, args.width, layer.first, layer.second, layer.position);
@@ -118,17 +54,32 @@ class Fusion {
 
   const std::vector<Layer<T>>& layers() const { return layers_; }
 
+  // Fills `out`, and tells which images are finite.
+  void fuse(bool* finite, T* out) {
+    const int64_t pixels = args_.height * args_.width, threads = thread_count();
+    if (args_.images % threads != 0 && args_.images < 4 * threads) {  // threads share each image
+      std::unique_ptr<A[]> wide;
+      A* const reduced = sums_before(out, args_.images * pixels, wide);
+      measure(finite);
+      normalize(reduced, reduce(finite, reduced), out);
+      return;
+    }
+    share_tasks(args_.images, 1, [&](Tasks tasks) {  // an image stays in its thread's cache
+      std::unique_ptr<A[]> wide;
+      for (int64_t n; tasks.take(n);) {
+        T* const map = out + n * pixels;
+        A* const reduced = sums_before(map, pixels, wide);
+        finite[n] = measure_image(n);
+        const Stats<A> stats = reduce_rows(finite[n], n, 0, args_.height, reduced);
+        normalize_rows(reduced, stats, pixels, map);
+      }
+    });
+  }
+
   // Statistics of every layer's maps, and whether those of an image are finite.
   void measure(bool* finite) {
     parallel_for(0, args_.images, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        finite[n] = true;
-        for (Layer<T>& layer : layers_) {
-          layer.stats[n] = measured(layer.row(n, 0), layer.pixels());
-          layer.affine[n] = normalization(layer.stats[n], args_.layer_norm, args_.eps);
-          finite[n] = finite[n] && layer.stats[n].finite;
-        }
-      }
+      for (int64_t n = begin; n < end; ++n) finite[n] = measure_image(n);
     });
   }
 
@@ -138,12 +89,7 @@ class Fusion {
     std::vector<Stats<A>> parts(args_.images * blocks), stats(args_.images);
     for_row_blocks(args_.images, args_.height, [&](int64_t task, int64_t n, int64_t y, int64_t end) {
       A* block = reduced + (n * args_.height + y) * args_.width;
-      if (finite[n]) {
-        reduce_block(n, y, end, block);
-      } else {
-        std::fill(block, block + (end - y) * args_.width, A(0));
-      }
-      parts[task] = Rows::stats(block, (end - y) * args_.width);
+      parts[task] = reduce_rows(finite[n], n, y, end, block);
     });
     for (int64_t n = 0; n < args_.images; ++n) stats[n] = merged(&parts[n * blocks], blocks);
     return stats;
@@ -151,15 +97,35 @@ class Fusion {
 
   // `out` may be `reduced`.
   void normalize(const A* reduced, const std::vector<Stats<A>>& stats, T* out) const {
-    if (args_.norm == Norm::none && std::is_same_v<T, A>) return;
     for_row_blocks(args_.images, args_.height, [&](int64_t, int64_t n, int64_t y, int64_t end) {
       const int64_t at = (n * args_.height + y) * args_.width;
-      const Affine<A> affine = normalization(stats[n], args_.norm, args_.eps);
-      Rows::normalize(reduced + at, affine, (end - y) * args_.width, out + at);
+      normalize_rows(reduced + at, stats[n], (end - y) * args_.width, out + at);
     });
   }
 
  private:
+  // Where sums are kept until they are normalised: in the output itself if it has their type.
+  static A* sums_before(T* out, int64_t size, std::unique_ptr<A[]>& wide) {
+    if constexpr (std::is_same_v<T, A>) return out;
+    if (wide == nullptr) wide.reset(new A[size]);
+    return wide.get();
+  }
+
+  bool measure_image(int64_t n) {
+    bool finite = true;
+    for (Layer<T>& layer : layers_) {
+      layer.stats[n] = measured(layer.row(n, 0), layer.pixels());
+      layer.affine[n] = normalization(layer.stats[n], args_.layer_norm, args_.eps);
+      finite = finite && layer.stats[n].finite;
+    }
+    return finite;
+  }
+
+  void normalize_rows(const A* reduced, const Stats<A>& stats, int64_t count, T* out) const {
+    if (args_.norm == Norm::none && std::is_same_v<T, A>) return;
+    Rows::normalize(reduced, normalization(stats, args_.norm, args_.eps), count, out);
+  }
+
   // Of a whole map, which threads share where it is large and its batch leaves them free.
   static Stats<A> measured(const T* map, int64_t size) {
     const int64_t blocks = std::max<int64_t>(1, size / kStatsBlock);
@@ -179,19 +145,40 @@ class Fusion {
     return all;
   }
 
-  void reduce_block(int64_t image, int64_t begin, int64_t end, A* out) const {
-    std::vector<RowPair<Rows, T>> held;
-    held.reserve(layers_.size());
-    for (const Layer<T>& layer : layers_) held.emplace_back(layer, image, args_.width);
-    for (int64_t y = begin; y < end; ++y, out += args_.width) {
-      for (size_t l = 0; l < layers_.size(); ++l) {
-        const Tap<A> tap = bilinear_tap<A>(y, layers_[l].height, args_.height);
-        const A* top = held[l].get(tap.first, tap.second);
-        const A* bottom = tap.weight == A(0) ? top : held[l].get(tap.second, tap.first);
-        const A weight = layers_[l].weight;
-        Rows::blend(top, bottom, weight * (A(1) - tap.weight), weight * tap.weight, args_.reduce,
-                    l == 0, args_.width, out);
+  // Some rows of an image, and their statistics.
+  Stats<A> reduce_rows(bool finite, int64_t image, int64_t begin, int64_t end, A* out) const {
+    const bool adds = args_.reduce == Reduce::sum;
+    CurrentRows<Rows, T> rows(layers_, image, args_.width, adds);
+    Stats<A> stats{};
+    for (int64_t y = begin; y < end; y += kMeasuredRows) {
+      const int64_t next = std::min(y + kMeasuredRows, end), count = (next - y) * args_.width;
+      if (!finite) {
+        std::fill(out, out + count, A(0));
+      } else if (adds) {
+        add_rows(rows, y, next, out);
+      } else {
+        combine_rows(rows, y, next, out);
       }
+      const Stats<A> some = Rows::stats(out, count);
+      stats = y == begin ? some : merge(stats, some);
+      out += count;
+    }
+    return stats;
+  }
+
+  void add_rows(CurrentRows<Rows, T>& rows, int64_t begin, int64_t end, A* out) const {
+    for (int64_t y = begin; y < end; ++y, out += args_.width) Rows::add(rows.at(y), args_.width, out);
+  }
+
+  void combine_rows(CurrentRows<Rows, T>& rows, int64_t begin, int64_t end, A* out) const {
+    for (int64_t y = begin; y < end; ++y, out += args_.width) {
+      bool is_first = true;
+      rows.at(y);
+      rows.for_layers([&](const Term<A>* terms, int taps) {
+        const Term<A> bottom = taps == 2 ? terms[1] : Term<A>{terms[0].row, A(0)};
+        Rows::combine(terms[0], bottom, args_.reduce, is_first, args_.width, out);
+        is_first = false;
+      });
     }
   }
 

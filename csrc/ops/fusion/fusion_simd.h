@@ -12,24 +12,37 @@ struct Rows {
     A low = to_acc(values[0]), high = low, residue = A(0);
     int64_t i = 0;
     if constexpr (std::is_same_v<A, float>) {
-      if (n >= Vec::lanes) {
-        Vec lows = Vec::load(values), highs = lows, residues = Vec::set1(0.0f);
-        for (; i + Vec::lanes <= n; i += Vec::lanes) {
-          const Vec x = Vec::load(values + i);
-          lows = Vec::min(lows, x);
-          highs = Vec::max(highs, x);
-          residues = residues + (x - x);
+      constexpr int turns = 4;  // an extreme need not wait for the one before
+      if (n >= turns * Vec::lanes) {
+        const Vec zero = Vec::set1(0.0f);
+        Vec lows[turns], highs[turns], residues[turns];
+        for (int j = 0; j < turns; ++j) {
+          lows[j] = highs[j] = Vec::set1(low);
+          residues[j] = zero;
         }
-        low = Vec::lowest(lows);
-        high = Vec::highest(highs);
-        residue = Vec::sum(residues);
+        for (; i + turns * Vec::lanes <= n; i += turns * Vec::lanes) {
+          for (int j = 0; j < turns; ++j) {
+            const Vec x = Vec::load(values + i + j * Vec::lanes);
+            lows[j] = Vec::min(lows[j], x);
+            highs[j] = Vec::max(highs[j], x);
+            residues[j] = Vec::fma(x, zero, residues[j]);  // NaN once any value is not finite
+          }
+        }
+        for (int j = 1; j < turns; ++j) {
+          lows[0] = Vec::min(lows[0], lows[j]);
+          highs[0] = Vec::max(highs[0], highs[j]);
+          residues[0] = residues[0] + residues[j];
+        }
+        low = Vec::lowest(lows[0]);
+        high = Vec::highest(highs[0]);
+        residue = Vec::sum(residues[0]);
       }
     }
     for (; i < n; ++i) {
       const A x = to_acc(values[i]);
       low = x < low ? x : low;
       high = x > high ? x : high;
-      residue += x - x;  // NaN once any value is not finite
+      residue += x * A(0);
     }
     return {low, high, residue == A(0)};
   }
@@ -115,20 +128,37 @@ struct Rows {
     }
   }
 
-  // sum = reduce(sum, u * top + v * bottom), or the blend itself for the first layer.
+  // out = the sum
   template <class A>
-  static void blend(const A* WS_RESTRICT top, const A* WS_RESTRICT bottom, A u, A v, Reduce reduce,
-                    bool is_first, int64_t width, A* WS_RESTRICT sum) {
+  static void add(const RowSum<A>& sum, int64_t width, A* out) {
+    if constexpr (std::is_same_v<A, float>) {
+      if (width >= 8 * Vec::lanes) return add_vectors<8>(sum, width, out);
+      if (width >= 2 * Vec::lanes) return add_vectors<2>(sum, width, out);
+    }
+    std::fill(out, out + width, A(0));
+    size_t k = 0;
+    for (; k < sum.raw.size(); ++k) {
+      add_raw(sum.terms[k].row, sum.raw[k], sum.terms[k].factor, width, out);
+    }
+    for (; k + 1 < sum.terms.size(); k += 2) add_two(sum.terms[k], sum.terms[k + 1], width, out);
+    if (k < sum.terms.size()) add_row(sum.terms[k].row, sum.terms[k].factor, width, out);
+  }
+
+  // so_far = reduce(so_far, top + bottom), the largest or the product; the first layer is taken as it is
+  template <class A>
+  static void combine(Term<A> top, Term<A> bottom, Reduce reduce, bool is_first, int64_t width,
+                      A* WS_RESTRICT so_far) {
+    const A* WS_RESTRICT above = top.row;
+    const A* WS_RESTRICT below = bottom.row;
+    const A u = top.factor, v = bottom.factor;
     if (is_first) {
-      for (int64_t x = 0; x < width; ++x) sum[x] = u * top[x] + v * bottom[x];
-    } else if (reduce == Reduce::sum) {
-      for (int64_t x = 0; x < width; ++x) sum[x] += u * top[x] + v * bottom[x];
+      for (int64_t x = 0; x < width; ++x) so_far[x] = u * above[x] + v * below[x];
     } else if (reduce == Reduce::prod) {
-      for (int64_t x = 0; x < width; ++x) sum[x] *= u * top[x] + v * bottom[x];
+      for (int64_t x = 0; x < width; ++x) so_far[x] *= u * above[x] + v * below[x];
     } else {
       for (int64_t x = 0; x < width; ++x) {
-        const A value = u * top[x] + v * bottom[x];
-        sum[x] = sum[x] > value ? sum[x] : value;
+        const A value = u * above[x] + v * below[x];
+        so_far[x] = so_far[x] > value ? so_far[x] : value;
       }
     }
   }
@@ -147,6 +177,57 @@ struct Rows {
   }
 
  private:
+  // sum += share * affine(row)
+  template <class A>
+  static void add_raw(const A* WS_RESTRICT row, Affine<A> affine, A share, int64_t width,
+                      A* WS_RESTRICT sum) {
+    for (int64_t x = 0; x < width; ++x) sum[x] += share * affine(row[x]);
+  }
+
+  template <class A>
+  static void add_two(const Term<A>& first, const Term<A>& second, int64_t width,
+                      A* WS_RESTRICT sum) {
+    const A* WS_RESTRICT a = first.row;
+    const A* WS_RESTRICT b = second.row;
+    for (int64_t x = 0; x < width; ++x) sum[x] += first.factor * a[x] + second.factor * b[x];
+  }
+
+  // The sum, some vectors at a time; the last ones overlap those before, in place of a tail.
+  template <int vectors>
+  static void add_vectors(const RowSum<float>& sum, int64_t width, float* out) {
+    constexpr int64_t columns = vectors * Vec::lanes;
+    for (int64_t x = 0; x < width - columns; x += columns) add_columns<vectors>(sum, x, out + x);
+    add_columns<vectors>(sum, width - columns, out + width - columns);
+  }
+
+  // Unrolled early: else GCC keeps the totals in memory.
+  template <int vectors>
+  static void add_columns(const RowSum<float>& sum, int64_t x, float* out) {
+    Vec total[vectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; ++i) total[i] = Vec::set1(0.0f);
+    size_t k = 0;
+    for (; k < sum.raw.size(); ++k) {
+      const Vec shift = Vec::set1(sum.raw[k].shift), scale = Vec::set1(sum.raw[k].scale);
+      const Vec factor = Vec::set1(sum.terms[k].factor);
+      const float* const row = sum.terms[k].row + x;
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i) {
+        total[i] = Vec::fma(factor, (Vec::load(row + i * Vec::lanes) - shift) * scale, total[i]);
+      }
+    }
+    for (; k < sum.terms.size(); ++k) {
+      const Vec factor = Vec::set1(sum.terms[k].factor);
+      const float* const row = sum.terms[k].row + x;
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i) {
+        total[i] = Vec::fma(factor, Vec::load(row + i * Vec::lanes), total[i]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; ++i) total[i].store(out + i * Vec::lanes);
+  }
+
   template <class T, class G, class A>
   static GradientSums<A> piece_sums(const T* values, const G* gradients, const Stats<A>& stats,
                                     const Affine<A>& affine, int64_t n) {
