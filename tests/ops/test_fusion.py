@@ -251,14 +251,30 @@ def test_autocast(device: torch.device) -> None:
     assert cams[0].grad is not None
 
 
-def test_deterministic() -> None:
-    cams = make_layers([(90, 95), (45, 40), (7, 7)], n=3)
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_deterministic(dtype: torch.dtype, reduce: str) -> None:
+    """Three images on two threads go by rows, on one or three threads by images."""
+    cams = make_layers([(180, 170), (90, 95), (45, 40), (7, 7)], n=3)
+    cams = [layer.to(dtype) for layer in cams]
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(wsfast.fuse_cams(cams, (180, 170)))
+        results.append(wsfast.fuse_cams(cams, (180, 170), reduce=reduce))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 31, 32, 33, 64, 127, 128, 129, 200])
+def test_layers_of_the_output_s_width(width: int) -> None:
+    """They are read where they lie, with one row or two; some vectors at a time or by a loop."""
+    cams = make_layers([(6, width), (9, 5), (18, width), (30, width)], n=2)
+    weights = [0.5, 2.0, 1.0, 3.0]
+    fused = wsfast.fuse_cams(cams, (18, width), weights=weights)
+    double = [layer.double() for layer in cams]
+    expected = reference.fuse_cams(double, (18, width), weights=torch.tensor(weights).double())
+    torch.testing.assert_close(fused.double(), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(wsfast.fuse_cams(double, (18, width), weights=weights), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
