@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Standard error that cannot be written, such as a pipe whose reader is gone, ends no command.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser(given[0] if given else "").parse_args(given)
+    command = next((word for word in given if word in _COMMANDS), "")  # behind "--", too
+    options = build_parser(command).parse_args(given)
     messages: Any = Messages(sys.stderr)
     with contextlib.redirect_stderr(messages), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(
