@@ -51,8 +51,9 @@ bool is_cut_short(const std::string& data) {
 // Whether a TIFF's first picture has 0 for white, as X-ray detectors write them.
 bool counts_from_white(const std::string& data) {
   using namespace std::string_view_literals;
-  const bool little = data.starts_with("II*\0"sv);
-  if (!little && !data.starts_with("MM\0*"sv)) return false;
+  const bool little = data.starts_with("II*\0"sv) || data.starts_with("II+\0"sv);
+  if (!little && !data.starts_with("MM\0*"sv) && !data.starts_with("MM\0+"sv)) return false;
+  const bool big = data[little ? 2 : 3] == '+';  // BigTIFF
   const auto number = [&](std::size_t at, std::size_t bytes) {  // zeros behind the end
     std::size_t value = 0;
     for (std::size_t i = 0; i < bytes; ++i) {
@@ -61,9 +62,14 @@ bool counts_from_white(const std::string& data) {
     }
     return value;
   };
-  const std::size_t start = number(4, 4), count = number(start, 2);
-  for (std::size_t entry = start + 2; entry < start + 2 + 12 * count; entry += 12) {
-    if (number(entry, 2) == 262) return number(entry + 8, 2) == 0;  // PhotometricInterpretation
+  const std::size_t word = big ? 8 : 4, size = big ? 20 : 12;
+  const std::size_t table = number(word, word), first = table + (big ? 8 : 2);
+  const std::size_t count = number(table, big ? 8 : 2);
+  for (std::size_t i = 0; i < count && first + size * i < data.size(); ++i) {
+    const std::size_t entry = first + size * i;
+    if (number(entry, 2) != 262) continue;  // PhotometricInterpretation
+    const std::size_t type = number(entry + 2, 2);
+    return number(entry + size - word, type == 1 ? 1 : type == 3 ? 2 : 4) == 0;
   }
   return false;
 }

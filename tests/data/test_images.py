@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.pictures import with_orientation
+from tests.data.pictures import tiff, with_orientation
 from wsfast.data import UnreadableImageError, read_image
 from wsfast.data.images import is_cut_short
 
@@ -50,21 +50,15 @@ def test_16_bit_is_scaled_from_its_full_range(tmp_path, channels):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("kind", ["u1", "u2"])
-def test_tiffs_that_count_from_white(tmp_path, order, kind):
-    samples = np.array([[0, 51, 255]], kind)
-    samples *= np.iinfo(kind).max // 255
-    (height, width), bits = samples.shape, 8 * samples.itemsize
-    pixels = samples.astype(order + kind).tobytes().ljust(8, b"\0")
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: height,
-            279: samples.nbytes}  # fmt: skip
-    entries = [struct.pack(order + "HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
-    magic = b"II*\0" if order == "<" else b"MM\0*"
-    header = magic + struct.pack(order + "I", 8 + len(pixels))
-    folder = struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("big", [False, True])
+def test_tiffs_that_count_from_white(tmp_path, order, kind, big):
+    samples = np.array([[0, 51, 255]], kind) * (np.iinfo(kind).max // 255)
     path = tmp_path / "x.tif"
-    path.write_bytes(header + pixels + folder)
-    assert read_image(path)[0, :, 0].tolist() == [255, 204, 0]
+    for white, number in ((True, 3), (False, 3), (False, 4)):  # a short, as it should be, or a long
+        path.write_bytes(tiff(samples, order, big=big, white=white, kind=number))
+        expected = [255, 204, 0] if white else [0, 51, 255]
+        assert read_image(path)[0, :, 0].tolist() == expected
 
 
 def test_12_bits_in_a_file_of_16_are_told_of(tmp_path):

@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 _DECODE_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 _TWELVE_BITS = 1 << 12
 _PHOTOMETRIC = 262  # TIFF's tag of what 0 means
+_WIDTHS = {1: 1, 3: 2}  # bytes of a number by TIFF's type; others have 4
+# By how a TIFF or a BigTIFF begins: byte order, where the place of the first table is, formats of
+# that place and of the table's length, bytes of an entry and of the value at its end.
+_TIFFS = {
+    b"II*\0": ("<", 4, "I", "H", 12, 4), b"MM\0*": (">", 4, "I", "H", 12, 4),
+    b"II+\0": ("<", 8, "Q", "Q", 20, 8), b"MM\0+": (">", 8, "Q", "Q", 20, 8),
+}  # fmt: skip
 
 
 class SkippedFile(NamedTuple):
@@ -106,17 +113,21 @@ def read_samples(path: Path, *, upright: bool = True) -> NDArray[np.generic]:
 
 def _counts_from_white(data: bytes) -> bool:
     """Whether a TIFF's first picture has 0 for white, as X-ray detectors write them."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None:
+    if data[:4] not in _TIFFS:
         return False
+    order, place, offset, length, size, value = _TIFFS[data[:4]]
     try:
-        (start,) = struct.unpack_from(order + "I", data, 4)
-        (count,) = struct.unpack_from(order + "H", data, start)
-        entries = [struct.unpack_from(order + "H6xH", data, start + 2 + 12 * i)
-                   for i in range(count)]  # fmt: skip
+        (table,) = struct.unpack_from(order + offset, data, place)
+        (count,) = struct.unpack_from(order + length, data, table)
+        first = table + struct.calcsize(order + length)
+        for entry in range(first, first + size * count, size):
+            tag, kind = struct.unpack_from(order + "HH", data, entry)
+            if tag == _PHOTOMETRIC:
+                at = entry + size - value
+                return not any(data[at : at + _WIDTHS.get(kind, 4)])
     except struct.error:  # OpenCV made something of it
-        return False
-    return (_PHOTOMETRIC, 0) in entries
+        pass
+    return False
 
 
 def is_cut_short(data: bytes) -> bool:

@@ -1,6 +1,6 @@
 """What wsfast_infer reads: images of any depth, videos, and what is damaged among them."""
 
-import struct
+import json
 from pathlib import Path
 
 import cv2
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.data.pictures import tiff
 from tests.data.videos import cut_clip, write_clip
 from wsfast.deploy import MatroskaWriter
 
@@ -139,13 +140,16 @@ def test_sixteen_bit_images_that_count_from_white(
 ) -> None:
     grey = cv2.imread(str(folder / "pictures" / "02.png"), cv2.IMREAD_GRAYSCALE)
     cv2.imwrite(str(tmp_path / "plain.png"), grey)
-    inverted = cv2.imencode(".tif", np.invert(grey.astype(np.uint16) * 257))[1].tobytes()
-    black, white = (struct.pack("<HHII", 262, 3, 1, zero) for zero in (1, 0))
-    assert inverted.count(black) == 1
-    (tmp_path / "deep.tif").write_bytes(inverted.replace(black, white))
-    done = run(command, tmp_path)
-    deep, plain = lines(done.stdout)
-    assert (deep["boxes"], deep["scores"]) == (plain["boxes"], plain["scores"])
+    wide = grey.astype(np.uint16) * 257
+    for order, name in (("<", "little"), (">", "large")):
+        for big in (False, True):
+            negative = tiff(np.invert(wide), order, big=big)
+            (tmp_path / f"{name}{big}.tif").write_bytes(negative)
+        (tmp_path / f"{name}.tif").write_bytes(tiff(wide, order, white=False, kind=4))
+    found = lines(run(command, tmp_path).stdout)
+    assert len(found) == 7
+    (maps,) = {json.dumps([line["boxes"], line["scores"]]) for line in found}
+    assert maps != "[[], []]"
 
 
 def test_float_images_and_markers_behind_the_picture(command: list[str], tmp_path: Path) -> None:
