@@ -134,6 +134,16 @@ def test_a_mask_for_images_of_two_splits_is_refused(tmp_path):
     assert masks_of(ImageFolder(tmp_path, "test")) == {"good/1": 0, "cut/1": 3}
 
 
+def test_a_split_that_is_a_link_to_another_shares_its_masks(tmp_path):
+    for split, name in (("train", "a"), ("test", "b")):
+        for place in ("good", "cut"):
+            picture(tmp_path / split / place / f"{name}.png")
+    mask(tmp_path / "ground_truth" / "cut" / "b.png", (0, 0, 3, 1))
+    (tmp_path / "val").symlink_to("test")
+    for split in ("val", "test"):
+        assert masks_of(ImageFolder(tmp_path, split)) == {"good/b": 0, "cut/b": 3}
+
+
 @pytest.mark.parametrize("below", ["annot", "labels/fine"])
 def test_masks_among_the_classes_are_no_class(tmp_path, below, monkeypatch):
     root = tmp_path / "data"

@@ -136,7 +136,8 @@ def _check_masks(records: Iterable[Record]) -> None:
     for record in records:
         for mask in record.masks:
             other = images.setdefault(mask, record.image)
-            if other != record.image:
+            # Splits may be links to one another.
+            if other != record.image and not Path(other).samefile(record.image):
                 expected = "of one image each (folders of the splits among them tell them apart)"
                 what = f"{mask} for {other} and {record.image}"
                 value_error("ImageFolder", "masks", expected, what)
