@@ -282,6 +282,12 @@ def of_rows(model: nn.Module) -> Any:
         return extractor(0, model(IMAGES))
 
 
+@torch.inference_mode()
+def in_inference_mode(model: nn.Module) -> Any:
+    with compat.SmoothGradCAMpp(model, "act3") as extractor:
+        return extractor(0, model(IMAGES))
+
+
 ERRORS = [
     (lambda m, s: compat.GradCAM(m, "act9"), ValueError, "target_layer must be names of modules"),
     (lambda m, s: compat.GradCAM(m, 3), TypeError, "target_layer must be names or modules"),
@@ -292,6 +298,7 @@ ERRORS = [
     (lambda m, s: s(m)(-1, m(IMAGES)), ValueError, "class_idx must be class numbers"),
     (lambda m, s: s(m)(torch.tensor(1), m(IMAGES)), ValueError, r"an int or .* got tensor\(1\)"),
     (lambda m, s: of_rows(m), ValueError, r"of \(N, C, h, w\) .* got shape \[3, 4\] from 'head'"),
+    (lambda m, s: in_inference_mode(m), ValueError, "model must be called outside torch.inference"),
     (lambda m, s: s(m)([0, 1], m(IMAGES)), ValueError, "class_idx must be one per image"),
     (lambda m, s: s(m)(0), ValueError, "scores must be the model's output"),
     (lambda m, s: s(m)(0, m(IMAGES).detach()), RuntimeError, "no graph to every target layer"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ... import cam as methods
 from ...cam import ChannelCAM, GradientCAM
 from ...cam.base import weighted_sum
-from ...cam.capture import logits_of, start_graph, undisturbed
+from ...cam.capture import logits_of, start_graph, undisturbed, usable_images
 from .extractor import Extractor, InputExtractor, Layer, image_scores
 
 
@@ -121,9 +121,10 @@ class SmoothGradCAMpp(InputExtractor):
         last: list[tuple[Tensor, Tensor]] = []
         images, outputs = self._input, self._outputs
         assert images is not None
+        usable = usable_images(self._where, images)
         try:
             for _ in range(self.num_samples):
-                last = self._noisy_pass(images, class_idx, targets)
+                last = self._noisy_pass(usable, class_idx, targets)
                 for square, cube, (_, grads) in zip(squares, cubes, last, strict=True):
                     square += grads**2
                     cube += grads**3
