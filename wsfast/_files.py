@@ -27,7 +27,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         return
     if path.is_symlink():
         path = path.resolve()
-    end = os.fsdecode(os.fsencode(path.name)[-_KEPT:])  # where numbers are
+    end = os.fsencode(path.name)[-_KEPT:].decode(errors="ignore")  # where numbers are
     partial = path.with_name(f".{end}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
