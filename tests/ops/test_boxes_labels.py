@@ -1,5 +1,7 @@
 """Boxes of label maps and non-maximum suppression, against torchvision and SciPy."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,15 +156,28 @@ def test_suppression_is_greedy(iou_threshold: float) -> None:
     assert [part.dtype for part in left] == [part.dtype for part in found]
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_an_overlap_of_the_threshold_stays_with_scores_of_any_dtype(dtype: torch.dtype) -> None:
-    boxes = torch.tensor([[[0, 0, 10, 1], [0, 0, 3, 1], [0, 0, 4, 1]]], dtype=torch.int32)
+def test_an_overlap_of_the_threshold_stays_with_scores_of_any_dtype(
+    dtype: torch.dtype, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = torchvision_ops.batched_nms
+
+    def rounding(*given: Any) -> torch.Tensor:
+        """As torchvision's kernel for CUDA takes the threshold."""
+        return plain(*given[:3], torch.tensor(given[3]).item())
+
+    if rounded:
+        monkeypatch.setattr(torchvision_ops, "batched_nms", rounding)
     scores = torch.tensor([[0.75, 0.5, 0.25]], dtype=dtype)
-    areas = torch.tensor([[10, 3, 4]], dtype=torch.int32)
-    found = wsfast.ScoredBoxes(boxes, scores, areas, torch.tensor([3], dtype=torch.int32))
-    left = wsfast.suppress_overlaps(found, 0.3)  # IoU 3 / 10 with the first, then 4 / 10
-    assert left.areas.tolist() == [[10, 3, -1]]
-    assert left.scores.dtype == dtype
+    for tenths in range(1, 10):
+        widths = [10, tenths, tenths + 1]
+        boxes = torch.tensor([[[0, 0, width, 1] for width in widths]], dtype=torch.int32)
+        areas = torch.tensor([widths], dtype=torch.int32)
+        found = wsfast.ScoredBoxes(boxes, scores, areas, torch.tensor([3], dtype=torch.int32))
+        left = wsfast.suppress_overlaps(found, tenths / 10)
+        assert left.areas.tolist() == [[10, tenths, -1]]
+        assert left.scores.dtype == dtype
 
 
 def test_suppression_of_nothing() -> None:

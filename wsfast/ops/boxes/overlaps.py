@@ -23,10 +23,19 @@ def _non_maximum_suppression(
         boxes.flatten(0, 1)[places].double(),
         scores.flatten()[places].double(),
         image[places],
-        iou_threshold,
+        _float32_from(iou_threshold),
     )
     left = torch.zeros(n * k, dtype=torch.bool, device=scores.device)
     return left.index_fill(0, places[kept], True).view(n, k)
+
+
+def _float32_from(threshold: float) -> float:
+    """The lowest float32 from there on: to nearest, torchvision's CUDA kernel may round it down.
+
+    Then an overlap of the threshold itself would be above it.
+    """
+    near, above = torch.tensor([threshold, torch.inf], dtype=torch.float32, device="cpu").unbind()
+    return float(near) if float(near) >= threshold else float(near.nextafter(above))
 
 
 @_non_maximum_suppression.register_fake
