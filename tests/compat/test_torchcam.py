@@ -67,6 +67,24 @@ def test_a_layer_before_an_in_place_relu_gives_its_changed_output(name: str) -> 
     torch.testing.assert_close(maps[0], maps[1])
 
 
+class OfBytes(GapNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() / 255)
+
+
+@pytest.mark.peers
+def test_noise_on_images_of_bytes_for_a_frozen_model() -> None:
+    images = (IMAGES * 50 + 128).clamp(0, 255).byte()
+    model = OfBytes().eval().requires_grad_(False)
+    maps = []
+    for module in (pytest.importorskip("torchcam.methods"), compat):
+        with module.SmoothGradCAMpp(model, "act3") as extractor:
+            scores = model(images)
+            torch.manual_seed(11)
+            maps.append(extractor(1, scores)[0])
+    torch.testing.assert_close(maps[1], maps[0], rtol=0, atol=1e-5)
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("name", ["GradCAM", "ScoreCAM", "RefineCAM"])
 @pytest.mark.parametrize("metric", ["ClassificationMetric", "DeletionInsertionMetric"])

@@ -143,14 +143,16 @@ class SmoothGradCAMpp(InputExtractor):
         One at a time, as torchcam: another batch size rounds convolutions differently, which
         alpha's denominator can amplify where its terms cancel.
         """
-        noise = torch.distributions.Normal(0.0, self.std).sample(images.shape)
+        noise = torch.distributions.Normal(0.0, self.std).sample(images.shape).to(images.device)
+        if images.is_floating_point():  # whole numbers become float32, as torchcam's do
+            noise = noise.to(images.dtype)
         self.reset_hooks()
         with (
             self._hooks(enabled=True),
             undisturbed(self.model, images.device),
             torch.enable_grad(),
         ):
-            output = self.model(start_graph(images + noise.to(images)))
+            output = self.model(start_graph(images + noise))
             logits = logits_of(self._where, output, images)
             score = image_scores(self._where, logits, class_idx, targets).sum()
             outputs = [output for output in self._outputs if output is not None]
