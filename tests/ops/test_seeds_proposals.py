@@ -96,6 +96,9 @@ def test_known_proposals() -> None:
     assert alone.counts.tolist() == [1, 0]  # the largest stays
     assert alone.boxes[0, 0].tolist() == [0, 0, 8, 8]
     assert wsfast.propose_boxes(maps[:0]).boxes.shape == (0, 16, 4)
+    maps[1, :, 0, 0] = torch.inf
+    maps[1, :, 1:] = maps[1, :, 0, 1:] = 2.0  # constant in 8 bits, where all are 255
+    assert wsfast.propose_boxes(maps).counts.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)

@@ -59,10 +59,11 @@ def _propose_boxes(
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
     levels, valid = torch.ops.wsfast.otsu_level(flat, 1)
     check_free_of_nan(where, "maps", valid.view(n, m).all(dim=1))
-    # Otsu's level kept within 1-254, as for seeds; a map that is constant in 8 bits has no boxes.
+    # Otsu's level kept within 1-254, as for seeds; a map that is constant in 8 bits has no boxes,
+    # for no value reaches NaN (+inf is reached by +inf).
     threshold = lowest_above(levels.clamp(1, 254), wide)
     lowest, highest = flat.amin(dim=(1, 2)).to(wide), flat.amax(dim=(1, 2)).to(wide)
-    threshold = torch.where(_level(lowest) < _level(highest), threshold, torch.inf)
+    threshold = torch.where(_level(lowest) < _level(highest), threshold, torch.nan)
     boxes = cam_boxes(flat, threshold, max_boxes=max_boxes, connectivity=connectivity).boxes
     boxes = boxes.view(n, m * max_boxes, 4)
     x0, y0, x1, y1 = boxes.long().unbind(2)
