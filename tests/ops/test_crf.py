@@ -496,6 +496,17 @@ def test_deterministic() -> None:
         assert torch.equal(filtered, results[0][1][part])
 
 
+def test_scaled_classes_are_equal_for_any_number_of_threads() -> None:
+    image, prob = smooth_image(1, 70, 70), soft(1, 3, 70, 70)  # torch resizes three in its own way
+    gradients = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        scaled = prob.clone().requires_grad_()
+        wsfast.dense_crf_loss(image, scaled, scale_factor=1.5).backward()
+        gradients.append(scaled.grad)
+    assert torch.equal(*gradients)
+
+
 def test_every_instruction_set() -> None:
     code = """
 import torch, wsfast

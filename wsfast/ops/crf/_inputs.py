@@ -152,4 +152,7 @@ def rescale(maps: Tensor, scale_factor: float, mode: str) -> Tensor:
     """(B, K, H, W) by ``nearest`` or half-pixel ``bilinear``, as the CRF losses do it."""
     if mode == "nearest":
         return F.interpolate(maps, scale_factor=scale_factor, mode="nearest")
-    return F.interpolate(maps, scale_factor=scale_factor, mode="bilinear", align_corners=False)
+    # One channel: torch rounds those of three in another way where there is one thread.
+    flat = maps.flatten(0, 1).unsqueeze(1)
+    flat = F.interpolate(flat, scale_factor=scale_factor, mode="bilinear", align_corners=False)
+    return flat.view(maps.shape[0], maps.shape[1], flat.shape[2], flat.shape[3])
