@@ -180,6 +180,13 @@ def test_an_overlap_of_the_threshold_stays_with_scores_of_any_dtype(
         assert left.scores.dtype == dtype
 
 
+def test_padding_comes_behind_boxes_of_any_score() -> None:
+    boxes = torch.tensor([[[0, 0, 4, 4], [0, 0, 4, 4], [5, 5, 9, 9]]], dtype=torch.int32)
+    scores, areas = torch.full((1, 3), -torch.inf), torch.full((1, 3), 16, dtype=torch.int32)
+    found = wsfast.ScoredBoxes(boxes, scores, areas, torch.tensor([3], dtype=torch.int32))
+    assert wsfast.suppress_overlaps(found).areas.tolist() == [[16, 16, -1]]
+
+
 def test_suppression_of_nothing() -> None:
     for images, slots in ((0, 5), (2, 5)):
         none = wsfast.cam_boxes(torch.zeros(images, 6, 6), 0.5, max_boxes=slots)

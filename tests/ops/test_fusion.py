@@ -184,6 +184,13 @@ def test_listed_weights_are_those_of_a_tensor(dtype: torch.dtype) -> None:
         wsfast.fuse_cams(cams, (8, 9), weights=[])
 
 
+def test_the_reference_takes_listed_weights_as_doubles() -> None:
+    cams, listed = [layer.double() for layer in make_layers([(4, 5), (3, 3)])], [0.1, 0.7]
+    ours = reference.fuse_cams(cams, (8, 9), weights=listed)
+    weights = torch.tensor(listed, dtype=torch.float64)
+    assert torch.equal(ours, reference.fuse_cams(cams, (8, 9), weights=weights))
+
+
 def test_compile_fullgraph(device: torch.device) -> None:
     compiled = torch.compile(every_op, fullgraph=True, dynamic=True)
     for n in (2, 3):

@@ -79,7 +79,9 @@ def suppress_overlaps(found: ScoredBoxes, iou_threshold: float = 0.5) -> ScoredB
     left = torch.ops.wsfast.non_maximum_suppression(
         found.boxes, found.scores, found.areas > 0, float(iou_threshold)
     )
-    order = torch.where(left, found.scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = found.scores.argsort(dim=1, descending=True, stable=True)
+    dropped = (~left.gather(1, order)).to(torch.uint8)
+    order = order.gather(1, dropped.argsort(dim=1, stable=True))
     left = left.gather(1, order)
     box_order = order[:, :, None].expand(-1, -1, 4)
     return ScoredBoxes(

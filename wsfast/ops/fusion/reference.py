@@ -94,7 +94,8 @@ def fuse_cams(
 ) -> Tensor:
     """See :func:`wsfast.fuse_cams`."""
     like = _accumulate(cams[0])
-    scale = like.new_ones(len(cams)) if weights is None else torch.as_tensor(weights).to(like)
+    given = torch.ones(len(cams)) if weights is None else weights
+    scale = torch.as_tensor(given, dtype=like.dtype, device=like.device)
     if reduce == "mean":
         scale, reduce = scale / scale.sum(), "sum"
     return fuse_weighted(cams, scale, size, layer_norm or "none", reduce, norm or "none", eps)
