@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -301,6 +302,23 @@ def test_a_weight_is_a_number(loss):
         loss(weight="2e-9")
     with pytest.raises(ValueError, match=f"{name} between -inf and inf, got nan"):
         loss(weight=float("nan"))
+
+
+@pytest.mark.parametrize("loss", [SizeConstraintLoss, DenseCRFLoss, masked_loss])
+def test_a_number_of_any_type_is_a_weight(loss):
+    for number in (Fraction(1, 2), 2**64):
+        assert type(loss(weight=number).weight) is float
+
+
+def test_the_barriers_parameter_is_a_finite_number_of_any_type():
+    at = torch.tensor([-1.0, 0.0, 1.0])
+    assert torch.equal(log_barrier(at, Fraction(3, 2)), log_barrier(at, 1.5))
+    assert log_barrier(at, 1e30).isfinite().all()
+    with pytest.raises(ValueError, match="t must be between"):
+        log_barrier(at, math.inf)
+    loss = SizeConstraintLoss(t=Fraction(1), t_growth=Fraction(3, 2), t_max=Fraction(9, 4))
+    loss.set_epoch(9)
+    assert loss.t == 2.25
 
 
 @pytest.mark.parametrize(("epoch", "error"), [("3", TypeError), (2.5, TypeError), (-5, ValueError)])

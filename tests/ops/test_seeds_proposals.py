@@ -253,6 +253,12 @@ def blur(
     return wsfast.blur_outside_boxes(images, boxes, index, **options)
 
 
+def test_numbers_of_any_type() -> None:
+    assert torch.equal(blur(sigma=Fraction(3, 2)), blur(sigma=1.5))
+    given, plain = (wsfast.propose_boxes(MAPS, min_area=x) for x in (Fraction(1, 2), 0.5))
+    assert torch.equal(given.boxes, plain.boxes)
+
+
 @pytest.mark.parametrize("wrong", [-1, len(IMAGES)])
 def test_there_is_no_image_of_another_number(wrong: int) -> None:
     with pytest.raises((IndexError, RuntimeError)):

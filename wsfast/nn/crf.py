@@ -50,7 +50,7 @@ class DenseCRFLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_range("nn.DenseCRFLoss", "weight", weight, -math.inf, math.inf)
-        self.weight = weight
+        self.weight = float(weight)
         self.sigma_rgb = sigma_rgb
         self.sigma_xy = sigma_xy
         self.scale_factor = scale_factor

@@ -51,7 +51,7 @@ class MaskedClassifierLoss(nn.Module):
         super().__init__()
         check_range("nn.MaskedClassifierLoss", "weight", weight, -math.inf, math.inf)
         self._classifier = (classifier.eval().requires_grad_(False),)
-        self.weight = weight
+        self.weight = float(weight)
         self.detach = detach
 
     @property

@@ -21,13 +21,13 @@ def log_barrier(constraint: Tensor, t: float) -> Tensor:
 
     Args:
         constraint: any shape, floating point.
-        t: > 0; the barrier hardens as it grows.
+        t: > 0, at most 1e30; the barrier hardens as it grows.
 
     Returns:
         Like ``constraint``; finite for every finite input, smooth where the branches meet.
 
     Raises:
-        ValueError: ``t`` is not positive.
+        ValueError: ``t`` is not positive, or above 1e30.
         TypeError: ``constraint`` is not a floating-point tensor.
 
     Example:
@@ -37,12 +37,12 @@ def log_barrier(constraint: Tensor, t: float) -> Tensor:
     where = "nn.log_barrier"
     check_tensor(where, "constraint", constraint)
     check_floating(where, "constraint", constraint)
-    check_range(where, "t", t, 1e-12, math.inf)
-    return _barrier(constraint, t, math.log(t))
+    check_range(where, "t", t, 1e-12, _LARGEST_T)
+    return _barrier(constraint, float(t), math.log(t))
 
 
 def _barrier(constraint: Tensor, t: float | Tensor, log_t: float | Tensor) -> Tensor:
-    inside = constraint <= -1 / t**2
+    inside = constraint < -1 / t**2  # strictly: for a large t that is 0, which has no logarithm
     # Each branch gets harmless values where the other holds, so that no gradient becomes NaN.
     logarithm = -torch.where(inside, -constraint, torch.ones_like(constraint)).log() / t
     linear = t * constraint + (2 * log_t + 1) / t
@@ -66,8 +66,8 @@ class SizeConstraintLoss(torch.nn.Module):
 
     Raises:
         TypeError: a number that is none.
-        ValueError: a ``weight`` of NaN, ``t`` not above 0, ``t_growth`` below 1, ``t_max`` below
-            ``t``.
+        ValueError: a ``weight`` of NaN, ``t`` not above 0 or above 1e30, ``t_growth`` below 1,
+            ``t_max`` below ``t``.
 
     Note:
         In pixels sizes are thousands, where the barrier is far inside its logarithmic branch: the
@@ -94,13 +94,13 @@ class SizeConstraintLoss(torch.nn.Module):
         super().__init__()
         where = "nn.SizeConstraintLoss"
         check_range(where, "weight", weight, -math.inf, math.inf)
-        check_range(where, "t", t, 1e-12, math.inf)
+        check_range(where, "t", t, 1e-12, _LARGEST_T)
         check_range(where, "t_growth", t_growth, 1.0, math.inf)
         check_range(where, "t_max", t_max, t, math.inf)
-        self.weight = weight
-        self.first_t = t
-        self.t_growth = t_growth
-        self.t_max = t_max
+        self.weight = float(weight)
+        self.first_t = float(t)
+        self.t_growth = float(t_growth)
+        self.t_max = float(t_max)
         self.normalize = normalize
         # A tensor: compiled code would be made anew for every value of a number.
         self.register_buffer("_t", torch.tensor(float(t)), persistent=False)

@@ -69,7 +69,7 @@ def _propose_boxes(
     x0, y0, x1, y1 = boxes.long().unbind(2)
     areas, order = ((x1 - x0) * (y1 - y0)).sort(dim=1, descending=True, stable=True)
     areas, order = areas[:, :max_boxes], order[:, :max_boxes]
-    kept = areas > min_area * (height * width)
+    kept = areas > float(min_area) * (height * width)
     kept[:, :1] |= areas[:, :1] > 0  # the largest stays, however small
     boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     return Proposals(
@@ -166,8 +166,8 @@ def _blur_outside_boxes(
     check_range(where, "sigma", sigma, 1e-6, torch.inf)
     height, width = images.shape[2], images.shape[3]
     wide = images if images.dtype == torch.float64 else images.float()
-    down = _blur_matrix(height, kernel, sigma, wide)
-    across = _blur_matrix(width, kernel, sigma, wide)
+    down = _blur_matrix(height, kernel, float(sigma), wide)
+    across = _blur_matrix(width, kernel, float(sigma), wide)
     blurred = plain_matmul(plain_matmul(down.t(), wide), across).to(images.dtype)
     x0, y0, x1, y1 = saturated_int32(boxes)[:, :, None, None].unbind(1)
     y = torch.arange(height, device=images.device)[:, None]
