@@ -6,15 +6,16 @@ Bad input ends with exit code 2 and one plain line, never a traceback.
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import select
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
-from .messages import Messages, one_line
+from .messages import Messages, one_line, out_of_memory
 
 _COMMANDS = {
     "localize": "heat maps, masks and boxes for images, folders and videos",
@@ -70,27 +71,46 @@ def _output_is_read() -> bool:
     return not poll.poll(0)
 
 
+@contextlib.contextmanager
+def _escaping(stream: Any) -> Iterator[None]:
+    """Let a stream escape what its encoding lacks, such as file names, as standard error does."""
+    strict = isinstance(stream, io.TextIOWrapper) and stream.errors == "strict"
+    if strict:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        if strict:
+            with contextlib.suppress(OSError):  # it is flushed, and the reader may be gone
+                stream.reconfigure(errors="strict")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for bad input, 130 after Ctrl-C.
 
-    1 where the accelerator is out of memory.
+    1 where memory, the accelerator's or the machine's, does not suffice.
 
     Standard error that cannot be written, such as a pipe whose reader is gone, ends no command.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in given if word in _COMMANDS), "")  # behind "--", too
-    options = build_parser(command).parse_args(given)
     messages: Any = Messages(sys.stderr)
-    with contextlib.redirect_stderr(messages), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(
-            f"wsfast {options.command}: warning: {message}", file=sys.stderr
-        )
-        return _run(options)
+    with contextlib.redirect_stderr(messages), _escaping(sys.stdout):
+        try:  # what a command imports takes seconds, too
+            options = build_parser(command).parse_args(given)
+            return _run(options)
+        except KeyboardInterrupt:
+            print(f"wsfast {command}".rstrip() + ": interrupted", file=sys.stderr)
+            return 130
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(
+                f"wsfast {options.command}: warning: {message}", file=sys.stderr
+            )
+            code: int = options.run(options)
         return code
     except (ValueError, TypeError, OSError) as error:
         if isinstance(error, BrokenPipeError) and not _output_is_read():
@@ -99,11 +119,8 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         print(f"wsfast {options.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing torch takes a while
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         print(f"wsfast {options.command}: error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"wsfast {options.command}: interrupted", file=sys.stderr)
-        return 130

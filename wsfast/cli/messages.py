@@ -55,3 +55,10 @@ def one_line(error: Exception) -> str:
         said = [line for line in text if _RAISED.match(line)]
         return _OF_BAD_INPUT.sub("", said[-1] if said else text[-1], count=1)
     return text[0] if isinstance(error, (ValueError, TypeError, OSError)) else f"{kind}: {text[0]}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the accelerator or the machine has not the memory asked for."""
+    # Torch's own kind is known by its name: importing torch takes a while.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)
