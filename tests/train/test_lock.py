@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsfast.cli import main
 from wsfast.train import state
 from wsfast.train.evaluation import RunMaps
 from wsfast.train.harvest import harvest
@@ -67,6 +68,20 @@ def test_neither_a_preview_nor_a_harvest_gets_into_a_folder_in_use(holder, tmp_p
     assert cv2.imwrite(str(file), np.zeros((32, 16), np.uint8))
     with pytest.raises(ValueError, match=r"wsfast\.harvest: --out must be a folder that no other"):
         harvest(RunMaps(first, torch.device("cpu")), [file], out, progress=False)
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_localize_does_not_get_into_a_folder_in_use(holder, tmp_path, capsys):
+    _, out = holder
+    first, clip = tmp_path / "first", tmp_path / "clip.avi"
+    run(TINY, first, progress=False)
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (16, 32))
+    writer.write(np.zeros((32, 16, 3), np.uint8))
+    writer.release()
+    for more in ([], ["--live"]):
+        assert main(["localize", str(clip), "--run", str(first), "--out", str(out), *more]) == 2
+        said = capsys.readouterr().err
+        assert "wsfast.localize: --out must be a folder that no other run is writing to" in said
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 

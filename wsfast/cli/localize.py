@@ -5,7 +5,7 @@ results.jsonl with boxes, scores, the predicted class and the timing; results.js
 the end. A file that cannot be read is reported, skipped and counted; the rest goes on. Ctrl-C and
 SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143. In a
 folder with results of an earlier run these are replaced, overlays of other images left and counted;
-the folder of the images themselves is refused.
+the folder of the images themselves is refused, and one that another run is writing to.
 
 Of a video every frame is an image, NAME_000012; --live writes one video instead.
 
@@ -35,13 +35,14 @@ from tqdm import tqdm
 from .. import ops
 from .._check import check_choice, value_error
 from .._device import parse_device
-from .._files import JSONLines, write_atomically
+from .._files import JSONLines, made_folder, write_atomically
 from ..cam import METHODS, CAMMethod, crf_cams
 from ..data import ImageFiles, SkippedFile
 from ..data.sample import image_to_tensor
 from ..deploy import resize_cams
 from ..train.evaluation import RunMaps
 from ..train.interrupt import stop_on_signals
+from ..train.state import only_run_in
 from . import compare, live
 from .arguments import (
     BOX_DEFAULTS,
@@ -278,7 +279,9 @@ def run(options: argparse.Namespace) -> int:
     if options.live:
         source = live.open_source(options)
         device = parse_device("localize", "--device", options.device)
-        return live.run(source, open_localizer(options, threshold, size, device), options)
+        localizer = open_localizer(options, threshold, size, device)
+        with made_folder(options.out), only_run_in(options.out, NAME):
+            return live.run(source, localizer, options)
     check_left_out(NAME, options, live.OPTIONS, "files (no --live)")
     if not options.compare:
         live.keep_live_results(options.out)
@@ -299,7 +302,8 @@ def run(options: argparse.Namespace) -> int:
             options.threshold = threshold
             return compare.compare(images, classifier, names, options)
         method = build_method(names[0], options, classifier)
-    return localize_files(images, classifier, method, threshold, options)
+    with made_folder(options.out), only_run_in(options.out, NAME):
+        return localize_files(images, classifier, method, threshold, options)
 
 
 def localize_files(
@@ -327,7 +331,6 @@ def localize_files(
     ):
         # A method that cannot explain the model says so here: results of an earlier run stay.
         first = list(itertools.islice(batches_found, 1))
-        options.out.mkdir(parents=True, exist_ok=True)
         results.unlink(missing_ok=True)  # of an earlier run
         earlier = written_files(options.out, RESULTS)
         with JSONLines(options.out / RESULTS) as lines:
