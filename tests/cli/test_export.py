@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,15 @@ def test_help_teaches(capsys) -> None:
     said = capsys.readouterr().out
     assert "examples:" in said
     assert "wsfast export --run runs/fcam --format pt2" in said
+
+
+def test_sigterm_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(torch.jit, "save", stopped)
+    with pytest.raises(SystemExit) as left:
+        run("--checkpoint", checkpoint, "--format", "torchscript", "--out", tmp_path / "net.ts")
+    assert left.value.code == 143
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

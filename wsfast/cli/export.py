@@ -22,6 +22,7 @@ from .._device import parse_device
 from ..deploy import ExportError, Localizer, export_onnx, export_pt2, export_torchscript
 from ..deploy.base import Boxing
 from ..deploy.export import can_verify_onnx
+from ..train.interrupt import exit_on_sigterm
 from .arguments import (
     BOX_DEFAULTS,
     MODEL_GROUP,
@@ -132,7 +133,8 @@ def run(options: argparse.Namespace) -> int:
         print("compiling for this machine, which may take minutes", file=sys.stderr)
     start = time.perf_counter()
     try:
-        _EXPORTERS[options.format](localizer, options.out, image_size=image_size)
+        with exit_on_sigterm():
+            _EXPORTERS[options.format](localizer, options.out, image_size=image_size)
     except ExportError as error:
         print(f"wsfast export: error: {error}", file=sys.stderr)
         return 1

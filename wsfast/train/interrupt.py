@@ -1,10 +1,12 @@
 """SIGTERM and Ctrl-C end a run after the step in progress, with everything saved."""
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 class Interrupted(Exception):  # no error: the run is saved and can be resumed
@@ -36,13 +38,32 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Catch SIGTERM and SIGINT inside the block; in other threads than the main one, nothing."""
     request = StopRequest()
+    with _handled(request.handle, signal.SIGTERM, signal.SIGINT):
+        yield request
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM inside the block raise SystemExit, so that what is half written is removed."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    with _handled(leave, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(
+    handle: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Handle signals inside the block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, request.handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield request
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
