@@ -1,4 +1,6 @@
+import errno
 import operator
+import os
 from pathlib import Path
 
 import cv2
@@ -25,6 +27,23 @@ def clip(path, frames):
 
 def names(paths, root):
     return [str(path.relative_to(root)) for path in paths]
+
+
+def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
+    for folder in ("open", "locked", ".trash"):
+        picture(tmp_path / folder / "1.png")
+    scan = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name not in ("locked", ".trash"):
+            return scan(folder)
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="is left out") as told:
+        assert names(expand_inputs([tmp_path]), tmp_path) == ["open/1.png"]
+    locked = tmp_path / "locked"
+    assert [str(w.message) for w in told] == [f"{locked} is left out (Permission denied)"]
 
 
 def test_folders_are_searched_recursively_sorted_and_without_hidden_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -26,8 +27,9 @@ _NO_FRAME = "no video frame could be decoded"
 def expand_inputs(inputs: Iterable[str | PathLike[str]]) -> list[Path]:
     """List the image and video files behind files, folders and patterns.
 
-    Folders are searched recursively. Folders and patterns give only files of a known image or
-    video suffix, sorted, and never hidden ones; a file named outright is taken whatever its suffix.
+    Folders are searched recursively; one that cannot be read is left out with a warning. Folders
+    and patterns give only files of a known image or video suffix, sorted, and never hidden ones; a
+    file named outright is taken whatever its suffix.
 
     Args:
         inputs: files, folders and glob patterns (``**`` goes through folders).
@@ -104,7 +106,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # of a folder that may not be read
+    except OSError as error:  # of a folder that may not be read
+        if not folder.name.startswith("."):
+            warnings.warn(f"{folder} is left out ({error.strerror})", stacklevel=3)
         return []
 
 
