@@ -101,6 +101,33 @@ def test_scores_that_do_not_depend_on_the_layer() -> None:
         GradCAM(blind)(torch.randn(2, 3, 16, 16))
 
 
+def test_scores_behind_a_layer_without_a_derivative() -> None:
+    model, images = nn.Sequential(SmallNet(), Underived()), torch.randn(2, 3, 16, 16)
+    for method in (GradCAM, LTGradCAM, SmoothGradCAMPlusPlus):
+        with pytest.raises(ValueError, match="layers must be layers that the scores depend on"):
+            method(model)(images)
+    with pytest.raises(ValueError, match="model must be differentiable"):
+        FullGrad(model)(images)
+
+
+class Underived(nn.Module):
+    """Its output has a graph that passes no gradient on, as a dynamically quantised layer's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = NoGradient.apply(x)
+        return output
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> None:
+        return None
+
+
 class Detach(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()

@@ -332,13 +332,13 @@ def backward_precision(scores: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(scores.device.type, enabled=False)
 
 
-def _put(arrived: list[Tensor], grad: Tensor) -> None:
-    """Note a gradient as the hooks before this one have left it.
+def _put(arrived: list[Tensor], grad: Tensor | None) -> None:
+    """Note a gradient as the hooks before this one have left it; None behind a quantised layer.
 
     What ``autograd.grad`` returns has passed a tensor's hooks only where no other gradient is asked
     for below it.
     """
-    arrived[:] = [grad]
+    arrived[:] = [] if grad is None else [grad]
 
 
 def usable_images(where: str, images: Tensor) -> Tensor:

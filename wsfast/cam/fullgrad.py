@@ -266,7 +266,7 @@ class _BiasPass:
         """Gradients at the input and at the calls that the score depends on, and these calls.
 
         Raises:
-            ValueError: scores without a graph.
+            ValueError: scores that no gradient leads from.
         """
         if not seed.scores.requires_grad:
             value_error(self.where, "target", "scores that depend on the images", "detached ones")
@@ -279,6 +279,8 @@ class _BiasPass:
                 retain_graph=keep_graph,
                 allow_unused=True,
             )
+        if all(grad is None for grad in grads):
+            value_error(self.where, "model", "differentiable", "no gradient at images and biases")
         used = [(g, call) for g, call in zip(grads[1:], self.calls, strict=True) if g is not None]
         first = torch.zeros_like(self.images) if grads[0] is None else grads[0]
         return [first, *(g for g, _ in used)], [call for _, call in used]
