@@ -8,7 +8,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -278,6 +280,21 @@ def test_scores_without_a_graph_are_refused() -> None:
     for call in (FullGrad(model), FullGrad(model).completeness):
         with pytest.raises(ValueError, match="target must be scores that depend on the images"):
             call(images, lambda logits: logits.detach()[:, 0])
+
+
+def test_biases_that_are_in_memory_while_their_block_runs_only() -> None:
+    model, images = nn.Sequential(GapNet(), nn.Linear(4, 3)).eval(), torch.randn(2, 3, 16, 16)
+    expected = FullGrad(model)(images, 1).cams
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        sharded = FullGrad(model)
+        assert torch.equal(sharded(images, 1).cams, expected)
+        assert sharded.completeness(images, 1).abs().max() < 1e-5
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_images_are_not_written_to() -> None:

@@ -166,7 +166,7 @@ class FullGrad(CAMMethod):
             (N,) in the dtype and on the device of the logits.
         """
         self._check_call(images, create_graph=False)
-        modules = {module for module in self.model.modules() if added_bias(module) is not None}
+        modules = {module for module in self.model.modules() if _adds_bias(module)}
         passed = _BiasPass(self._where, self.model, modules, images)
         classes = resolve_target(self._where, target, passed.logits)
         (seed,) = score_seeds(self._where, target, classes, passed.logits)
@@ -252,13 +252,13 @@ class _BiasPass:
         return layer.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        bias = added_bias(module)
-        if bias is None or not isinstance(output, Tensor) or not output.requires_grad:
+        if not isinstance(output, Tensor) or not output.requires_grad:
             return
         if threading.get_ident() == self._thread:
             shape = [1] * output.dim()
             shape[-1 if isinstance(module, nn.Linear) else 1] = -1
-            self.calls.append(BiasCall(bias.view(shape), get_gradient_edge(output)))
+            bias = added_bias(module).view(shape)
+            self.calls.append(BiasCall(bias, get_gradient_edge(output)))
 
     def gradients(
         self, seed: ScoreSeed, *, keep_graph: bool
@@ -297,22 +297,31 @@ def _makes_map(module: nn.Module) -> bool:
     fits = isinstance(module, kinds) or (
         _is_batch_norm(module) and not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d))
     )
-    return fits and added_bias(module) is not None
+    return fits and _adds_bias(module)
 
 
 def _adds_no_constant(module: nn.Module) -> bool:
     """Whether this normalises each image, or the batch, by its own statistics and has a bias."""
     kinds = (nn.LayerNorm, nn.GroupNorm, _NormBase)
-    return isinstance(module, kinds) and module.bias is not None and added_bias(module) is None
+    return isinstance(module, kinds) and module.bias is not None and not _adds_bias(module)
 
 
-def added_bias(module: nn.Module) -> Tensor | None:
-    """What a layer adds per channel in evaluation mode, (C,); None where it adds no constant."""
+def _adds_bias(module: nn.Module) -> bool:
+    """Whether this adds a constant per channel in evaluation mode.
+
+    Looks at no value: FSDP has the parameters in memory while their layer runs, and not before.
+    """
+    if isinstance(module, (_ConvNd, nn.Linear)):
+        return module.bias is not None
+    return _is_batch_norm(module)
+
+
+def added_bias(module: nn.Module) -> Tensor:
+    """What such a layer adds, (C,), kept when the layer's own bias is gone."""
     bias: Any = getattr(module, "bias", None)
     if isinstance(module, (_ConvNd, nn.Linear)):
-        return None if bias is None else bias.detach()
-    if not _is_batch_norm(module):
-        return None
+        kept: Tensor = bias.detach().clone()
+        return kept
     norm: Any = module
     scale = (norm.running_var + norm.eps).rsqrt()
     if getattr(norm, "weight", None) is not None:
