@@ -206,6 +206,14 @@ def test_the_barrier_grows_by_a_hundredth_per_epoch_up_to_its_cap():
         assert loss.t == pytest.approx(t)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_barrier_is_not_rounded_with_the_network_that_holds_it(dtype):
+    loss = SizeConstraintLoss()
+    loss.set_epoch(1)
+    nn.Sequential(nn.Linear(1, 1), loss).to(dtype)
+    assert loss.t == pytest.approx(1.01)
+
+
 def test_an_empty_region_costs_finitely_and_pulls_back():
     prob = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])[None].requires_grad_()
     loss = SizeConstraintLoss()(prob)

@@ -1,6 +1,7 @@
 """The constraint that neither foreground nor background may vanish."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -117,6 +118,14 @@ class SizeConstraintLoss(torch.nn.Module):
         growth = math.log(self.t_max / self.first_t)
         grown = min(epoch * math.log(self.t_growth), growth, math.log(_LARGEST_T / self.first_t))
         self._t.fill_(self.t_max if grown == growth else self.first_t * math.exp(grown))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SizeConstraintLoss":
+        """Move ``t``, but do not round it where the network that this is part of is made half."""
+        t = self._t
+        super()._apply(fn, recurse)
+        if self._t.dtype in (torch.float16, torch.bfloat16):
+            self._t = t.to(self._t.device)
+        return self
 
     def forward(self, prob: Tensor) -> Tensor:
         """The weighted loss of (N, K, H, W) probabilities, a scalar; float32 for half types.
