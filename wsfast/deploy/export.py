@@ -30,6 +30,7 @@ from wsfast.deploy.localizer import Localizer
 from wsfast.deploy.programs import (
     METADATA_FILE,
     LoadedLocalizer,
+    check_name,
     describe,
     load,
     without_torchscript_warnings,
@@ -268,6 +269,7 @@ def _replacing(where: str, path: Path) -> Iterator[Path]:
         value_error(where, "path", "a file", f"{path}, which is none")
     name = path.name  # torch goes by its suffix
     path = path.resolve()  # what a link leads to is replaced, not the link
+    check_name(where, path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         partial = Path(folder) / name
         with _explained(where):

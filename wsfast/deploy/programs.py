@@ -113,6 +113,7 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
     file = Path(path)
     if not file.is_file():
         value_error("deploy.load", "path", "an existing file", f"{file}")
+    check_name("deploy.load", file)
     if file.suffix == ".onnx":
         expected = "TorchScript or a .pt2 (ONNX runtimes open the other)"
         value_error("deploy.load", "path", expected, f"{file}")
@@ -128,6 +129,14 @@ def load(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> Lo
         expected = f"without an index for a program of the {program.device.type}"
         value_error("deploy.load", "device", expected, f"{wanted}")
     return program
+
+
+def check_name(where: str, path: Path) -> None:
+    """Raise ValueError for a path that torch and onnxruntime cannot open: they want UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        value_error(where, "path", "a name in UTF-8", f"{path}")
 
 
 @contextmanager
