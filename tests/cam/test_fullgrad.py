@@ -297,6 +297,12 @@ def test_biases_that_are_in_memory_while_their_block_runs_only() -> None:
         distributed.destroy_process_group()
 
 
+def test_a_model_whose_biases_are_out_of_sight_is_told_of() -> None:
+    exported = torch.export.export(GapNet().eval(), (torch.randn(2, 3, 16, 16),)).module()
+    with pytest.warns(UserWarning, match="the map is that of the input alone"):
+        FullGrad(exported)
+
+
 def test_images_are_not_written_to() -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     images = torch.randn(1, 3, 4, 4)

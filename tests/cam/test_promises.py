@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.cam.formulas import MULTI_LAYER
 from tests.cam.nets import Branches, GapNet, SmallNet
@@ -108,6 +109,22 @@ def test_scores_behind_a_layer_without_a_derivative() -> None:
             method(model)(images)
     with pytest.raises(ValueError, match="model must be differentiable"):
         FullGrad(model)(images)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_scores_behind_a_reentrant_checkpoint() -> None:
+    with pytest.raises(ValueError, match=r"not through .* checkpoint\(use_reentrant=True\)"):
+        GradCAM(Checkpointed(), "0")(torch.randn(2, 3, 16, 16))
+
+
+class Checkpointed(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = checkpoint(self[0], x, use_reentrant=True)
+        scores: Tensor = self[1](maps.mean((2, 3)))
+        return scores
 
 
 class Underived(nn.Module):

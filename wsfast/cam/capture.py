@@ -318,7 +318,11 @@ class Captured:
                 )
         unused = [name for name in self.names if not self._grads[name]]
         if unused:
-            value_error(self.where, "layers", "layers that the scores depend on", f"{unused}")
+            expected = (
+                "layers that the scores depend on, and not through quantised ones or "
+                "checkpoint(use_reentrant=True)"
+            )
+            value_error(self.where, "layers", expected, f"{unused}")
         return [self._grads[name].pop() for name in self.names]
 
 

@@ -62,7 +62,7 @@ class FullGrad(CAMMethod):
     Warns:
         UserWarning: with ``"biases"``, normalisations whose bias is left out, as what they add
             depends on the image: layer, group and instance norms, and batch norms without running
-            statistics.
+            statistics; a model without any bias that is taken.
 
     Note:
         Channels are summed before the one resize per layer: bilinear resizing is linear. One
@@ -105,7 +105,14 @@ class FullGrad(CAMMethod):
                 f"whose share depends on the image ('{left_out[0]}' and such)",
                 stacklevel=4,
             )
-        return {name: module for name, module in modules.items() if _makes_map(module)}
+        found = {name: module for name, module in modules.items() if _makes_map(module)}
+        if not found:  # as in what torch.export returns, whose layers are no modules
+            warnings.warn(
+                f"wsfast.{self._where}: the model has no convolution or batch normalisation with a "
+                "bias: the map is that of the input alone",
+                stacklevel=4,
+            )
+        return found
 
     def explain(
         self, capture: LayerCapture, images: Tensor, target: Target, *, create_graph: bool
