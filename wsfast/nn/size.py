@@ -33,7 +33,7 @@ def log_barrier(constraint: Tensor, t: float) -> Tensor:
 
     Example:
         >>> log_barrier(torch.tensor([-1.0, 0.0]), 1.0)
-        tensor([-0., 1.])
+        tensor([0., 1.])
     """
     where = "nn.log_barrier"
     check_tensor(where, "constraint", constraint)
