@@ -324,7 +324,7 @@ def _adds_bias(module: nn.Module) -> bool:
 
 
 def added_bias(module: nn.Module) -> Tensor:
-    """What such a layer adds, (C,), kept when the layer's own bias is gone."""
+    """(C,), what a layer that :func:`_adds_bias` adds: a copy, for FSDP frees the layer's own."""
     bias: Any = getattr(module, "bias", None)
     if isinstance(module, (_ConvNd, nn.Linear)):
         kept: Tensor = bias.detach().clone()

@@ -43,7 +43,6 @@ class Fusion {
                      std::vector<Stats<A>>(args.images),
                      std::vector<Affine<A>>(args.images),
                      find_rows<A>(cams.size(1), args.height),
-                     cams.size(1) == args.height ? 1 : 2,
                      {}, {}, {}};
       if (layer.width != args.width) {
         find_columns(layer.width, args.width, layer.first, layer.second, layer.position);
@@ -57,7 +56,8 @@ class Fusion {
   // Fills `out`, and tells which images are finite.
   void fuse(bool* finite, T* out) {
     const int64_t pixels = args_.height * args_.width, threads = thread_count();
-    if (args_.images % threads != 0 && args_.images < 4 * threads) {  // threads share each image
+    const bool keeps_threads_busy = args_.images % threads == 0 || args_.images >= 4 * threads;
+    if (!keeps_threads_busy) {  // an image each would not: they share them
       std::unique_ptr<A[]> wide;
       A* const reduced = sums_before(out, args_.images * pixels, wide);
       measure(finite);
@@ -172,13 +172,11 @@ class Fusion {
 
   void combine_rows(CurrentRows<Rows, T>& rows, int64_t begin, int64_t end, A* out) const {
     for (int64_t y = begin; y < end; ++y, out += args_.width) {
-      bool is_first = true;
-      rows.at(y);
-      rows.for_layers([&](const Term<A>* terms, int taps) {
-        const Term<A> bottom = taps == 2 ? terms[1] : Term<A>{terms[0].row, A(0)};
-        Rows::combine(terms[0], bottom, args_.reduce, is_first, args_.width, out);
-        is_first = false;
-      });
+      const Term<A>* terms = rows.at(y).terms.data();
+      for (size_t l = 0; l < layers_.size(); terms += layers_[l++].taps()) {
+        const Term<A> bottom = layers_[l].taps() == 2 ? terms[1] : Term<A>{terms[0].row, A(0)};
+        Rows::combine(terms[0], bottom, args_.reduce, l == 0, args_.width, out);
+      }
     }
   }
 

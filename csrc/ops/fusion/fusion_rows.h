@@ -21,11 +21,12 @@ struct Layer {
   std::vector<Stats<A>> stats;    // per image
   std::vector<Affine<A>> affine;  // per image
   std::vector<Tap<A>> rows;       // per output row
-  int taps;                       // of each: 1 where the heights agree
   std::vector<int32_t> first, second;
   std::vector<A> position;
 
   int64_t pixels() const { return height * width; }
+  // Source rows of an output row.
+  int taps() const { return height == static_cast<int64_t>(rows.size()) ? 1 : 2; }
   const T* row(int64_t image, int64_t y) const { return maps + (image * height + y) * width; }
 };
 
@@ -81,7 +82,7 @@ class LayerRows {
         buffer_(raw ? 0 : 2 * stride_ + kLine),
         source_(layer.width + kRowPadding) {}
 
-  int taps() const { return layer_.taps; }
+  int taps() const { return layer_.taps(); }
 
   // Brings the layer's terms to output row y.
   void move_to(int64_t y, Term<A>* terms) {
@@ -146,7 +147,7 @@ class CurrentRows {
         const bool is_raw = raw && std::is_same_v<T, A> && layer.width == width;
         if (is_raw != now_raw) continue;
         rows_.emplace_back(layer, image, width, is_raw);
-        sum_.terms.resize(sum_.terms.size() + layer.taps);
+        sum_.terms.resize(sum_.terms.size() + layer.taps());
         if (is_raw) sum_.raw.resize(sum_.terms.size(), layer.affine[image]);
       }
     }
@@ -160,16 +161,6 @@ class CurrentRows {
       terms += rows.taps();
     }
     return sum_;
-  }
-
-  // visit(first, taps) of every layer's terms.
-  template <class Visit>
-  void for_layers(const Visit& visit) const {
-    const Term<A>* terms = sum_.terms.data();
-    for (const LayerRows<Rows, T>& rows : rows_) {
-      visit(terms, rows.taps());
-      terms += rows.taps();
-    }
   }
 
  private:
