@@ -209,7 +209,7 @@ def test_a_warning_is_one_plain_line(pictures: Path, tmp_path: Path, capsys) -> 
 
 
 def test_pictures_of_an_earlier_run_are_no_input(
-    pictures: Path, checkpoint: Path, tmp_path
+    pictures: Path, checkpoint: Path, tmp_path, capsys
 ) -> None:
     photos = shutil.copytree(pictures, tmp_path / "photos")
     command = ["localize", photos, "--checkpoint", checkpoint, "--out", photos / "result"]
@@ -222,6 +222,18 @@ def test_pictures_of_an_earlier_run_are_no_input(
     command[-1] = photos / "compared"
     for options in (["--compare", "--method", "gradcam"],) * 2 + ([],):
         assert main([str(word) for word in [*command, *options]]) == 0
+    command[-1] = tmp_path / "elsewhere"
+    (photos / "live").mkdir()
+    for name in ("annotated.mkv", "summary.json"):
+        (photos / "live" / name).touch()
+    capsys.readouterr()
+    assert main([str(word) for word in command]) == 0
+    found = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+    assert [record["name"] for record in found["images"]] == records[0]
+    drawn = 2 * len(records[0]) + 2  # of two folders, a contact sheet and a video
+    assert f"localize: {drawn} pictures that wsfast localize has drawn" in capsys.readouterr().err
+    command[1] = photos / "compared"  # where nothing else is
+    assert main([str(word) for word in command]) == 0
 
 
 def test_what_a_link_leads_to_is_not_replaced(pictures: Path, checkpoint: Path, tmp_path) -> None:

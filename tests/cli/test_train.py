@@ -231,11 +231,15 @@ def test_a_folder_is_harvested_whole_however_often_it_is_broken_off(
     for number, sample in enumerate(SyntheticDefects(9, size=(48, 24))):
         cv2.imwrite(str(folder / f"{number}.png"), sample.image[0].numpy())
     (folder / "torn.png").touch()
+    (folder / "drawn").mkdir()  # by wsfast localize
+    (folder / "drawn" / "0.png").touch()
+    (folder / "drawn" / "results.jsonl").write_text('{"name": "0"}\n')
     command = ["harvest", folder, "--run", runs / "fcam", "--batch-size", "2", "--device", "cpu"]
     assert run(*command, "--out", tmp_path / "whole") == 0
     said = capsys.readouterr()
     assert "9 images harvested, 1 files skipped" in said.out
     assert "torn.png (empty file)" in said.err
+    assert "wsfast harvest: 1 pictures that wsfast localize has drawn are left out" in said.err
 
     read = []
     plain = harvesting.read_image

@@ -22,6 +22,7 @@ from ..train import distributed
 from ..train.evaluation import RunMaps
 from ..train.harvest import harvest
 from .arguments import add_classifier_argument, check_left_out, parse_threshold
+from .localize import told_drawn, without_drawn
 from .outputs import check_folder
 
 NAME = "harvest"
@@ -56,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         check_range("harvest", f"--{name.replace('_', '-')}", getattr(options, name), 1, 10**6)
     check_folder("harvest", "--out", options.out)
     threshold = None if options.threshold is None else parse_threshold(options.threshold, NAME)
-    found_files = expand_inputs(options.images)
+    given = expand_inputs(options.images)
+    found_files = without_drawn(given)
     files = [file for file in found_files if file.suffix.lower() not in VIDEO_SUFFIXES]
     if not files:
         value_error("harvest", "images", "at least one image", "videos only")
@@ -73,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     if distributed.started_as_writer():
         for file in found.skipped:
             print(f"wsfast harvest: skipped {file.path} ({file.reason})", file=sys.stderr)
+        for line in told_drawn(len(given) - len(found_files)):
+            print(f"wsfast harvest: {line}", file=sys.stderr)
         if len(files) < len(found_files):
             videos = len(found_files) - len(files)
             print(f"wsfast harvest: {videos} videos left out", file=sys.stderr)

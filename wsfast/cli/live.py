@@ -114,6 +114,11 @@ def keep_live_results(out: Path) -> None:
         value_error("localize", "--out", expected, f"{out} with {RESULTS} and {found[0]}")
 
 
+def written(out: Path) -> list[Path]:
+    """The video that an earlier run has written to its folder."""
+    return [out / VIDEO] if (out / SUMMARY).is_file() else []
+
+
 class Watcher:
     """Looks after the loop ten times a second: signals, bar, window and summary.json."""
 

@@ -287,9 +287,10 @@ def run(options: argparse.Namespace) -> int:
         live.keep_live_results(options.out)
     options.batch_size = options.batch_size or _BATCH
     images = ImageFiles(options.images)
-    earlier = {file.resolve() for file in written_files(options.out, RESULTS)}
-    earlier |= {file.resolve() for file in compare.written(options.out)}
-    images.files = [file for file in images.files if file.resolve() not in earlier] or images.files
+    given = images.files
+    images.files = without_drawn(given)
+    for line in told_drawn(len(given) - len(images.files)):
+        print(f"wsfast localize: {line}", file=sys.stderr)
     check_images_kept("localize", images.files, options.out)
     device = parse_device("localize", "--device", options.device)
     method: CAMMethod | RunMaps
@@ -304,6 +305,21 @@ def run(options: argparse.Namespace) -> int:
         method = build_method(names[0], options, classifier)
     with made_folder(options.out), only_run_in(options.out, NAME):
         return localize_files(images, classifier, method, threshold, options)
+
+
+def without_drawn(files: Sequence[Path]) -> list[Path]:
+    """Images and videos without what earlier runs have drawn, unless there is nothing else."""
+    drawn = set().union(*(_pictures_drawn(folder) for folder in {file.parent for file in files}))
+    return [file for file in files if file not in drawn] or list(files)
+
+
+def told_drawn(count: int) -> list[str]:
+    """A line that says how many pictures :func:`without_drawn` has left out, if any."""
+    return [f"{count} pictures that wsfast localize has drawn are left out"] if count else []
+
+
+def _pictures_drawn(folder: Path) -> set[Path]:
+    return {*written_files(folder, RESULTS), *compare.written(folder), *live.written(folder)}
 
 
 def localize_files(
