@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.data.pictures import picture
+from tests.train.tiny import assert_same_result, result
 from wsfast.data import SyntheticDefects
 from wsfast.models import save_checkpoint
 from wsfast.train.config import CONFIG
@@ -307,7 +308,7 @@ def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, 
     old = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "split_seed"}
     file.write_text(yaml.safe_dump(old))
     saved = torch.load(state, weights_only=True)
-    del saved["config"]["split_seed"]
+    del saved["config"]["split_seed"], saved["config"]["clip_gradients"]  # nor that
     torch.save(saved, state)
 
     assert RunMaps(tmp_path / "old", torch.device("cpu")).config.split_seed == 3
@@ -317,6 +318,31 @@ def test_a_run_from_before_there_was_a_split_seed_was_split_by_its_seed(folder, 
     assert more.split_seed == 3
     run(more, tmp_path / "old", resume=True, progress=False)
     assert len(read_log(tmp_path / "old")) == 2
+
+
+def test_a_run_is_resumed_with_data_and_classifier_in_other_places(classifier, folder, tmp_path):
+    data, first, out = tmp_path / "data", tmp_path / "first", tmp_path / "pseudo"
+    settings = {**TINY, "method": "cam", "select_on": "last", "schedule": "constant"}
+
+    def train(out, data, first, epochs, **resumed):
+        given = {**settings, "data": str(data), "classifier": str(first), "epochs": epochs}
+        return run(configure("pseudo", given), out, progress=False, **resumed)
+
+    shutil.copytree(folder, data)
+    shutil.copytree(classifier, first)
+    train(out, data, first, 1)
+    masks = sorted((out / "cache").glob("*.npy"))
+    data.rename(data := tmp_path / "elsewhere")
+    first.rename(first := tmp_path / "renamed")
+    train(out, data, first, 2, resume=True)
+    assert sorted((out / "cache").glob("*.npy")) == masks  # none is made again
+    train(tmp_path / "whole", folder, classifier, 2)
+    assert_same_result(result(out), result(tmp_path / "whole"))
+    assert configure("pseudo", {}, out=out, resume=True).data == str(data)
+
+    (data / "crack" / "0.png").rename(data / "crack" / "other.png")
+    with pytest.raises(ValueError, match=r"--resume must be given the run's own images"):
+        train(out, data, first, 3, resume=True)
 
 
 def test_a_resumed_run_needs_the_classifier_it_was_begun_with(classifier, folder, tmp_path):

@@ -229,6 +229,42 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert not all(torch.equal(last[name], best[name]) for name in last)
 
 
+def test_patience_ends_a_run_that_a_resumed_one_with_more_goes_on_with(tmp_path):
+    def train(out, patience, **settings):
+        recipe = make_recipe(epochs=6, schedule="constant", patience=patience, **settings)
+        scores = [0.5, 0.9, 0.7, 0.8, 0.95, 0.1]
+        recipe.validate = lambda: {"balanced_accuracy": scores[len(read_log(out))]}
+        return fit(recipe, out=out, resume=(out / "last.pt").exists(), progress=False)
+
+    assert len(train(tmp_path / "run", 2)) == 4
+    before = result(tmp_path / "run")
+    assert len(train(tmp_path / "run", 2)) == 4  # it has ended
+    assert_same_result(result(tmp_path / "run"), before)
+    assert len(train(tmp_path / "run", 3)) == 6
+    assert len(train(tmp_path / "whole", 0)) == 6
+    assert_same_result(result(tmp_path / "run"), result(tmp_path / "whole"))
+    # Nothing was better or worse in the epochs between two validations.
+    assert len(train(tmp_path / "seldom", 1, validate_every=3)) == 6
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_clipped_gradients_are_scaled_to_the_norm(parts):
+    def moved(**settings):
+        plain = {"momentum": 0, "weight_decay": 0, "schedule": "constant"}
+        recipe = make_recipe(
+            dropout=False, epochs=1, batch_size=40, accumulate=parts, **plain, **settings
+        )
+        before = [p.detach().clone() for p in recipe.model.parameters()]
+        fit(recipe, progress=False)
+        after = recipe.model.parameters()
+        return torch.cat([(b - a).flatten() for a, b in zip(after, before, strict=True)]) / 0.1
+
+    gradient = moved()
+    bound = gradient.norm().item() / 4
+    torch.testing.assert_close(moved(clip_gradients=bound), gradient / 4, rtol=1e-3, atol=1e-6)
+    assert torch.equal(moved(clip_gradients=bound * 8), gradient)
+
+
 def test_models_are_on_the_disk_before_the_state_that_says_so(tmp_path, monkeypatch):
     synced = []
     plain = os.fsync

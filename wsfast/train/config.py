@@ -22,8 +22,11 @@ CONFIG = "config.yaml"
 HELD_OUT = ("holdout", "split_seed")  # what chooses the images that are kept from training
 SELECTIONS = ["localization", "classification", "last"]
 
-# These say where and how fast a run goes, not what comes out.
-_FREE_ON_RESUME = {"device", "workers", "tensorboard"}
+# These say where, how fast and how long a run goes, not what comes out of an epoch; data and
+# classifiers may be moved, as a run's state tells them by their images and weights.
+FREE_ON_RESUME = frozenset(
+    {"device", "workers", "tensorboard", "patience", "data", "metadata", "masks", "classifier"}
+)
 _LENGTH_MATTERS = {"cosine", "onecycle"}  # schedules that depend on the number of epochs
 
 
@@ -68,10 +71,14 @@ class TrainConfig:
         decay_every: epochs between two steps of ``"step"``.
         decay_factor: what such a step multiplies the rate with.
         warmup_epochs: in which the rate first rises linearly; ``"onecycle"`` has its own rise.
+        clip_gradients: largest norm of all gradients of a step together, as transformers need it;
+            larger ones are scaled down to it. 0 for no bound.
         select_on: what makes the ``best`` model: ``"localization"`` (masks or boxes of the
             validation images, which is supervision), ``"classification"`` (their labels only; not
             of ``pseudo``) or ``"last"``.
         validate_every: epochs between two validations; the last epoch is always validated.
+        patience: epochs without a better model after which a validation ends the run early; 0 for
+            none. The schedule is still that of ``epochs``.
         seed: of weights, order, augmentation and sampling.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ….
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``; losses are in float32 always.
@@ -112,8 +119,10 @@ class TrainConfig:
     decay_every: int = 15
     decay_factor: float = 0.1
     warmup_epochs: int = 0
+    clip_gradients: float = 0.0
     select_on: str = "localization"
     validate_every: int = 1
+    patience: int = 0
     seed: int = 0
     device: str = "auto"
     amp: str = "off"
@@ -125,10 +134,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "decay_every", "validate_every"):
             check_range("train", name, getattr(self, name), 1, 10**9)
-        for name in ("seed", "split_seed", "workers", "warmup_epochs"):
+        for name in ("seed", "split_seed", "workers", "warmup_epochs", "patience"):
             check_range("train", name, getattr(self, name), 0, 2**63 - 1)
         check_range("train", "holdout", self.holdout, 0, 0.9)
-        for name in ("learning_rate", "weight_decay", "decay_factor"):
+        for name in ("learning_rate", "weight_decay", "decay_factor", "clip_gradients"):
             check_range("train", name, getattr(self, name), 0, 1e30)
         check_range("train", "momentum", self.momentum, 0, 1)
         check_choice("train", "flips", self.flips, ["none", "horizontal", "both"])
@@ -148,9 +157,12 @@ class TrainConfig:
 
     def idle(self) -> dict[str, str]:
         """Settings that have no effect, each with what it has none beside."""
+        found = {"patience": "select_on last"} if self.select_on == "last" else {}
         if self.schedule == "onecycle":
-            return dict.fromkeys(("momentum", "warmup_epochs"), "schedule onecycle")
-        return {} if self.optimizer == "sgd" else {"momentum": f"optimizer {self.optimizer}"}
+            found |= dict.fromkeys(("momentum", "warmup_epochs"), "schedule onecycle")
+        elif self.optimizer != "sgd":
+            found["momentum"] = f"optimizer {self.optimizer}"
+        return found
 
     def check_effect(self, given: Iterable[str]) -> None:
         """Raise ValueError for settings that were given another value than theirs in vain."""
@@ -245,14 +257,15 @@ def as_saved(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def changes_on_resume(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """What a resumed run may not change and does, as ``name: before -> now``."""
-    saved, now = as_saved(saved), config.as_dict()
-    free = set(_FREE_ON_RESUME)
+    usual = type(config)().as_dict()  # what a run has kept to that was saved before a setting was
+    saved, now = {**usual, **as_saved(saved)}, config.as_dict()
+    free = set(FREE_ON_RESUME)
     if not config.length_matters:
         free.add("epochs")
     return [
-        f"{name}: {saved.get(name)} -> {now.get(name)}"
-        for name in sorted({*saved, *now} - free)
-        if saved.get(name) != now.get(name)
+        f"{name}: {saved[name]} -> {now.get(name)}"
+        for name in sorted(saved.keys() - free)
+        if saved[name] != now.get(name)
     ]
 
 

@@ -154,8 +154,11 @@ class _Run:
         with tqdm(
             total=total, initial=done, unit="image", desc="training", disable=not self.show
         ) as bar:
-            while self.at.epoch < self.config.epochs:
+            while self.at.epoch < self.config.epochs and not self._out_of_patience():
                 self._epoch(batches, bar)
+            if self.show and self.at.epoch < self.config.epochs:
+                told = f"no better model since epoch {self.at.best_epoch}"
+                bar.write(f"wsfast train: ended at epoch {self.at.epoch}: {told}", file=sys.stderr)
         if self.log is not None:
             self.log.close()
         return self.history
@@ -195,10 +198,16 @@ class _Run:
                 loss = torch.stack([value.float() for value in result.losses.values()]).sum()
                 self.scaler.scale(loss / parts).backward()
             self._count({"loss": loss, **_prefixed(result.losses), **result.figures}, parts)
+        self._update_weights()
+        self.at.step += 1
+
+    def _update_weights(self) -> None:
+        if self.config.clip_gradients:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained(), self.config.clip_gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.at.step += 1
 
     def _without_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         """Gradients of all but the last part need not be exchanged."""
@@ -227,13 +236,15 @@ class _Run:
         if wrong:
             raise RuntimeError(
                 f"wsfast.train: {' and '.join(wrong)} in epoch {self.at.epoch + 1} is no longer "
-                "finite; lower learning_rate"
+                "finite; lower learning_rate or set clip_gradients"
             )
         return means
 
     def _finite_weights(self) -> bool:
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return bool(torch.stack([p.isfinite().all() for p in trained]).all())
+        return bool(torch.stack([p.isfinite().all() for p in self._trained()]).all())
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _finish_epoch(self, bar: Any) -> None:
         epoch = self.at.epoch + 1
@@ -241,7 +252,7 @@ class _Run:
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         record["seconds"] = self.at.seconds
         record["images_per_second"] = self.plan.steps * self.plan.batch_size / self.at.seconds
-        validated = epoch % self.config.validate_every == 0 or epoch == self.config.epochs
+        validated = self._validates(epoch)
         if validated:
             self._save()  # a validation may outlast the time that a stopped process is given
             record.update(self._validate())
@@ -259,6 +270,14 @@ class _Run:
             if better:
                 self.recipe.save_model(self.out / "best.safetensors", record)
         self._save()
+
+    def _validates(self, epoch: int) -> bool:
+        return epoch % self.config.validate_every == 0 or epoch == self.config.epochs
+
+    def _out_of_patience(self) -> bool:
+        """Whether the run ends here; a validation, the same in all processes, says so."""
+        waited, patience = self.at.epoch - self.at.best_epoch, self.config.patience
+        return 0 < patience <= waited and self._validates(self.at.epoch)
 
     def _validate(self) -> dict[str, float]:
         self.module.eval()

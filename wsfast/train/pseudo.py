@@ -15,7 +15,7 @@ from wsfast.models.localizers import foreground_maps
 from wsfast.nn.partial import log_probabilities
 from wsfast.train import distributed
 from wsfast.train.classifier import build_cam, idle_percentile
-from wsfast.train.config import TrainConfig
+from wsfast.train.config import FREE_ON_RESUME, TrainConfig
 from wsfast.train.images import ImageData, TrainingSample, images_at_once
 from wsfast.train.localizer import LocalizerRecipe, Preview
 from wsfast.train.recipe import Step
@@ -102,8 +102,7 @@ class PseudoConfig(TrainConfig):
         return epoch * self.rounds // self.epochs
 
 
-# A resumed run's own, and what the key of the images says.
-_NOT_IN_MASKS = frozenset({"device", "workers", "tensorboard", "epochs", "split_seed"})
+_NOT_IN_MASKS = FREE_ON_RESUME | {"epochs", "split_seed"}  # the latter is in the images' key
 
 
 class PseudoRecipe(LocalizerRecipe):
