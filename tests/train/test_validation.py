@@ -71,6 +71,27 @@ def test_boxes_are_scored_where_there_are_no_masks():
     assert 0.3 < figures["threshold"] <= 0.5  # of maps as they are, not of their maximum
 
 
+def test_boxes_of_a_run_are_told_by_class_and_by_what_is_wrong():
+    """Four maps of six classes: right, of another class, of the second class, and of a part."""
+    box = torch.tensor([[3, 2, 9, 8]], dtype=torch.int32)
+    image = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    maps = torch.zeros(5, 12, 12)
+    maps[:3, 2:8, 3:9] = maps[3, 2:4, 3:6] = 1.0  # of the fifth nothing is found
+    logits = torch.eye(6)[[0, 1, 1, 3, 4]] + torch.tensor([0, 0, 0.5, 0, 0.0, -0.5])
+    labels = torch.tensor([0, 5, 2, 3, 4])
+    scores = _Scores(0.5, 6)
+    samples = [DefectSample(image, None, int(label), "a", box) for label in labels]
+    scores.update(samples, labels, logits, maps)
+    figures = scores.compute()
+    assert (figures["box_acc"], figures["max_box_acc"]) == (0.6, 0.6)
+    assert (figures["top1_loc"], figures["top5_loc"]) == (0.2, 0.4)
+    shares = {"correct": 0.2, "class": 0.4, "part": 0.2, "other": 0.2}
+    assert figures["box_errors"] == {"multi_instance": 0, "more": 0, **shares}
+    few = _Scores(0.5, 5)
+    few.update(samples[:1], labels[:1], logits[:1, :5], maps[:1])
+    assert "top5_loc" not in few.compute()
+
+
 def test_one_threshold_of_the_maps_as_they_are_is_found_for_boxes():
     """Where maximums differ, shares of them box everything and a common threshold half of it."""
     box = torch.tensor([[3, 2, 8, 7]])

@@ -1,6 +1,7 @@
 """Score a run of `wsfast train`, or heat maps by the localisation protocol.
 
-With --run: the run's best model on a split, at the threshold that validation chose and at Otsu's.
+With --run: the run's best model on a split, at the threshold that validation chose and at Otsu's;
+of boxes also MaxBoxAcc, top-1 and top-5 localisation, and what is wrong where a box is wrong.
 With --scoremaps: MaxBoxAcc and MaxBoxAccV2, or PxAP.
 
 Maps are NumPy files in 0-1, 224 x 224, named after the image ids (cat/1.jpg: cat/1.jpg.npy or

@@ -13,7 +13,14 @@ from wsfast import ops
 from wsfast._check import value_error
 from wsfast.cam import CAMMethod, CAMResult
 from wsfast.data.sample import inclusive_corners
-from wsfast.metrics import DefectSegmentation, MaxBoxAcc, MaxBoxAccV2, PxAP
+from wsfast.metrics import (
+    DefectSegmentation,
+    LocalizationErrors,
+    MaxBoxAcc,
+    MaxBoxAccV2,
+    PxAP,
+    TopKLocalization,
+)
 from wsfast.models import Checkpoint, FCAMModel, GAPClassifier
 from wsfast.models.localizers import foreground_maps
 from wsfast.ops.levels.protocol import inclusive_iou
@@ -189,9 +196,11 @@ def evaluate_run(
         the number chosen in training. With masks, pooled pixel scores of the images with an object
         at that threshold (``at_threshold``) and at Otsu's of each map (``at_otsu``), the mean of
         the IoU per image (``iou_per_image``), ``pxap`` and the share of false pixels on images
-        without an object (``false_positives``); with boxes ``max_box_acc``, ``max_box_acc_v2`` and
+        without an object (``false_positives``); with boxes ``max_box_acc``, ``max_box_acc_v2``,
+        ``top1_loc`` and, of more than five classes, ``top5_loc``, each at its best threshold,
         ``box_acc``, the share of images whose largest region at ``threshold`` has a box of
-        IoU >= 0.5.
+        IoU >= 0.5, and ``box_errors``, what becomes of these boxes as
+        :class:`wsfast.metrics.LocalizationErrors` tells it. Maps are those of the true class.
 
     Raises:
         ValueError: no run, a classifier that :class:`RunMaps` refuses, data of other classes or
@@ -246,7 +255,9 @@ class _Scores:
         self.classes = ClassScores(classes)
         self.fixed, self.otsu = DefectSegmentation(), DefectSegmentation()
         self.curve = PxAP()
-        self.boxes = [MaxBoxAcc(), MaxBoxAccV2()]
+        self.boxes = {"max_box_acc": MaxBoxAcc(), "max_box_acc_v2": MaxBoxAccV2()}
+        self.top = {f"top{k}_loc": TopKLocalization(k=k) for k in (1, 5) if k == 1 or k < classes}
+        self.errors = LocalizationErrors()
         self.box_hits: list[bool] = []
         self.per_image: list[Tensor] = []
         self.clean: list[Tensor] = []
@@ -262,7 +273,8 @@ class _Scores:
                 if len(counted):
                     self.clean.append((counted >= self.threshold).double().mean())
             elif len(sample.boxes):
-                self._score_boxes(one, inclusive_corners(sample.boxes))
+                truth = inclusive_corners(sample.boxes)
+                self._score_boxes(one, truth, logits[number][None], labels[number][None])
 
     def _mask(self, one: Tensor, mask: Tensor) -> None:
         self.curve.update(one, mask.to(torch.uint8))
@@ -274,12 +286,15 @@ class _Scores:
         self.otsu.update((one >= limit)[counted][None, None], truth)
         self.per_image.append((found & truth).sum().double() / (found | truth).sum())
 
-    def _score_boxes(self, one: Tensor, truth: Tensor) -> None:
-        for metric in self.boxes:
+    def _score_boxes(self, one: Tensor, truth: Tensor, logits: Tensor, label: Tensor) -> None:
+        for metric in self.boxes.values():
             metric.update(one, [truth])
+        for joint in self.top.values():
+            joint.update(one, [truth], logits, label)
         largest = ops.cam_boxes(one, self.threshold, max_boxes=1).boxes[0]
-        found = inclusive_iou(inclusive_corners(largest).long(), truth.long())
-        self.box_hits.append(bool((found >= 0.5).any()))
+        found = inclusive_corners(largest).long().clamp_min(0)  # zeros where there is none
+        self.errors.update(found, [truth.long()], logits.argmax(1), label)
+        self.box_hits.append(bool((inclusive_iou(found, truth.long()) >= 0.5).any()))
 
     def compute(self) -> dict[str, Any]:
         figures: dict[str, Any] = dict(self.classes.compute())
@@ -294,6 +309,6 @@ class _Scores:
             figures["false_positives"] = float(torch.stack(self.clean).mean())
         if self.box_hits:
             figures["box_acc"] = sum(self.box_hits) / len(self.box_hits)
-            figures["max_box_acc"] = float(self.boxes[0].compute())
-            figures["max_box_acc_v2"] = float(self.boxes[1].compute())
+            figures.update({k: float(m.compute()) for k, m in {**self.boxes, **self.top}.items()})
+            figures["box_errors"] = {k: float(v) for k, v in self.errors.compute().items()}
         return figures
