@@ -16,10 +16,12 @@ from wsfast.cam import (
     METHODS,
     GradCAM,
     GradCAMPlusPlus,
+    HiResCAM,
     LayerCAM,
     LTGradCAM,
     LTLayerCAM,
     SmoothGradCAMPlusPlus,
+    XGradCAM,
     gradient,
     smooth,
 )
@@ -84,6 +86,23 @@ def test_gradcamplusplus_weights_do_not_depend_on_chunks(monkeypatch, alpha_eps,
         torch.testing.assert_close(cam.channel_weights(activations, grads), whole)
     along, lengths = (2, [2, 2, 1]) if layout == torch.channels_last else (1, [3, 3, 1])
     assert [call.args[1].shape[along] for call in weights.call_args_list] == lengths
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_do_not_depend_on_chunks(monkeypatch, dtype, layout) -> None:
+    activations = torch.randn(2, 7, 5, 6).relu().to(dtype).to(memory_format=layout)
+    grads = torch.randn(2, 7, 5, 6).to(dtype).to(memory_format=layout)
+    a, g = activations.double(), grads.double()
+    weights = (g * a).sum((2, 3), keepdim=True) / (a.sum((2, 3), keepdim=True) + 1e-7)
+    expected = {HiResCAM: (g * a).sum(1), XGradCAM: (weights * a).sum(1),
+                LayerCAM: (g.relu() * a).sum(1)}  # fmt: skip
+    for cached in (10**6, 3 * 2 * 5 * 6, 1):  # at a time all, three channels or two rows, one
+        monkeypatch.setattr(gradient, "_CACHED", cached)
+        for method, maps in expected.items():
+            found = method(SmallNet().eval(), ["relu3"]).layer_map(activations, grads)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.double(), maps.relu(), rtol=1e-5, atol=1e-5)
 
 
 def test_gradcamplusplus_where_the_divisor_is_zero() -> None:

@@ -1,5 +1,6 @@
 """Gradient methods: each is one formula on the shared capture and the fused ops."""
 
+from collections.abc import Callable
 from typing import Unpack
 
 import torch
@@ -12,7 +13,7 @@ from .capture import Captured, LayerCapture
 from .layers import Layers
 from .targets import ScoreSeed, Target, resolve_target, score_seeds
 
-_CACHED = 1 << 18  # values for which a CPU's cache holds a chain of operations
+_CACHED = 1 << 19  # values for which a CPU's cache holds a chain of operations
 
 
 class GradientCAM(CAMMethod):
@@ -124,11 +125,7 @@ class GradCAMPlusPlus(ChannelCAM):
         totals = activations.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)
         if self.alpha_eps is None:
             totals = totals.relu()
-        along, step = _cached_parts(grads)
-        totals = totals.expand_as(grads).split(step, along)
-        pairs = zip(totals, grads.split(step, along), strict=True)
-        parts = [self._weights(total, g) for total, g in pairs]
-        return torch.cat(parts, dim=1) if along == 1 else torch.stack(parts).sum(dim=0)
+        return _pixel_sums(self._weights, totals.expand_as(grads), grads)
 
     def _weights(self, totals: Tensor, grads: Tensor) -> Tensor:
         g = grads.float().relu()  # where g < 0 the weight is 0
@@ -145,16 +142,33 @@ class GradCAMPlusPlus(ChannelCAM):
         return (g / denominator).nan_to_num(torch.nan, 0.0, 0.0).sum(dim=(2, 3))
 
 
-def _cached_parts(values: Tensor) -> tuple[int, int]:
-    """Dimension and length of the parts to split (N, C, h, w) into, so that a cache holds one.
+Formula = Callable[[Tensor, Tensor], Tensor]
 
-    Channels, or rows where a pixel's channels lie side by side: tokens, channels-last maps.
+
+def _pixel_sums(sums: Formula, first: Tensor, second: Tensor) -> Tensor:
+    """``sums`` over the pixels of (N, C, h, w) tensors, (..., N, C), part by part.
+
+    Parts are channels, or rows where a pixel's channels lie side by side: tokens, channels-last.
     """
-    along = 2 if values.stride(1) < values.stride(3) else 1
-    length = max(1, values.shape[along])
-    if not values.is_cpu:
-        return along, length
-    return along, max(1, _CACHED * length // max(1, values.numel()))
+    along = 2 if second.stride(1) < second.stride(3) else 1
+    parts = [sums(*part) for part in _cached_parts(along, first, second)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim=-1) if along == 1 else torch.stack(parts).sum(dim=0)
+
+
+def _channel_sum(terms: Formula, first: Tensor, second: Tensor) -> Tensor:
+    """``terms`` of (N, C, h, w) tensors summed over the channels, in parts of rows."""
+    parts = [terms(*part).sum(dim=1) for part in _cached_parts(2, first, second)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _cached_parts(along: int, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Two (N, C, h, w) tensors in parts along a dimension, of which a CPU's cache holds one."""
+    if not first.is_cpu or first.numel() <= _CACHED:
+        return [(first, second)]
+    length = max(1, _CACHED * first.shape[along] // first.numel())
+    return list(zip(first.split(length, along), second.split(length, along), strict=True))
 
 
 class XGradCAM(ChannelCAM):
@@ -167,8 +181,17 @@ class XGradCAM(ChannelCAM):
 
     def channel_weights(self, activations: Tensor, grads: Tensor) -> Tensor:
         """``sum(g_k A_k) / sum(A_k)``."""
+        weighted, total = _pixel_sums(self._sums, activations, grads)
+        return weighted / (total + 1e-7)
+
+    @staticmethod
+    def _sums(activations: Tensor, grads: Tensor) -> Tensor:
         a, g = activations.float(), grads.float()
-        return (g * a).sum(dim=(2, 3)) / (a.sum(dim=(2, 3)) + 1e-7)
+        return torch.stack([(g * a).sum(dim=(2, 3)), a.sum(dim=(2, 3))])
+
+
+def _terms(activations: Tensor, grads: Tensor) -> Tensor:
+    return grads.float() * activations.float()
 
 
 class HiResCAM(GradientCAM):
@@ -179,7 +202,11 @@ class HiResCAM(GradientCAM):
 
     def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
         """``relu(sum_k g_k * A_k)``."""
-        return (grads.float() * activations.float()).sum(dim=1).relu_()
+        return _channel_sum(_terms, activations, grads).relu_()
+
+
+def _positive_terms(activations: Tensor, grads: Tensor) -> Tensor:
+    return grads.float().relu() * activations.float()
 
 
 class LayerCAM(GradientCAM):
@@ -192,5 +219,5 @@ class LayerCAM(GradientCAM):
         """``relu(sum_k relu(g_k) * A_k)``: truncation at percentile 0 is the ReLU."""
         if not (activations.is_contiguous() and grads.is_contiguous()):
             # Tokens and channels-last maps: the op would copy what plain sums read in order.
-            return (grads.float().relu() * activations.float()).sum(dim=1).relu_()
+            return _channel_sum(_positive_terms, activations, grads).relu_()
         return ops.truncated_layercam(activations, grads, 0.0, dtype=torch.float32)

@@ -24,7 +24,7 @@ template <class A, class Rows>
 void for_row_runs(int64_t first, int64_t last, int64_t n, const Rows& rows) {
   const bool split = split_rows(last - first, n);
   const auto run = [&](int64_t begin, int64_t end) {
-    Workspace<A> work(inside_capacity(n));
+    auto work = workspace_for<A>(n);
     rows(begin, end, work, split);
   };
   if (split) {

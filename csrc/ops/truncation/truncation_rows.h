@@ -38,6 +38,12 @@ inline int64_t inside_capacity(int64_t n) {
   return n <= kChunk ? std::max(kSmallRow, n / 4) : (n / kChunk + 1) * kChunkCapacity;
 }
 
+// Buffers for rows of length n; short ones are never sampled.
+template <class A>
+Workspace<A> workspace_for(int64_t n) {
+  return Workspace<A>(inside_capacity(n), n > kSmallRow ? kMostSamples : 0);
+}
+
 // Runs chunk(index, begin, end) over the row's chunks, on all threads when `parallel`, and these in
 // the caller's floating-point mode: whether a subnormal is positive must not depend on the thread.
 template <class Chunk>
@@ -161,8 +167,20 @@ A threshold_from(Bracket<A> bracket, Collected c, const T* row, int64_t n, doubl
   }
 }
 
+// The threshold of percentile 0, which a ReLU has, too.
+template <class Passes, class T, class A = acc_t<T>>
+A lowest_positive(const T* row, int64_t n, bool parallel) {
+  if (n <= kChunk) return Passes::lowest_positive(row, n);
+  std::vector<A> parts((n + kChunk - 1) / kChunk);
+  for_chunks(n, parallel, [&](int64_t k, int64_t begin, int64_t end) {
+    parts[k] = Passes::lowest_positive(row + begin, end - begin);
+  });
+  return *std::min_element(parts.begin(), parts.end());
+}
+
 template <class Passes, class T, class A = acc_t<T>>
 A row_threshold(const T* row, int64_t n, double percentile, Workspace<A>& work, bool parallel) {
+  if (percentile == 0.0) return lowest_positive<Passes>(row, n, parallel);
   const Bracket<A> bracket = first_bracket<Passes>(row, n, percentile, work);
   const Collected c = collect_row<Passes>(row, n, bracket, work, parallel);
   return threshold_from<Passes>(bracket, c, row, n, percentile, work, parallel);

@@ -58,10 +58,10 @@ struct Workspace {
   int64_t capacity;
   std::vector<A> sample, inside, spare;
 
-  explicit Workspace(int64_t values_inside)
+  Workspace(int64_t values_inside, int64_t samples)
       : capacity(values_inside),
-        sample(kMostSamples + kPadding),
-        inside(std::max(values_inside, kMostSamples) + kPadding),
+        sample(samples + kPadding),
+        inside(std::max(values_inside, samples) + kPadding),
         spare(inside.size()) {}
 };
 

@@ -169,6 +169,33 @@ struct Passes {
     return values[rank];
   }
 
+  // The smallest positive of row; infinity where there is none.
+  template <class T>
+  static float lowest_positive(const T* row, int64_t n) {
+    const Vec zero = Vec::set1(0.0f), infinite = Vec::set1(infinity<float>());
+    Vec lowest = infinite;
+    int64_t i = 0;
+    for (; i + Vec::lanes <= n; i += Vec::lanes) {
+      const Vec x = Vec::load(row + i);
+      const Vec candidate = x + Vec::keep(Vec::at_least(zero, x), infinite);
+      lowest = Vec::min(candidate, lowest);  // of which the second where the first is NaN
+    }
+    return lowest_scalar(row, i, n, Vec::lowest(lowest));
+  }
+
+  static double lowest_positive(const double* row, int64_t n) {
+    return lowest_scalar(row, 0, n, infinity<double>());
+  }
+
+  template <class T, class A>
+  static A lowest_scalar(const T* row, int64_t begin, int64_t end, A lowest) {
+    for (int64_t i = begin; i < end; ++i) {
+      const A x = to_acc(row[i]);
+      lowest = x > A(0) && x < lowest ? x : lowest;
+    }
+    return lowest;
+  }
+
   // The positives of row, those below `limit` and the largest of these (0 where there is none).
   template <class T>
   static Below<float> below(const T* row, int64_t n, float limit) {
