@@ -207,12 +207,16 @@ def test_zero_percentile_is_relu(device: torch.device, scope: str) -> None:
     assert torch.equal(wsfast.truncate_gradients(grads, 0, scope=scope), grads.relu())
 
 
-def test_nan_is_never_kept(device: torch.device) -> None:
+@pytest.mark.parametrize("percentile", [0, 50])
+def test_nan_is_never_kept(device: torch.device, percentile: int) -> None:
     grads = torch.randn(1, 2, 50, 60, device=device)
+    grads[0, 1, 7, 7] = -math.inf
     clean = grads.clone()
     clean[0, 0, ::3] = -1
     grads[0, 0, ::3] = math.nan
-    assert torch.equal(wsfast.truncate_gradients(grads, 50), wsfast.truncate_gradients(clean, 50))
+    for op in (wsfast.truncate_gradients, wsfast.positive_percentile):
+        assert torch.equal(op(grads, percentile), op(clean, percentile))
+    assert wsfast.positive_percentile(clean, 0)[0, 0] == clean[0, 0].relu().unique()[1]
 
 
 def test_long_rows() -> None:
