@@ -78,10 +78,13 @@ def test_localize_does_not_get_into_a_folder_in_use(holder, tmp_path, capsys):
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (16, 32))
     writer.write(np.zeros((32, 16, 3), np.uint8))
     writer.release()
-    for more in ([], ["--live"]):
-        assert main(["localize", str(clip), "--run", str(first), "--out", str(out), *more]) == 2
+    model = ["--checkpoint", str(first / "best.safetensors")]
+    for more in (["--run", str(first)], ["--run", str(first), "--live"], [*model, "--compare"]):
+        assert main(["localize", str(clip), "--out", str(out), *more]) == 2
         said = capsys.readouterr().err
         assert "wsfast.localize: --out must be a folder that no other run is writing to" in said
+    assert main(["demo", "--out", str(out)]) == 2
+    assert "wsfast.demo: --out must be a folder that no other run" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 

@@ -208,17 +208,14 @@ def compare(
     for file in images.skipped:
         print(f"wsfast localize: skipped {file.path} ({file.reason})", file=sys.stderr)
     if not found:
-        print("wsfast localize: no image could be read", file=sys.stderr)
-        return 2
+        raise ValueError("no image could be read")
     device = next(classifier.model.parameters()).device
     inputs = torch.stack([classifier.prepare(image) for _, image in found]).to(device)
     scores = run_model(classifier.model, inputs, options.batch_size)
     columns = explain_by_all_methods(classifier, names, inputs, options)
     print(table(columns))
     if all(column.reason for column in columns):
-        print("wsfast localize: error: no method has a map; nothing written", file=sys.stderr)
-        return 2
-    options.out.mkdir(parents=True, exist_ok=True)
+        raise ValueError("no method has a map; nothing written")
     captions = captions_of([n for n, _ in found], scores, options.target, classifier.class_names)
     sheet = draw_sheet([image for _, image in found], captions, columns, legend(options))
     write_png(options.out / _SHEET, sheet)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._check import check_range, value_error
-from .._files import write_atomically
+from .._files import made_folder, write_atomically
 from ..cam import CAMMethod, GradCAM, LayerCAM, LTGradCAM, crf_cams
 from ..data import KSDD2, SyntheticDefects
 from ..metrics import DefectSegmentation
 from ..models import save_checkpoint
 from ..train import TrainedClassifier, evaluate_classifier, train_classifier
+from ..train.state import only_run_in
 from .drawing import (
     Image,
     contact_sheet,
@@ -159,9 +160,13 @@ def run(options: argparse.Namespace) -> int:
     check_range("demo", "--test-images", options.test_images, 4, 9999)
     check_range("demo", "--epochs", options.epochs, 1, 1000)
     check_range("demo", "--seed", options.seed, 0, 2**31)
+    check_folder("demo", "--out", options.out)
+    with made_folder(options.out), only_run_in(options.out, "demo"):
+        return _demonstrate(options)
+
+
+def _demonstrate(options: argparse.Namespace) -> int:
     out: Path = options.out
-    check_folder("demo", "--out", out)
-    out.mkdir(parents=True, exist_ok=True)
     print(f"making {options.images} + {options.test_images} images in {out / 'data'}")
     train, test = make_data(out, options.images, options.test_images, options.seed)
     trained = train_classifier(train, epochs=options.epochs, seed=options.seed)

@@ -301,7 +301,8 @@ def run(options: argparse.Namespace) -> int:
         classifier, names = open_model(options, size, device)
         if options.compare:
             options.threshold = threshold
-            return compare.compare(images, classifier, names, options)
+            with made_folder(options.out), only_run_in(options.out, NAME):
+                return compare.compare(images, classifier, names, options)
         method = build_method(names[0], options, classifier)
     with made_folder(options.out), only_run_in(options.out, NAME):
         return localize_files(images, classifier, method, threshold, options)
