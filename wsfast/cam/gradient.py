@@ -13,6 +13,7 @@ from .capture import Captured, LayerCapture
 from .layers import Layers
 from .targets import ScoreSeed, Target, resolve_target, score_seeds
 
+Formula = Callable[[Tensor, Tensor], Tensor]
 _CACHED = 1 << 19  # values for which a CPU's cache holds a chain of operations
 
 
@@ -142,9 +143,6 @@ class GradCAMPlusPlus(ChannelCAM):
         return (g / denominator).nan_to_num(torch.nan, 0.0, 0.0).sum(dim=(2, 3))
 
 
-Formula = Callable[[Tensor, Tensor], Tensor]
-
-
 def _pixel_sums(sums: Formula, first: Tensor, second: Tensor) -> Tensor:
     """``sums`` over the pixels of (N, C, h, w) tensors, (..., N, C), part by part.
 
@@ -157,9 +155,9 @@ def _pixel_sums(sums: Formula, first: Tensor, second: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1) if along == 1 else torch.stack(parts).sum(dim=0)
 
 
-def _channel_sum(terms: Formula, first: Tensor, second: Tensor) -> Tensor:
-    """``terms`` of (N, C, h, w) tensors summed over the channels, in parts of rows."""
-    parts = [terms(*part).sum(dim=1) for part in _cached_parts(2, first, second)]
+def _channel_sum(products: Formula, first: Tensor, second: Tensor) -> Tensor:
+    """``products`` of (N, C, h, w) tensors summed over the channels, in parts of rows."""
+    parts = [products(*part).sum(dim=1) for part in _cached_parts(2, first, second)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -190,7 +188,7 @@ class XGradCAM(ChannelCAM):
         return torch.stack([(g * a).sum(dim=(2, 3)), a.sum(dim=(2, 3))])
 
 
-def _terms(activations: Tensor, grads: Tensor) -> Tensor:
+def _products(activations: Tensor, grads: Tensor) -> Tensor:
     return grads.float() * activations.float()
 
 
@@ -202,10 +200,10 @@ class HiResCAM(GradientCAM):
 
     def layer_map(self, activations: Tensor, grads: Tensor) -> Tensor:
         """``relu(sum_k g_k * A_k)``."""
-        return _channel_sum(_terms, activations, grads).relu_()
+        return _channel_sum(_products, activations, grads).relu_()
 
 
-def _positive_terms(activations: Tensor, grads: Tensor) -> Tensor:
+def _positive_products(activations: Tensor, grads: Tensor) -> Tensor:
     return grads.float().relu() * activations.float()
 
 
@@ -219,5 +217,5 @@ class LayerCAM(GradientCAM):
         """``relu(sum_k relu(g_k) * A_k)``: truncation at percentile 0 is the ReLU."""
         if not (activations.is_contiguous() and grads.is_contiguous()):
             # Tokens and channels-last maps: the op would copy what plain sums read in order.
-            return _channel_sum(_positive_terms, activations, grads).relu_()
+            return _channel_sum(_positive_products, activations, grads).relu_()
         return ops.truncated_layercam(activations, grads, 0.0, dtype=torch.float32)

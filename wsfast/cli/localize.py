@@ -5,7 +5,8 @@ results.jsonl with boxes, scores, the predicted class and the timing; results.js
 the end. A file that cannot be read is reported, skipped and counted; the rest goes on. Ctrl-C and
 SIGTERM finish the batch in progress, write results.json and end with exit code 130 or 143. In a
 folder with results of an earlier run these are replaced, overlays of other images left and counted;
-the folder of the images themselves is refused, and one that another run is writing to.
+the folder of the images themselves is refused, and one that another run is writing to. What earlier
+runs have drawn among the images is left out.
 
 Of a video every frame is an image, NAME_000012; --live writes one video instead.
 
