@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.data.pictures import mask, picture
@@ -77,7 +79,7 @@ def test_two_spellings_of_a_path_are_one_image(root):
     data = ImageTable(table(root, "path,label,x0,y0,x1,y1,split", *lines), "train", holdout=0)
     assert (data.names, len(data[0].boxes)) == (["images/a.png"], 2)
     file = table(root, "path,label,split", "images/a.png,x,train", "./images/a.png,x,test")
-    with pytest.raises(ValueError, match="line 3: must be of the label and split that line 2"):
+    with pytest.raises(ValueError, match="line 3: must be of the label, split and group"):
         ImageTable(file, "train")
 
 
@@ -88,6 +90,21 @@ def test_the_split_column_decides(root):
     )  # fmt: skip
     names = [ImageTable(file, split).names for split in ("train", "val", "test")]
     assert names == [["images/a.png", "images/b.png"], ["images/c.png"], ["images/d.png"]]
+
+
+def test_a_group_is_in_one_split(tmp_path):
+    lines = [f"{n}.png,{'xy'[n % 8 < 3]},{n // 4 if n < 32 else ''}" for n in range(40)]
+    for line in lines:
+        picture(tmp_path / line.split(",")[0])
+    file = table(tmp_path, "path,label,group", *lines)
+    for seed in range(5):
+        numbers = [
+            [int(Path(name).stem) for name in ImageTable(file, split, seed=seed).names]
+            for split in ("train", "val", "test")
+        ]
+        assert sorted(number for part in numbers for number in part) == list(range(40))
+        groups = [{number // 4 for number in part if number < 32} for part in numbers]
+        assert sum(map(len, groups)) == 8  # each in one only
 
 
 def test_without_a_split_for_testing_there_is_none(root):
@@ -105,7 +122,11 @@ def test_without_a_split_for_testing_there_is_none(root):
         (["path,label", "a,b", "c"], r"line 3: must be of as many cells as the header"),
         (["path,label", "a,b,c"], r"line 2: must be of as many cells as the header"),
         (["path,label", "a,"], "line 2: must be of a path and a label, got 'a,'"),
-        (["path,label", "a,b", "a,c"], "line 3: must be of the label and split that line 2 gives"),
+        (["path,label", "a,b", "a,c"], "line 3: must be of the label, split and group that"),
+        (
+            ["path,label,split,group", "a,b,train,1", "b,b,,1", "c,b,val,1"],
+            "line 4: must be of the split that line 2 gives the group '1', got 'val'",
+        ),
         (["path,label", "a,0", "b,-1"], "line 3: must be of a label from 0, got -1"),
         (["path,label", "a,0", "b,4006381333931"], "line 3: must be of a label below 1000000 wh"),
         (["path,label,split", "a,b,dev"], "line 2: must be of a split in train, val, test"),

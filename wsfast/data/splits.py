@@ -63,6 +63,7 @@ def choose_split(
     holdout: float,
     test_share: float,
     seed: int,
+    group_of: Callable[[T], Hashable] = lambda _: "",
 ) -> list[T]:
     """The images of a split, whatever splits a data set came with.
 
@@ -74,25 +75,31 @@ def choose_split(
         holdout: share of the training images that ``"val"`` takes where it does not exist.
         test_share: share of ``"all"`` that ``"test"`` takes.
         seed: of both choices.
+        group_of: what images are kept together by; images whose group is empty stand alone.
 
     Returns:
         The images in their order; none of a ``"test"`` that a data set with splits has not, and
         none where a share is 0.
     """
     if "all" in parts:
-        train, test = _divided(list(parts["all"]), label_of, test_share, seed)
+        train, test = _divided(list(parts["all"]), label_of, group_of, test_share, seed)
         parts = {"train": train, "test": test}
     if split in parts and (split != "train" or "val" in parts):
         return list(parts[split])
     if split == "test":
         return []
-    train, validation = _divided(list(parts["train"]), label_of, holdout, seed + 1)
+    train, validation = _divided(list(parts["train"]), label_of, group_of, holdout, seed + 1)
     return validation if split == "val" else train
 
 
 def _divided(
-    items: list[T], label_of: Callable[[T], int], share: float, seed: int
+    items: list[T],
+    label_of: Callable[[T], int],
+    group_of: Callable[[T], Hashable],
+    share: float,
+    seed: int,
 ) -> tuple[list[T], list[T]]:
-    aside = held_out([label_of(item) for item in items], share, seed=seed)
+    groups = [("group", group_of(item)) if group_of(item) else at for at, item in enumerate(items)]
+    aside = held_out([label_of(item) for item in items], share, seed=seed, groups=groups)
     pairs = list(zip(items, aside, strict=True))
     return [item for item, out in pairs if not out], [item for item, out in pairs if out]

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -14,16 +14,17 @@ from wsfast.data.splits import choose_split
 from wsfast.data.wsol import MOST_CLASSES, MetadataError
 
 _CORNERS = ("x0", "y0", "x1", "y1")
-_COLUMNS = ("path", "label", "mask", *_CORNERS, "split")
+_COLUMNS = ("path", "label", "mask", *_CORNERS, "split", "group")
 
 
 class ImageTable(ImageDataset):
     r"""The images of a CSV file with a header of column names.
 
     ``path`` and ``label`` are needed; ``mask``, ``x0,y0,x1,y1`` (half-open, in pixels of the image
-    turned upright) and ``split`` (train, val or test) may be there, and empty where nothing is
-    known. An image with several masks or boxes has several lines. Paths are relative to the file.
-    Labels are names, or all of them whole numbers from 0.
+    turned upright), ``split`` (train, val or test) and ``group`` (what must not be in two splits,
+    such as the part that several images show) may be there, and empty where nothing is known. An
+    image with several masks or boxes has several lines. Paths are relative to the file. Labels are
+    names, or all of them whole numbers from 0.
 
     Args:
         path: the file.
@@ -87,6 +88,7 @@ class ImageTable(ImageDataset):
             holdout=holdout,
             test_share=test_share,
             seed=seed,
+            group_of=lambda row: row.group,
         )
         has_masks = any(row.masks for row in rows)
         super().__init__(
@@ -108,8 +110,9 @@ class ImageTable(ImageDataset):
 class _Row:
     """The lines of one image."""
 
-    def __init__(self, path: str, label: str, split: str, line: int) -> None:
-        self.path, self.label, self.split, self.line = path, label, split, line
+    def __init__(self, path: str, label: str, split: str, group: str, line: int) -> None:
+        self.path, self.label, self.line = path, label, line
+        self.split, self.group = split, group
         self.masks: list[str] = []
         self.boxes: list[Box] = []
 
@@ -134,6 +137,7 @@ def _read(path: Path) -> list[_Row]:
             rows: dict[Path, _Row] = {}
             for cells in reader:
                 _add(path, rows, cells, reader.line_num)
+        _check_groups(path, rows.values())
     except csv.Error as error:
         raise MetadataError(
             f"wsfast.data: {path}, line {reader.reader.line_num}: {error}"
@@ -149,7 +153,7 @@ def _read(path: Path) -> list[_Row]:
 def _check_header(path: Path, columns: Sequence[str]) -> None:
     boxes = [name for name in _CORNERS if name in columns]
     if not {"path", "label"} <= set(columns) or set(columns) - set(_COLUMNS) or len(boxes) % 4:
-        wanted = "path,label and perhaps mask, x0,y0,x1,y1 or split"
+        wanted = "path,label and perhaps mask, x0,y0,x1,y1, split or group"
         raise MetadataError(
             f"wsfast.data: {path}, line 1: must be a header of {wanted}, got {','.join(columns)!r}"
         )
@@ -166,10 +170,10 @@ def _add(path: Path, rows: dict[Path, _Row], cells: dict[str, str], line: int) -
         split = cells.get("split", "")
         if split and split not in SPLITS:
             raise ValueError(f"of a split in {', '.join(SPLITS)}")
-        new = _Row(cells["path"], cells["label"], split, line)
+        new = _Row(cells["path"], cells["label"], split, cells.get("group", ""), line)
         row = rows.setdefault(Path(new.path), new)  # a.png and ./a.png are one image
-        if (row.label, row.split) != (cells["label"], split):
-            raise ValueError(f"of the label and split that line {row.line} gives the image")
+        if (row.label, row.split, row.group) != (new.label, new.split, new.group):
+            raise ValueError(f"of the label, split and group that line {row.line} gives the image")
         if cells.get("mask"):
             row.masks.append(cells["mask"])
         if any(cells.get(name) for name in _CORNERS):
@@ -179,6 +183,17 @@ def _add(path: Path, rows: dict[Path, _Row], cells: dict[str, str], line: int) -
         raise MetadataError(
             f"wsfast.data: {path}, line {line}: must be {error}, got {shown!r}"
         ) from None
+
+
+def _check_groups(path: Path, rows: Iterable[_Row]) -> None:
+    first: dict[str, _Row] = {}
+    for row in rows:
+        other = first.setdefault(row.group, row) if row.group else row
+        if (row.split or "train") != (other.split or "train"):
+            raise MetadataError(
+                f"wsfast.data: {path}, line {row.line}: must be of the split that line "
+                f"{other.line} gives the group {row.group!r}, got {row.split or 'train'!r}"
+            )
 
 
 def _box(corners: list[str]) -> Box:
