@@ -168,8 +168,9 @@ def truncate_gradients(grads: Tensor, percentile: float, *, scope: str = "map") 
 
     Note:
         Differentiable in ``grads`` with the mask as a constant. One read and one write of memory
-        per element for nearly every input; on the CPU scratch of 192 KB per thread (384 KB for
-        float64), more for rows beyond 2^16 values. Deterministic and equal for any thread count.
+        per element for nearly every input; on the CPU scratch of up to 192 KB per thread (384 KB
+        for float64), more for rows beyond 2^16 values. Deterministic and equal for any thread
+        count.
 
     Example:
         >>> grads = torch.tensor([[[[-1.0, 1.0], [2.0, 3.0]]]])
