@@ -6,6 +6,7 @@ trunc(t max), ``findContours`` with ``RETR_TREE``, the largest ``contourArea`` o
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -22,19 +23,29 @@ def levels_of(scoremap: Array, thresholds: Array) -> tuple[Array, list[int]]:
 
 def boxes_at_level(image: Array, level: int, every_contour: bool) -> Array:
     """(K, 4) boxes of one mask, int64."""
+    return boxes_of(contours_at_level(image, level, every_contour), image.shape)
+
+
+def contours_at_level(image: Array, level: int, every_contour: bool) -> Sequence[Array]:
     _, mask = cv2.threshold(image, level, 255, cv2.THRESH_BINARY)
     contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     if contours and not every_contour:
         contours = [max(contours, key=cv2.contourArea)]
-    return boxes_of(contours, image.shape)
+    return contours
 
 
 def boxes_of(contours: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """(K, 4) boxes as the protocol scores them, int64; [[0, 0, 0, 0]] without a contour."""
-    if not contours:
-        return np.zeros((1, 4), np.int64)
+    return corners_of(rectangles(contours), shape)
+
+
+def rectangles(contours: Sequence[Array]) -> list[Sequence[int]]:
+    return [cv2.boundingRect(contour) for contour in contours] or [(0, 0, 0, 0)]
+
+
+def corners_of(found: Sequence[Sequence[int]], shape: tuple[int, ...]) -> Array:
     height, width = shape
-    boxes = np.array([cv2.boundingRect(contour) for contour in contours], np.int64)
+    boxes = np.array(found, np.int64)
     boxes[:, 2] = np.minimum(boxes[:, 0] + boxes[:, 2], width - 1)
     boxes[:, 3] = np.minimum(boxes[:, 1] + boxes[:, 3], height - 1)
     return boxes
@@ -52,16 +63,19 @@ def inclusive_iou(boxes: Array, others: Array) -> Array:
 def best_iou(
     scoremap: Array, truth: Array, thresholds: Array, *, every_contour: bool, collapse: bool = False
 ) -> Array:
-    """(T,) best IoU at every threshold; ``collapse`` looks at each distinct level once."""
+    """(T,) best IoU at every threshold; ``collapse`` looks at each distinct level once.
+
+    All boxes of a map are scored at once, as the protocol's code does it.
+    """
     image, levels = levels_of(scoremap, thresholds)
-    known: dict[int, float] = {}
-    best = np.empty(len(thresholds))
-    for i, level in enumerate(levels):
-        if not collapse or level not in known:
-            boxes = boxes_at_level(image, level, every_contour)
-            known[level] = inclusive_iou(boxes, truth).max()
-        best[i] = known[level]
-    return best
+    places = np.arange(len(levels))
+    if collapse:
+        distinct, places = np.unique(levels, return_inverse=True)
+        levels = distinct.tolist()
+    found = [rectangles(contours_at_level(image, level, every_contour)) for level in levels]
+    firsts = np.cumsum([0, *map(len, found[:-1])])
+    best = inclusive_iou(corners_of(list(chain(*found)), image.shape), truth).max(axis=1)
+    return np.maximum.reduceat(best, firsts)[places]
 
 
 def num_correct(
