@@ -56,12 +56,15 @@ def torch_minmax(cams: Tensor) -> Tensor:
 
 
 def torch_loop(cams: Layers) -> Tensor:
-    """F.interpolate of every normalised layer, their mean, normalised: no checks at all."""
-    resized = [
-        F.interpolate(torch_minmax(layer)[:, None], output_size(cams), mode="bilinear")[:, 0]
-        for layer in cams
-    ]
-    return torch_minmax(torch.stack(resized).mean(dim=0))
+    """F.interpolate of every normalised layer that needs it, added up: no checks at all."""
+    size = output_size(cams)
+    total = torch.zeros_like(cams[0])
+    for layer in cams:
+        scaled = torch_minmax(layer)
+        if layer.shape[1:] != size:
+            scaled = F.interpolate(scaled[None], size, mode="bilinear")[0]
+        total += scaled
+    return torch_minmax(total / len(cams))
 
 
 def opencv_minmax(cam: np.ndarray) -> np.ndarray:
