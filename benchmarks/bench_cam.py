@@ -6,6 +6,7 @@ them.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from wsfast.cam import METHODS, CAMMethod, FullGrad, GradCAM, LTGradCAM
 
 from .cam_formulas import PERCENTILE, by_channels, by_formula, fullgrad
-from .cam_models import OTHER_FUSION
+from .cam_models import FROZEN_GRAD_CAM, GRAD_CAM, OTHER_FUSION, frozen
 from .harness import Budget, Case, Contender, Run, eager
 from .records import Size, Target
 
@@ -73,6 +74,10 @@ def pytorch_grad_cam(inputs: Inputs) -> Run:
     return lambda: cam(images, targets=None)
 
 
+def frozen_grad_cam(inputs: Inputs) -> Run:
+    return pytorch_grad_cam((inputs[0], frozen(*inputs)))
+
+
 def torchcam(inputs: Inputs) -> Run:
     from torchcam.methods import GradCAM as Peer
 
@@ -126,7 +131,8 @@ CASES: list[Case] = [
                 tolerance=1e-2,
             ),
             Contender("reference", eager(partial(formula, "GradCAM"))),
-            Contender("pytorch-grad-cam", pytorch_grad_cam, requires=("pytorch_grad_cam",)),
+            Contender(GRAD_CAM, pytorch_grad_cam, requires=("pytorch_grad_cam",)),
+            Contender(FROZEN_GRAD_CAM, frozen_grad_cam, requires=("pytorch_grad_cam",)),
             Contender(
                 "torchcam",
                 torchcam,
@@ -138,7 +144,7 @@ CASES: list[Case] = [
         ),
         oracle=partial(formula, "GradCAM", dtype=torch.float64),
         tolerance=1e-4,
-        targets=(Target(HEADLINE.label, 2.5, 3.5, ("pytorch-grad-cam",)),),
+        targets=(Target(HEADLINE.label, 2.5, 3.5, (GRAD_CAM, FROZEN_GRAD_CAM)),),
         budget=MINUTES,
     ),
 ]
@@ -202,7 +208,16 @@ def grad_cam_peer(name: str, layers: list[str]) -> Contender:
         cam = getattr(pytorch_grad_cam, name)(model=inputs[0], target_layers=modules)
         return lambda: cam(inputs[1].clone(), targets=None)
 
-    return Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",))
+    return Contender(GRAD_CAM, build, requires=("pytorch_grad_cam",))
+
+
+def frozen_grad_cam_peer(name: str, layers: list[str]) -> Contender:
+    peer = grad_cam_peer(name, layers)
+    return replace(
+        peer,
+        name=FROZEN_GRAD_CAM,
+        build=lambda inputs: peer.build((inputs[0], frozen(*inputs))),
+    )
 
 
 def torchcam_peer(name: str, layers: list[str], note: str) -> Contender:
@@ -233,6 +248,7 @@ def gradient_case(name: str) -> Case:
         ),
         Contender("reference", eager(partial(resnet_formula, name))),
         grad_cam_peer(name, BLOCKS),
+        frozen_grad_cam_peer(name, BLOCKS),
     ]
     if name in ("XGradCAM", "LayerCAM"):
         contenders.append(torchcam_peer(name, BLOCKS, OTHER_FUSION))

@@ -25,11 +25,14 @@ from .cam_formulas import FORMULAS, PERCENTILE, by_formula
 from .cam_models import (
     ARCHITECTURES,
     BATCHES,
+    FROZEN_GRAD_CAM,
+    GRAD_CAM,
     OTHER_FUSION,
     SHAPES,
     Architecture,
     Inputs,
     bytes_needed,
+    frozen_grad_cam_whole,
     grad_cam_of,
     grad_cam_whole,
     make_inputs,
@@ -79,7 +82,10 @@ def bench_case(architecture: Architecture, shape: tuple[int, int], name: str, al
     ]
     if name in IN_GRAD_CAM:
         build: Any = lambda inputs: builders[1](name, whole(inputs))  # noqa: E731
-        contenders.append(Contender("pytorch-grad-cam", build, requires=("pytorch_grad_cam",)))
+        contenders.append(Contender(GRAD_CAM, build, requires=("pytorch_grad_cam",)))
+        if not alone:
+            build = lambda inputs: frozen_grad_cam_whole(name, whole(inputs))  # noqa: E731
+            contenders.append(Contender(FROZEN_GRAD_CAM, build, requires=("pytorch_grad_cam",)))
     if name in IN_TORCHCAM:
         build = lambda inputs: builders[2](name, whole(inputs))  # noqa: E731
         peer = Contender(

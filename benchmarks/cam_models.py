@@ -15,6 +15,7 @@ BATCHES = (1, 8, 32)
 SHAPES = ((224, 224), (224, 640), (512, 1408))
 PATCH = 16
 WARM_UP = Size(1, 64)
+GRAD_CAM, FROZEN_GRAD_CAM = "pytorch-grad-cam", "pytorch-grad-cam, frozen weights"
 OTHER_FUSION = "fuses the layers in another way, at the size of the largest"
 
 
@@ -134,6 +135,19 @@ def grad_cam_of(name: str, inputs: Inputs, **options: Any) -> Any:
     reshape = partial(as_maps, architecture, inputs.images) if architecture.tokens else None
     kind = getattr(pytorch_grad_cam, name)
     return kind(model=inputs.model, target_layers=modules, reshape_transform=reshape, **options)
+
+
+def frozen(model: nn.Module, images: Tensor) -> Tensor:
+    """Freeze a peer's model and return images whose gradient keeps the graph.
+
+    Its backward pass goes to every leaf; so it makes no gradients of the weights.
+    """
+    model.requires_grad_(False)
+    return images.clone().requires_grad_()
+
+
+def frozen_grad_cam_whole(name: str, inputs: Inputs) -> Run:
+    return grad_cam_whole(name, inputs._replace(images=frozen(inputs.model, inputs.images)))
 
 
 def grad_cam_whole(name: str, inputs: Inputs, **options: Any) -> Run:

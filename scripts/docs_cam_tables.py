@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.bench_cam_grid import IN_GRAD_CAM
 from benchmarks.bench_cam_others import METHODS_HERE
 from benchmarks.cam_formulas import FORMULAS
-from benchmarks.cam_models import ARCHITECTURES, BATCHES, SHAPES
+from benchmarks.cam_models import ARCHITECTURES, BATCHES, FROZEN_GRAD_CAM, GRAD_CAM, SHAPES
 from benchmarks.figures import median, time_ratio
 from benchmarks.quality.report import replace_between, table
 from benchmarks.records import OURS, MemoryRow, Row
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/guides/benchmarking.md"
 RESULTS = ROOT / "benchmarks/results/amd-epyc-2-threads.json"
 BEGIN, END = "<!-- cam tables -->", "<!-- end of cam tables -->"
-PEER, OTHER, REFERENCE = "pytorch-grad-cam", "torchcam", "reference"
+PEER, OTHER, REFERENCE = GRAD_CAM, "torchcam", "reference"
 
 Timed = dict[str, Row]  # by contender
 
@@ -36,7 +36,8 @@ def tables(results: Path) -> str:
     rooms = load(results)
     grid = by_size(rooms["cam_grid"].rows)
     memory = rooms["cam_grid"].memory
-    parts = [whole_table(grid), f"{beside_torchcam(grid)} {peaks(memory)}", extractor_table(grid)]
+    others = f"{beside_others(grid)} {peaks(memory)}"
+    parts = [whole_table(grid), others, extractor_table(grid)]
     if "cam_others" in rooms:
         parts.append(others_table(by_size(rooms["cam_others"].rows)))
     return "\n\n".join(parts)
@@ -65,16 +66,20 @@ def whole_table(grid: dict[tuple[str, str], Timed]) -> str:
     return table(header, rows)
 
 
-def beside_torchcam(grid: dict[tuple[str, str], Timed]) -> str:
-    """Torchcam's times of the same, as a range."""
-    ratios = [
-        time_ratio(rows[OTHER], rows[OURS]).value
-        for (operation, _), rows in grid.items()
-        if operation.startswith("GradCAM,") and "end to end" in operation and OTHER in rows
-    ]
-    return (
-        f"torchcam, which fuses the layers in another way, takes {span(ratios, '')} times our time."
-    )
+def beside_others(grid: dict[tuple[str, str], Timed]) -> str:
+    """Times of the same by those that make no gradients of the weights either, as ranges."""
+    told = []
+    for name, who in (
+        (FROZEN_GRAD_CAM, "pytorch-grad-cam of frozen weights"),
+        (OTHER, "torchcam, which fuses the layers in another way,"),
+    ):
+        ratios = [
+            time_ratio(rows[name], rows[OURS]).value
+            for (operation, _), rows in grid.items()
+            if operation.startswith("GradCAM,") and "end to end" in operation and name in rows
+        ]
+        told += [f"{who} takes {span(ratios, '')} times our time."] if ratios else []
+    return " ".join(told)
 
 
 def peaks(memory: Iterable[MemoryRow]) -> str:
@@ -84,8 +89,13 @@ def peaks(memory: Iterable[MemoryRow]) -> str:
     for architecture in ARCHITECTURES:
         height, width = SHAPES[0]
         operation = f"GradCAM, {architecture.title}, {height}x{width}, end to end"
-        ours, theirs = (bytes_text(found[operation, name] or 0) for name in (OURS, PEER))
-        told.append(f"{architecture.title} {ours} (pytorch-grad-cam {theirs})")
+        ours = bytes_text(found[operation, OURS] or 0)
+        theirs = "; ".join(
+            f"{name} {bytes_text(found[operation, name] or 0)}"
+            for name in (PEER, FROZEN_GRAD_CAM)
+            if (operation, name) in found
+        )
+        told.append(f"{architecture.title} {ours} ({theirs})")
     return f"Beyond the image, one of {height} x {width} takes with {', '.join(told)}."
 
 
