@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wsfast.deploy import Localizer, LocalizerOutput, capture, export_pt2, export_torchscript
 from wsfast.models import WSOLClassifier
 from wsfast.ops.fusion import reference
 
+from .cam_models import FROZEN_GRAD_CAM, GRAD_CAM
 from .harness import Budget, Case, Contender, Run, eager
 from .inputs import scenes
 from .records import Size, Target
@@ -33,6 +35,7 @@ SIZES = (Size(1, 128), Size(1, 160), HEADLINE)
 SHARE = 0.05  # of the model's time, for what comes after it
 TOLERANCE = 1e-3  # of maps that are stretched to 0-1
 SECONDS = Budget(seconds=4.0)
+HEAT_MAP = "the heat map of a ready input, no boxes"
 
 
 class Inputs(NamedTuple):
@@ -116,9 +119,40 @@ def pytorch_grad_cam(inputs: Inputs) -> Run:
     from pytorch_grad_cam import GradCAM as Peer
 
     model = inputs.localizer.network.model
-    last = model.get_submodule(model.feature_info[-1]["module"])
-    cam = Peer(model=model, target_layers=[last])
+    cam = Peer(model=model, target_layers=[model.get_submodule(last_layer(model))])
     return lambda: cam(inputs.prepared, targets=None)
+
+
+def frozen_grad_cam(inputs: Inputs) -> Run:
+    """The same where the backward pass has little to do: one parameter before the layer learns."""
+    model = inputs.localizer.network.model
+    model.requires_grad_(False)
+    [*model.encoder.parameters()][-1].requires_grad_()
+    return pytorch_grad_cam(inputs)
+
+
+def torchcam(inputs: Inputs) -> Run:
+    """The closed form of CAM."""
+    from torchcam.methods import CAM as Peer
+
+    model = inputs.localizer.network.model
+    cam = Peer(model, target_layer=last_layer(model), fc_layer="fc")
+    size = inputs.localizer.input_size
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            logits = model(inputs.prepared)
+            (maps,) = cam(logits.argmax(dim=1).tolist(), logits, normalized=False)
+            maps = F.interpolate(maps[:, None].relu(), size, mode="bilinear")[:, 0]
+            low, high = maps.aminmax()
+            return (maps - low) / (high - low)
+
+    return run
+
+
+def last_layer(model: Any) -> str:
+    """Name of the layer that is pooled."""
+    return str(model.feature_info[-1]["module"])
 
 
 def post_processing(inputs: Inputs) -> Run:
@@ -151,10 +185,22 @@ def whole(name: str, network: str) -> Case:
             Contender("wsfast, .pt2", exported(export_pt2, ".pt2"), collect=cams_of, compiles=True),
             ALONE,
             Contender(
-                "pytorch-grad-cam",
+                GRAD_CAM,
                 pytorch_grad_cam,
                 requires=("pytorch_grad_cam",),
-                note="GradCAM of the same layer: the heat map of a ready input, no boxes",
+                note=f"GradCAM of the same layer: {HEAT_MAP}",
+            ),
+            Contender(
+                FROZEN_GRAD_CAM,
+                frozen_grad_cam,
+                requires=("pytorch_grad_cam",),
+                note=f"all but the parameter before that layer: {HEAT_MAP}",
+            ),
+            Contender(
+                "torchcam",
+                torchcam,
+                requires=("torchcam",),
+                note=f"CAM: {HEAT_MAP}",
             ),
         ),
         oracle=in_float64,

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,17 @@ import torch
 from benchmarks import report
 from benchmarks.clocks import wall_clock, warm_up
 from benchmarks.figures import fitted_exponent, judge, scaling, time_ratio
-from benchmarks.harness import Case, Contender, Settings, eager, measure, relative_error
+from benchmarks.harness import (
+    Case,
+    Contender,
+    Settings,
+    eager,
+    measure,
+    over_threads,
+    relative_error,
+    why_absent,
+    with_own_modules,
+)
 from benchmarks.records import Declared, Row, Size, Target, by_room
 from tests.benchmark_rows import FACTS, SIZE, row
 
@@ -342,9 +353,23 @@ def test_examples(name: str) -> None:
     assert (found.attempted > 0, found.failed) == (True, 0)
 
 
+def test_images_over_threads_keep_their_order_and_share_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    meeting = threading.Barrier(2, timeout=10)  # passed by two calls at the same time only
+
+    def twice(image: int) -> int:
+        if image < 2:
+            meeting.wait()
+        return 2 * image
+
+    assert over_threads(twice, list(range(5)))() == [0, 2, 4, 6, 8]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_cases_are_right_at_a_small_size(module: str) -> None:
-    """Ours and every reference agree with the oracle of each case that has a headline."""
+    """Ours, references and installed peers agree with the oracle of each case with a headline."""
     for case in importlib.import_module(f"benchmarks.{module}").CASES:
         if not any(size.headline for size in case.sizes):
             continue
@@ -352,9 +377,11 @@ def test_cases_are_right_at_a_small_size(module: str) -> None:
         inputs = case.make_inputs(small, torch.device("cpu"))
         expected = case.oracle(inputs)
         for contender in case.contenders:
-            if contender.name not in ("wsfast", "reference"):
+            if not contender.same_work or why_absent(contender, Settings(compile=False)):
                 continue
-            found = contender.collect(contender.build(inputs)())
-            assert relative_error(found, expected) <= case.tolerance, contender.name
+            found = contender.collect(contender.build(with_own_modules(inputs))())
+            wanted = contender.oracle(inputs) if contender.oracle else expected
+            tolerance = case.tolerance if contender.tolerance is None else contender.tolerance
+            assert relative_error(found, wanted) <= tolerance, contender.name
         labels = [size.label for size in case.sizes]
         assert all(target.size in labels for target in case.targets)
