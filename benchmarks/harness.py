@@ -44,7 +44,7 @@ class Contender:
         same_work: False for a yardstick that does only part of the work; it is not checked.
         note: What a reader must know to compare it.
         sweep: False to run it on headline sizes only.
-        compiles: True when ``build`` compiles, which ``--no-compile`` leaves out.
+        compiles: True when ``build`` compiles, which ``--no-compile`` and ``--quick`` leave out.
         devices: Device types it runs on.
         collect: Turns its result into the form of the oracle's, outside the timed region.
         tolerance: Its own tolerance where the case's does not fit; say why in ``note``.
@@ -350,7 +350,7 @@ def why_absent(contender: Contender, settings: Settings) -> str:
     if settings.device.type not in contender.devices:
         return f"does not run on {settings.device.type}"
     if contender.compiles and not settings.compile:
-        return "left out (--no-compile)"
+        return f"left out ({'--quick' if settings.quick else '--no-compile'})"
     return ""
 
 

@@ -211,6 +211,13 @@ def test_contenders_are_interleaved_and_wrong_results_are_found() -> None:
     assert timed[:4] == ["wsfast", "wrong", "wrong", "wsfast"]  # the order turns
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_row_names_the_option_that_left_it_out(quick: bool) -> None:
+    contender = Contender("compiled", raising, compiles=True)
+    named = "--quick" if quick else "--no-compile"
+    assert why_absent(contender, Settings(compile=False, quick=quick)) == f"left out ({named})"
+
+
 def test_a_grid_runs_as_far_as_it_is_asked_for() -> None:
     headline, along, inner = Size(1, 8, headline=True, axis=True), Size(2, 8, axis=True), Size(2, 9)
     case = dataclasses.replace(case_of(), sizes=(headline, along, inner), grid=True)

@@ -77,6 +77,7 @@ def test_a_bad_file_to_compare_with(
         ["--fail-on-regression"],
         ["--grid", "axes", "--quick"],
         ["--compare", "."],
+        ["--html", "one", "--json", "./one"],
     ],
 )
 def test_bad_options(

@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rooms", nargs="*", metavar="ROOM", help=f"{', '.join(ROOMS)} (default: all)"
     )
-    parser.add_argument("--quick", action="store_true", help="headline sizes only, few rounds")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="headline sizes, few rounds, no memory or torch.compile",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
@@ -94,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
         value_error("bench", "--fail-on-regression", "used with --compare", "no --compare")
     if options.quick and options.grid not in (None, "headlines"):
         value_error("bench", "--grid", "headlines or left out with --quick", options.grid)
+    if options.json and options.html and options.json.resolve() == options.html.resolve():
+        value_error("bench", "--html", "another file than --json", str(options.html))
     for name in ("json", "html"):
         check_file("bench", f"--{name}", getattr(options, name), made=True)
     _check_extra()
