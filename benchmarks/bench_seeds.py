@@ -172,15 +172,23 @@ def drawn(weights: Tensor, count: int, like: Tensor) -> Tensor:
     return mask.scatter_(1, chosen, True).view_as(like)
 
 
+def drawn_alike(allowed: Tensor, count: int) -> Tensor:
+    """Draw ``count`` pixels of each mask (N, H, W), all as likely: those of the largest numbers."""
+    keys = torch.rand(allowed.shape, device=allowed.device).masked_fill_(~allowed, -1.0).flatten(1)
+    mask = torch.zeros_like(keys, dtype=torch.bool)
+    return mask.scatter_(1, keys.topk(count).indices, True).view_as(allowed)
+
+
 def fcam_batched(cams: Tensor) -> Tensor:
     region = above_otsu(cams)
     side = FCAM["erode"]
-    shrunk = -F.max_pool2d(-region[:, None].float(), side, 1, side // 2)[:, 0] > 0
+    rows = F.max_pool2d(-region[:, None].float(), (1, side), 1, (0, side // 2))
+    shrunk = F.max_pool2d(rows, (side, 1), 1, (side // 2, 0))[:, 0] < 0
     region = torch.where(shrunk.flatten(1).any(1)[:, None, None], shrunk, region)
     low = lowest(cams, FCAM["background_share"])
     return labels(
-        drawn(region.flatten(1).float(), FCAM["foreground"], cams),
-        drawn(low.flatten(1).float(), FCAM["background"], cams),
+        drawn_alike(region, FCAM["foreground"]),
+        drawn_alike(low, FCAM["background"]),
     )
 
 
@@ -348,7 +356,7 @@ CASES = [
                 BATCHED,
                 judged(fcam_batched),
                 collect=FCAM_VERDICT,
-                note="with wsfast's Otsu; kthvalue in place of sorting",
+                note="with wsfast's Otsu; kthvalue in place of sorting, separable erosion",
             ),
             Contender("reference", judged(fcam_reference), sweep=False, collect=FCAM_VERDICT),
         ),
