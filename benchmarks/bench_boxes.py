@@ -141,18 +141,22 @@ def reference_cam_boxes(cams: Tensor) -> wsfast.ScoredBoxes:
     return wsfast.ScoredBoxes(*found)
 
 
-def opencv_cam_boxes(cams: Tensor) -> Run:
+def opencv_image_boxes(cam: np.ndarray, labels_type: int) -> tuple[np.ndarray, np.ndarray]:
     """Threshold, label, and average the map over each label; boxes and scores by area."""
+    mask = (cam >= THRESHOLD).view(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, ltype=labels_type)
+    total = np.bincount(labels.ravel(), weights=cam.ravel(), minlength=count)
+    order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:MAX_BOXES]
+    return stats[order], total[order] / stats[order, cv2.CC_STAT_AREA]
+
+
+def opencv_cam_boxes(cams: Tensor) -> Run:
     images = cams.numpy()
+    return lambda: [opencv_image_boxes(cam, cv2.CV_32S) for cam in images]
 
-    def image_boxes(cam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mask = (cam >= THRESHOLD).view(np.uint8)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-        total = np.bincount(labels.ravel(), weights=cam.ravel(), minlength=count)
-        order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:MAX_BOXES]
-        return stats[order], total[order] / stats[order, cv2.CC_STAT_AREA]
 
-    return lambda: [image_boxes(cam) for cam in images]
+def opencv_cam_boxes_over_threads(cams: Tensor) -> Run:
+    return over_threads(lambda cam: opencv_image_boxes(cam, cv2.CV_16U), cams.numpy())
 
 
 def best_scores(found: wsfast.ScoredBoxes) -> tuple[Tensor, Tensor]:
@@ -330,6 +334,13 @@ CASES = [
             Contender(
                 "OpenCV and NumPy loop",
                 opencv_cam_boxes,
+                devices=("cpu",),
+                collect=opencv_best_scores,
+            ),
+            Contender(
+                "OpenCV and NumPy, an image per thread",
+                opencv_cam_boxes_over_threads,
+                sweep=False,
                 devices=("cpu",),
                 collect=opencv_best_scores,
             ),

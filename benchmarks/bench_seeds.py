@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import wsfast
 from wsfast.ops.seeds import reference
 
-from .harness import Case, Contender, MemoryLimit, Run, eager
+from .harness import Case, Contender, MemoryLimit, Run, eager, over_threads
 from .inputs import blobs, scenes
 from .records import Size, Target
 
@@ -296,16 +296,22 @@ def blur(inputs: Blur) -> Tensor:
     return wsfast.blur_outside_boxes(*inputs, kernel=KERNEL, sigma=SIGMA)
 
 
-def opencv_blur(inputs: Blur) -> Run:
+def looped(function: Callable[[Any], Any], images: Any) -> Run:
+    return lambda: [function(image) for image in images]
+
+
+def opencv_blurred(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (KERNEL, KERNEL), SIGMA, borderType=cv2.BORDER_REFLECT_101)
+
+
+def opencv_blur(inputs: Blur, each: Callable[..., Run] = looped) -> Run:
     """Blur each image once, composite box by box."""
     images = inputs[0].permute(0, 2, 3, 1).contiguous().numpy()
     rows = list(zip(inputs[1].tolist(), inputs[2].tolist(), strict=True))
+    blur_each = each(opencv_blurred, images)
 
     def run() -> np.ndarray:
-        blurred = [
-            cv2.GaussianBlur(image, (KERNEL, KERNEL), SIGMA, borderType=cv2.BORDER_REFLECT_101)
-            for image in images
-        ]
+        blurred = blur_each()
         results = np.empty((len(rows), *images.shape[1:]), np.float32)
         for result, ((x0, y0, x1, y1), n) in zip(results, rows, strict=True):
             result[:] = blurred[n]
@@ -417,6 +423,11 @@ CASES = [
         contenders=(
             Contender("wsfast", eager(blur)),
             Contender("OpenCV GaussianBlur loop", opencv_blur, devices=("cpu",)),
+            Contender(
+                "OpenCV GaussianBlur, an image per thread",
+                lambda inputs: opencv_blur(inputs, over_threads),
+                devices=("cpu",),
+            ),
             Contender(
                 "torchvision gaussian_blur",
                 eager(torchvision_blur),
