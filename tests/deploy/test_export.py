@@ -137,10 +137,11 @@ def test_programs_refuse_other_pictures(script, package) -> None:
             torch.zeros(1, 1, 32, 32, dtype=torch.uint8),
             torch.zeros(1, 3, *PICTURES, dtype=torch.uint8),
             torch.zeros(0, 1, *PICTURES, dtype=torch.uint8),
-            torch.zeros(1, 1, *PICTURES),
         ):
-            with pytest.raises(ValueError, match="images must be"):
+            with pytest.raises(ValueError, match="images must be of shape"):
                 program(images)
+        with pytest.raises(TypeError, match=r"LoadedLocalizer: images must be uint8, got torch\.f"):
+            program(torch.zeros(1, 1, *PICTURES))
         with pytest.raises(ValueError, match="images must be on cpu"):
             program(torch.zeros(1, 1, *PICTURES, dtype=torch.uint8, device="meta"))
 

@@ -1,5 +1,6 @@
 """The module that is deployed: what comes out of it, and what may go in."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -243,6 +244,10 @@ def test_bad_images(images, kind, message) -> None:
         ({"input_size": (0, 4)}, ValueError, "input_size"),
         ({"output_size": (3.5, 4)}, TypeError, "output_size"),
         ({"std": (0.0,)}, ValueError, "std"),
+        ({"std": (math.nan,)}, ValueError, "std"),
+        ({"std": (math.inf,)}, ValueError, "std"),
+        ({"mean": (math.nan,)}, ValueError, "mean"),
+        ({"mean": ("0.1",)}, TypeError, "mean"),
         ({"mean": (0.1, 0.2)}, ValueError, "std"),
         ({"target": 2}, ValueError, "target"),
         ({"target": -1}, ValueError, "target"),

@@ -217,6 +217,15 @@ def test_sizes_are_at_least_one(argument: str) -> None:
         LiveLoop(Pictures(range(1)), localize, lambda found: None, **{argument: 0})
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("channels", 2), ("retries", -1), ("retry_seconds", -0.1), ("patience", 0), ("patience", "9")],
+)
+def test_other_arguments_out_of_range(argument: str, value: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"LiveLoop: {argument} must be"):
+        LiveLoop(Pictures(range(1)), localize, lambda found: None, **{argument: value})
+
+
 def test_a_channel_wakes_those_who_wait_when_it_closes() -> None:
     full, empty = Channel[int](1), Channel[int](1)
     assert full.put(1)

@@ -74,6 +74,7 @@ def export_torchscript(
 
     Raises:
         ExportError: a network that cannot be traced, a program that differs from the localizer.
+        ValueError: a path to no file or that ends in ``.pt2``, no such folder, a size below 1.
         TypeError: not a :class:`Localizer`.
         OSError: the file cannot be written.
 
@@ -119,7 +120,7 @@ def export_pt2(
     Raises:
         ExportError: a network that torch cannot export or compile, a program that differs from the
             localizer.
-        ValueError: another suffix.
+        ValueError: another suffix, a path to no file, no such folder, a size below 1.
         TypeError: not a :class:`Localizer`.
         OSError: the file cannot be written.
 
@@ -170,7 +171,8 @@ def export_onnx(
 
     Raises:
         ExportError: a network that torch cannot export, a program that differs from the localizer.
-        ValueError: another suffix; onnxscript is not installed.
+        ValueError: another suffix, a path to no file, no such folder, a size below 1; onnxscript
+            is not installed.
         TypeError: not a :class:`Localizer`.
         OSError: the file cannot be written.
 

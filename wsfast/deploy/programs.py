@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsfast._check import value_error
+from wsfast._check import type_error, value_error
 from wsfast._device import parse_device
 from wsfast._version import __version__
 from wsfast.deploy.localizer import Localizer
@@ -85,10 +85,12 @@ class LoadedLocalizer:
         """
         where = "deploy.LoadedLocalizer"
         check_images(where, images, self.channels)
-        if images.dtype != torch.uint8 or images.shape[2:] != self.image_size or not len(images):
-            expected = f"uint8 of shape (N, {self.channels}, {self.image_size[0]}, "
-            expected += f"{self.image_size[1]}) with N >= 1, as exported"
-            value_error(where, "images", expected, f"{images.dtype} of {list(images.shape)}")
+        if images.dtype != torch.uint8:
+            type_error(where, "images", "uint8", f"{images.dtype}")
+        if images.shape[2:] != self.image_size or not len(images):
+            height, width = self.image_size
+            expected = f"of shape (N, {self.channels}, {height}, {width}) with N >= 1, as exported"
+            value_error(where, "images", expected, f"shape {list(images.shape)}")
         indices = {images.device.index, self.device.index} - {None}
         if images.device.type != self.device.type or len(indices) > 1:
             value_error(where, "images", f"on {self.device}, as the program", f"{images.device}")

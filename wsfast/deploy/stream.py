@@ -1,6 +1,7 @@
 """Live localisation: reading, inference and writing side by side, with bounded queues between."""
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from wsfast._check import check_count
+from wsfast._check import check_count, check_range, value_error
 from wsfast.data.sample import image_to_tensor
 from wsfast.deploy.channel import Channel
 from wsfast.deploy.latency import LiveStatistics
@@ -80,12 +81,13 @@ class LiveLoop:
             is more) and of ``write``.
         channels: 3 for RGB, 1 for grey.
         device: where the localizer is.
-        retries: how often a live source that is gone is opened again before it is given up.
+        retries: how often a live source that is gone is opened again before it is given up, 0 for
+            never.
         retry_seconds: pause before each.
-        patience: seconds that a frame may take before the loop is given up.
+        patience: seconds that a frame may take before the loop is given up, above 0.
 
     Raises:
-        ValueError: an argument below 1.
+        ValueError: an argument out of its range.
 
     Example:
         >>> import tempfile
@@ -125,6 +127,11 @@ class LiveLoop:
     ) -> None:
         check_count("LiveLoop", "batch_size", batch_size, 1)
         check_count("LiveLoop", "queue", queue, 1)
+        check_count("LiveLoop", "retries", retries, 0)
+        check_range("LiveLoop", "retry_seconds", retry_seconds, 0.0, math.inf)
+        check_range("LiveLoop", "patience", patience, 1e-3, math.inf)
+        if channels not in (1, 3):
+            value_error("LiveLoop", "channels", "1 or 3", f"{channels}")
         self._source, self._localizer, self._write = source, localizer, write
         self._batch_size, self._channels = batch_size, channels
         self._device = torch.device(device)
