@@ -186,6 +186,9 @@ def test_errors() -> None:
         cls_attention(model, torch.zeros(1, 3, 32, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match="mode must be one of"):
         attention_map(model, torch.randn(1, 3, 32, 32), mode="cubic")
+    for size in ((0, 8), (8,), 8):
+        with pytest.raises(ValueError, match="attention_map: size must be"):
+            attention_map(model, torch.randn(1, 3, 32, 32), size=size)
 
 
 class Adapter(nn.Module):

@@ -275,6 +275,11 @@ def test_completeness_sees_what_is_no_bias() -> None:
     assert FullGrad(model).completeness(torch.randn(2, 3, 8, 8), 1).abs().min() > 1e-3
 
 
+def test_completeness_is_of_one_class_per_image() -> None:
+    with pytest.raises(ValueError, match=r"target must be of shape \(2,\), got shape \[2, 3\]"):
+        FullGrad(GapNet().eval()).completeness(torch.randn(2, 3, 16, 16), [[0, 1, 2]] * 2)
+
+
 def test_scores_without_a_graph_are_refused() -> None:
     model, images = GapNet().eval(), torch.randn(2, 3, 16, 16)
     for call in (FullGrad(model), FullGrad(model).completeness):

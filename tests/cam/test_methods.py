@@ -292,6 +292,8 @@ def test_cam_says_when_it_cannot_be_right() -> None:
         CAM(SmallNet().eval(), "relu3")(images)
     with pytest.raises(ValueError, match="head must be one with a linear layer"):
         CAM(GapNet().eval(), "act3", head="conv3")(images)
+    with pytest.raises(ValueError, match="head must be the name of a module of the model, got 'h'"):
+        CAM(GapNet().eval(), "act3", head="h")
     with pytest.raises(ValueError, match="target must be class numbers"):
         CAM(GapNet().eval(), "act3")(images, lambda logits: logits[:, 0])
     approximate = CAM(GapNet().eval(), "conv3")

@@ -74,7 +74,7 @@ def test_multiscale_keeps_invalid_images_apart() -> None:
     found = multiscale(GradCAM(model, "act3"), images, 1)
     assert found.valid.tolist() == [True, False]
     assert not found.cams[1].any()
-    for scales in ([], [0.5, 0.0]):
+    for scales in ([], [0.5, 0.0], [math.inf], [math.nan]):
         with pytest.raises(ValueError, match="scales must be positive factors"):
             multiscale(GradCAM(model, "act3"), images, scales=scales)
 
@@ -140,6 +140,24 @@ def test_a_size_that_the_model_refuses_is_named() -> None:
     vit = timm.create_model("deit_tiny_patch16_224", depth=1, img_size=32, num_classes=2).eval()
     with pytest.raises(ValueError, match=r"scales must be .*dynamic_img_size=True.*got 0.5, which"):
         multiscale(GradCAM(vit), torch.randn(1, 3, 32, 32), scales=(0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("scales", (0.5, math.inf)),
+        ("scale_norm", "mean"),
+        ("attention_scale", math.nan),
+        ("head_norm", "mean"),
+        ("attention_mode", "cubic"),
+        ("max_boxes", 0),
+        ("connectivity", 6),
+        ("min_area", 0),
+    ],
+)
+def test_msca_is_not_made_of_options_out_of_range(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"cam.MSCA: {argument} must be"):
+        MSCA(GradCAM(gapnet(), "act3"), small_vit(), **{argument: value})
 
 
 def test_msca_errors() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from .._check import check_choice, value_error
+from .._check import check_choice, check_count, value_error
 from .base import check_images, finite
 from .borrowing import changed_attributes
 from .capture import undisturbed
@@ -122,7 +122,13 @@ def map_and_valid(
     mode: Literal["bilinear", "nearest"],
 ) -> tuple[Tensor, Tensor]:
     """:func:`attention_map`, and (N,) bool: whether an image's attention is finite."""
-    check_choice("cam.attention_map", "mode", mode, ["bilinear", "nearest"])
+    where = "cam.attention_map"
+    check_choice(where, "mode", mode, ["bilinear", "nearest"])
+    if size is not None:
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
+            value_error(where, "size", "(height, width)", f"{size}")
+        for side in size:
+            check_count(where, "size", side, 1)
     heads = cls_attention(model, images)
     valid = finite(heads)
     heads = heads.masked_fill(~valid[:, None, None, None], 0.0)

@@ -101,9 +101,8 @@ class CAMMethod:
     ) -> None:
         where = f"cam.{type(self).__name__}"
         check_choice(where, "reduce", reduce, ["mean", "sum", "max", "prod"])
-        for argument, value in (("layer_norm", layer_norm), ("norm", norm)):
-            if value is not None:
-                check_choice(where, argument, value, ["minmax", "max"])
+        check_norm(where, "layer_norm", layer_norm)
+        check_norm(where, "norm", norm)
         check_range(where, "eps", eps, 0.0, 1.0)
         self.model = unwrap(where, model)
         self.layers = layers
@@ -216,6 +215,12 @@ class CAMMethod:
             eps=self.eps,
         )
         return cams.unflatten(0, maps[0].shape[:2]), maps, valid
+
+
+def check_norm(where: str, argument: str, value: Norm) -> None:
+    """Raise ValueError unless ``value`` is a normalisation of maps or None."""
+    if value is not None:
+        check_choice(where, argument, value, ["minmax", "max"])
 
 
 def check_images(where: str, images: Tensor, argument: str = "images") -> None:

@@ -171,12 +171,19 @@ class FullGrad(CAMMethod):
 
         Returns:
             (N,) in the dtype and on the device of the logits.
+
+        Raises:
+            ValueError: several classes per image, and as :meth:`__call__`.
+            TypeError: see :meth:`__call__`.
         """
         self._check_call(images, create_graph=False)
         modules = {module for module in self.model.modules() if _adds_bias(module)}
         passed = _BiasPass(self._where, self.model, modules, images)
         classes = resolve_target(self._where, target, passed.logits)
-        (seed,) = score_seeds(self._where, target, classes, passed.logits)
+        seed, *others = score_seeds(self._where, target, classes, passed.logits)
+        if others:
+            expected, shape = f"of shape ({len(images)},)", [len(images), 1 + len(others)]
+            value_error(self._where, "target", expected, f"shape {shape}")
         (input_grads, *grads), calls = passed.gradients(seed, keep_graph=False)
         rest = (seed.scores.detach() * seed.weights).reshape(len(images), -1).sum(dim=1)
         rest -= (input_grads * passed.images).flatten(1).sum(dim=1)

@@ -59,6 +59,8 @@ class CAM(CAMMethod):
         **fusion: Unpack[Options],
     ) -> None:
         super().__init__(model, layers, **fusion)
+        if isinstance(head, str) and head not in dict(self.model.named_modules()):
+            value_error(self._where, "head", "the name of a module of the model", repr(head))
         self.head = head
         self.relu = relu
         self._settled: LayerCapture | None = None

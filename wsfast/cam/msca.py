@@ -1,15 +1,16 @@
 """MS-CA: multi-scale CAM fused with the attention of a vision transformer."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from .. import ops
-from .._check import check_range, value_error
+from .._check import check_choice, check_connectivity, check_count, check_range, value_error
 from .attention import check_model, map_and_valid
-from .base import CAMMethod, Norm, check_images
-from .multiscale import multiscale, resized
+from .base import CAMMethod, Norm, check_images, check_norm
+from .multiscale import check_scales, multiscale, resized
 from .result import CAMResult
 from .targets import Target
 from .wrappers import unwrap
@@ -53,7 +54,7 @@ class MSCA:
         attention_scale: of the images for the transformer. The paper takes one of the CAM's.
         head_norm: see :func:`attention_map`.
         attention_mode: see :func:`attention_map`.
-        threshold: t, a number, ``"otsu"`` or ``"otsu2"``.
+        threshold: t, a number of 0 to 1, ``"otsu"`` or ``"otsu2"``.
         relative: a number is a share of each map's maximum instead.
         nms: a box that overlaps a better-scored one by a larger IoU is dropped.
         max_boxes: boxes per image.
@@ -93,9 +94,16 @@ class MSCA:
                 value_error(where, "threshold", "otsu, otsu2 or a number of 0 to 1", threshold)
         else:
             check_range(where, "threshold", threshold, 0.0, 1.0)
-        if attention_scale <= 0:
+        check_scales(where, scales)
+        check_norm(where, "scale_norm", scale_norm)
+        if not 0 < attention_scale < math.inf:
             value_error(where, "attention_scale", "positive", f"{attention_scale}")
+        check_norm(where, "head_norm", head_norm)
+        check_choice(where, "attention_mode", attention_mode, ["bilinear", "nearest"])
         check_range(where, "nms", nms, 0.0, 1.0)
+        check_count(where, "max_boxes", max_boxes, 1)
+        check_connectivity(where, connectivity)
+        check_count(where, "min_area", min_area, 1)
         self.method = method
         self.vit = unwrap(where, vit)
         check_model(where, self.vit)

@@ -1,5 +1,6 @@
 """One method's maps of the same images at several sizes, fused (MS-CA eq. 4)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from .._check import value_error
+from .._check import check_number, value_error
 from .base import CAMMethod, Norm, Reduce, check_images
 from .result import CAMResult
 from .targets import Target
@@ -48,9 +49,10 @@ def multiscale(
         their order, ``logits`` and ``target`` of the largest scale, ``valid`` where all scales are.
 
     Raises:
-        ValueError: no scale, or one that is not positive or makes a size that the model refuses;
-            what the method raises.
+        ValueError: no scale, or one that is not positive and finite or makes a size that the model
+            refuses as timm and torchvision do, by an assertion; what the method raises.
         TypeError: see :meth:`CAMMethod.__call__`.
+        RuntimeError: torch's, for a size that is too small for one of the model's layers.
 
     Example:
         >>> from wsfast.cam import GradCAM
@@ -61,8 +63,7 @@ def multiscale(
         torch.Size([2, 64, 48])
     """
     check_images("cam.multiscale", images)
-    if not scales or min(scales) <= 0:
-        value_error("cam.multiscale", "scales", "positive factors", f"{list(scales)}")
+    check_scales("cam.multiscale", scales)
     size = (images.shape[2], images.shape[3])
     found: dict[int, CAMResult] = {}
     for i in sorted(range(len(scales)), key=lambda i: -scales[i]):
@@ -86,6 +87,14 @@ def multiscale(
         results[largest].target,
         torch.stack([result.valid for result in results]).all(dim=0),
     )
+
+
+def check_scales(where: str, scales: Sequence[float]) -> None:
+    """Raise unless there are scales, all of them positive and finite."""
+    for scale in scales:
+        check_number(where, "scales", scale)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        value_error(where, "scales", "positive factors", f"{list(scales)}")
 
 
 def _at_scale(
