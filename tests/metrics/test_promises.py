@@ -111,6 +111,12 @@ def test_curves_and_thresholds_are_copies() -> None:
     assert metric.curve()[0].tolist() == [0.1, 0.5]
 
 
+def test_of_equal_thresholds_the_lowest_is_best() -> None:
+    metric = MaxBoxAccV2(thresholds=[0.9, 0.1, 0.5])
+    metric.update(torch.ones(1, 8, 8), torch.tensor([[0, 0, 7, 7]]))
+    assert metric.best_thresholds().tolist() == [0.1, 0.1, 0.1]
+
+
 def assert_as_alone(metrics: dict, *batches: tuple) -> None:
     """In a collection, metrics give what each gives alone."""
     found = MetricCollection({name: metric.clone() for name, metric in metrics.items()})

@@ -457,6 +457,11 @@ ERRORS = [
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), reduce="prod", weights=[1, 1]), ValueError, "weights"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, -1]), ValueError, "of a finite sum other"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, math.nan]), ValueError, "of a finite sum"),
+    (
+        lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, math.inf], reduce="max"),
+        ValueError,
+        "weights must be finite, got [1.0, inf]",
+    ),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), weights=[1, "2"]), TypeError, "weights must be a numb"),
     (lambda: wsfast.fuse_cams(GOOD, (8, 8), eps=-1), ValueError, "eps must be between"),
     (lambda: wsfast.normalize_cams(GOOD[0], mode="l2"), ValueError, "mode must be one of"),

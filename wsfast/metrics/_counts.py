@@ -64,7 +64,7 @@ class CountMetric(Metric):
         """Add the counts of another metric of this class and these settings, or of its state.
 
         Raises:
-            ValueError: another class or other settings.
+            ValueError: another class, or settings with which other things are counted.
         """
         state = incoming_state
         if isinstance(state, Metric):

@@ -61,7 +61,9 @@ class BoxAccuracy(CountMetric):
         Of all processes: each of them has to call.
         """
         (num_correct,) = self.over_processes("num_correct")
-        return self.thresholds.to(num_correct.device)[num_correct.argmax(dim=1)]
+        best = num_correct == num_correct.amax(dim=1, keepdim=True)
+        thresholds = self.thresholds.to(num_correct.device)
+        return torch.where(best, thresholds, torch.inf).amin(dim=1)
 
     def compute(self) -> Tensor:
         """Return the mean over the IoU levels of the best accuracy of each, float64 in 0-1."""

@@ -22,13 +22,14 @@ def log_barrier(constraint: Tensor, t: float) -> Tensor:
 
     Args:
         constraint: any shape, floating point.
-        t: > 0, at most 1e30; the barrier hardens as it grows.
+        t: 1e-12 to 1e30; the barrier hardens as it grows.
 
     Returns:
-        Like ``constraint``; finite for every finite input, smooth where the branches meet.
+        Like ``constraint``; smooth where the branches meet, and finite where the dtype holds
+        the terms.
 
     Raises:
-        ValueError: ``t`` is not positive, or above 1e30.
+        ValueError: ``t`` below 1e-12 or above 1e30.
         TypeError: ``constraint`` is not a floating-point tensor.
 
     Example:
@@ -67,7 +68,7 @@ class SizeConstraintLoss(torch.nn.Module):
 
     Raises:
         TypeError: a number that is none.
-        ValueError: a ``weight`` of NaN, ``t`` not above 0 or above 1e30, ``t_growth`` below 1,
+        ValueError: a ``weight`` of NaN, ``t`` below 1e-12 or above 1e30, ``t_growth`` below 1,
             ``t_max`` below ``t``.
 
     Note:

@@ -191,9 +191,9 @@ def cam_thresholds(cams: Tensor, threshold: float | str | Tensor) -> Tensor:
         (N,) t of ``map >= t`` on the maps' device, float64 for float64 maps, else float32.
 
     Raises:
-        ValueError: wrong rank, empty maps, unknown threshold; on the CPU also NaN in a map
-            whose threshold is Otsu's.
-        TypeError: not a floating-point tensor.
+        ValueError: wrong rank, empty maps, unknown threshold, a number that is NaN, thresholds of
+            another shape or device; on the CPU also NaN in a map whose threshold is Otsu's.
+        TypeError: not a floating-point tensor, a threshold of another type.
 
     Note:
         Not differentiable. Deterministic.
@@ -293,9 +293,10 @@ def cam_boxes(
         their first pixels; the score is the mean activation inside the component.
 
     Raises:
-        ValueError: wrong rank, empty maps, unknown threshold, limits below 1, connectivity other
-            than 4 or 8; on the CPU also NaN in a map. Elsewhere NaN is background.
-        TypeError: not a floating-point tensor.
+        ValueError: wrong rank, empty maps, unknown threshold (see :func:`cam_thresholds`), limits
+            below 1, connectivity other than 4 or 8; on the CPU also NaN in a map. Elsewhere NaN is
+            background.
+        TypeError: not a floating-point tensor, a threshold of another type.
 
     Note:
         Not differentiable. Shapes depend on arguments only: it compiles and exports. Deterministic.

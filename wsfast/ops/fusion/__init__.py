@@ -110,11 +110,9 @@ def _normalize_cams(cams: Tensor, mode: str = "minmax", eps: float = 1e-7) -> Te
 
 
 @torch.jit.unused
-def _raise_unless_divisible(weights: Tensor, total: Tensor) -> None:
-    if out_of_sight(total) or (bool(total.isfinite()) and bool(total != 0)):
-        return
-    expected = 'of a finite sum other than 0 with reduce="mean"'
-    value_error("fuse_cams", "weights", expected, f"{weights.tolist()}")
+def _raise_unless_weights(weights: Tensor, fits: Tensor, expected: str) -> None:
+    if not out_of_sight(fits) and not bool(fits):
+        value_error("fuse_cams", "weights", expected, f"{weights.tolist()}")
 
 
 def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> Tensor:
@@ -133,10 +131,13 @@ def _layer_weights(cams: list[Tensor], weights: Tensor | None, reduce: str) -> T
         )
     scale = weights.to(device=first.device, dtype=dtype)
     if reduce != "mean":
+        if not torch.jit.is_scripting():
+            _raise_unless_weights(weights, scale.isfinite().all(), "finite")
         return scale
     total = scale.sum()
     if not torch.jit.is_scripting():
-        _raise_unless_divisible(weights, total)
+        expected = 'of a finite sum other than 0 with reduce="mean"'
+        _raise_unless_weights(weights, total.isfinite() & (total != 0), expected)
     return scale / total
 
 
@@ -192,13 +193,13 @@ def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> 
         eps: absolute, added to the divisor; 0 to 1.
 
     Returns:
-        A tensor like ``cams``. A flat map gives 0, and a map of finite range (max - min must not
-        overflow, for half types in float32) never NaN. With ``"minmax"`` a map counts as flat where
-        max - min is at most 16 machine epsilons of its largest absolute value (1.9e-6 of it in
-        float32): min-max would show rounding. So does, in both modes, one whose divisor is below
-        the smallest normal number (1.2e-38 in float32). With ``"max"`` a map without a positive
-        value gives 0. A map that is not finite gives 0 where it cannot be seen without a device
-        sync.
+        A tensor like ``cams``; with ``"max"`` negative values stay negative. A flat map gives 0,
+        and a map of finite range (max - min must not overflow, for half types in float32) never
+        NaN. With ``"minmax"`` a map counts as flat where max - min is at most 16 machine epsilons
+        of its largest absolute value (1.9e-6 of it in float32): min-max would show rounding. So
+        does, in both modes, one whose divisor is below the smallest normal number (1.2e-38 in
+        float32). With ``"max"`` a map without a positive value gives 0. A map that is not finite
+        gives 0 where it cannot be seen without a device sync.
 
     Raises:
         ValueError: wrong rank, empty maps, unknown mode; on the CPU also maps that are not finite.
@@ -254,7 +255,8 @@ def fuse_cams(
 
     Raises:
         ValueError: no layers, wrong ranks, mixed devices or batch sizes, a size of 0, unknown
-            options; on the CPU also maps that are not finite and weights of a mean that sum to 0.
+            options; on the CPU also maps and weights that are not finite, and weights of a mean
+            that sum to 0.
         TypeError: layers that are not floating-point tensors of one dtype, a size that is not
             whole.
 

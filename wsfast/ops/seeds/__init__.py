@@ -214,12 +214,13 @@ def sample_seeds(
             outside the image do not count; a region that would vanish stays whole.
         dilate: side of the square that grows the seeds, odd; 0 or 1 for none.
         roi: where foreground may be: (N, 4) integer boxes (x0, y0, x1, y1), half-open, or an
-            (N, H, W) bool mask. An empty box leaves an image without foreground seeds.
+            (N, H, W) bool or uint8 mask, inside where it is not 0. An empty box leaves an image
+            without foreground seeds.
         background_outside_roi: draw background outside the ROI only.
         background_only: (N,) bool, images without the object: no foreground, and background from
             all pixels of the image, whatever the map, the share and the ROI say, for a high
             activation there is an error to be unlearned.
-        seed: any 64-bit integer; None draws one from ``generator``.
+        seed: any signed 64-bit integer; None draws one from ``generator``.
         image_ids: (N,) integers, what the seeds of each image hang on; default 0 to N-1.
         epoch: a count that gives new seeds to the same images.
         generator: for ``seed=None``; default: torch's own, on the CPU. ``torch.compile`` takes no

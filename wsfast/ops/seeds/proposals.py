@@ -102,7 +102,8 @@ def propose_boxes(
 
     Returns:
         :class:`Proposals`: the K largest boxes of each image, box area descending, equals in the
-        order of maps. ``counts`` is 0 only where every map is constant in 8 bits.
+        order of maps. ``counts`` is 0 only where every map is constant in 8 bits or nowhere above
+        1/255.
 
     Raises:
         ValueError: wrong rank, no maps, numbers out of range; on the CPU also NaN in a map.
@@ -201,14 +202,14 @@ def blur_outside_boxes(
         boxes: (K, 4) integers (x0, y0, x1, y1), half-open; an empty box leaves the image blurred.
         image_index: (K,) integers, the image of each box.
         kernel: taps of the blur along each axis, odd.
-        sigma: of the Gaussian, in pixels.
+        sigma: of the Gaussian, in pixels; at least 1e-6.
 
     Returns:
         (K, C, H, W) in the images' dtype. Borders are mirrored without repeating the edge, also
         where the kernel is larger than the image.
 
     Raises:
-        ValueError: wrong shapes, mixed devices, an even kernel, sigma not positive.
+        ValueError: wrong shapes, mixed devices, a kernel that is even or below 1, sigma below 1e-6.
         TypeError: images that are not floating-point, boxes or indices that are not integers.
         RuntimeError or IndexError: an index outside 0 to N-1, as torch reports it.
 
