@@ -162,6 +162,8 @@ class TrainConfig:
             found |= dict.fromkeys(("momentum", "warmup_epochs"), "schedule onecycle")
         elif self.optimizer != "sgd":
             found["momentum"] = f"optimizer {self.optimizer}"
+        if self.schedule != "step":
+            found |= dict.fromkeys(("decay_every", "decay_factor"), f"schedule {self.schedule}")
         return found
 
     def check_effect(self, given: Iterable[str]) -> None:

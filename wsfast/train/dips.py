@@ -108,9 +108,13 @@ class DiPSConfig(SeedConfig):
         check_range("train", "class_weight", self.class_weight, 0, 1e30)
 
     def idle(self) -> dict[str, str]:
-        """Also of the encoder."""
-        copied = self.encoder == "classifier"
-        return super().idle() | ({"pretrained": "encoder classifier"} if copied else {})
+        """Also of the encoder and the maps."""
+        found = super().idle()
+        if self.encoder == "classifier":
+            found["pretrained"] = "encoder classifier"
+        if "attention" not in self.map_sources:
+            found |= dict.fromkeys(("transformer", "transformer_checkpoint"), f"maps {self.maps}")
+        return found
 
     @property
     def map_sources(self) -> list[str]:

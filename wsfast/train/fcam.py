@@ -90,8 +90,13 @@ class FCAMConfig(SeedConfig):
             value_error("train", "method", "cam with maps: recompute", self.method)
 
     def idle(self) -> dict[str, str]:
-        """Also of the CAM method."""
-        return {**super().idle(), **idle_percentile(self.method)}
+        """Also of the CAM method, the region and the size constraint."""
+        found = {**super().idle(), **idle_percentile(self.method)}
+        if self.region == "otsu":
+            found["foreground_share"] = "region otsu"
+        if self.size_weight == 0:
+            found["size_normalize"] = "size_weight 0"
+        return found
 
 
 class FCAMRecipe(LocalizerRecipe):
