@@ -123,6 +123,18 @@ def test_the_names_to_choose_from_are_on_the_api_pages(file: str, names: Iterabl
     assert {*names} <= {*re.findall(r"``(\w+)``", " ".join(strings))}
 
 
+def test_references_lead_to_where_a_name_is_from() -> None:
+    griffe = pytest.importorskip("griffe")
+    extensions = griffe.load_extensions(str(ROOT / "scripts/docs_docstrings.py"))
+    package = griffe.load("wsfast", search_paths=[ROOT], extensions=extensions)
+    for place, target in (
+        ("cam.gradient.LayerCAM", "wsfast.cam.base.CAMMethod"),  # imported there
+        ("cam.gradient.ChannelCAM", "wsfast.cam.gradient.ChannelCAM.channel_weights"),  # its own
+        ("cam.tscam.TSCAM.explain", "wsfast.cam.CAMMethod.__call__"),  # of the package
+    ):
+        assert f'identifier="{target}"' in package[place].docstring.value
+
+
 def test_every_picture_is_shown_and_small() -> None:
     shown = {
         Path(picture).name

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._check import value_error
 
 OutputTarget = Callable[[Tensor], Tensor]
+"""From an image's (classes,) logits to one number, to be explained."""
 
 
 class Managed:

@@ -53,7 +53,7 @@ class LoadedLocalizer:
 
     Args:
         run: from uint8 images to the six tensors.
-        metadata: see :func:`describe`.
+        metadata: what was written beside it.
         device: where the program is.
 
     Attributes:
