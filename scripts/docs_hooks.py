@@ -23,7 +23,10 @@ from typing import Any
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("ops", "cam", "nn", "metrics", "models", "data", "train", "deploy", "compat.grad_cam")
+PACKAGES = (
+    *("ops", "cam", "nn", "metrics", "models", "data", "train", "deploy"),
+    *("compat.grad_cam", "compat.torchcam", "compat.wsolevaluation"),
+)
 _EXCERPT = re.compile(r"<!-- excerpt: (\S+) (.+?) -->")
 _HELP = re.compile(r"<!-- help: (\w+(?: \w+)*) -->")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

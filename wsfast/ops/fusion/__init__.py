@@ -182,7 +182,7 @@ def _fuse_cams(
 
 @scripted_as(_normalize_cams)
 def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> Tensor:
-    r"""Scale every map to 0-1.
+    r"""Scale every map to 0-1, by its range or by its maximum.
 
     .. math:: \frac{m - \min m}{\max(m - \min m) + \epsilon} \quad\text{or}\quad
               \frac{m}{\max m + \epsilon}
@@ -193,13 +193,13 @@ def normalize_cams(cams: Tensor, *, mode: str = "minmax", eps: float = 1e-7) -> 
         eps: absolute, added to the divisor; 0 to 1.
 
     Returns:
-        A tensor like ``cams``; with ``"max"`` negative values stay negative. A flat map gives 0,
-        and a map of finite range (max - min must not overflow, for half types in float32) never
-        NaN. With ``"minmax"`` a map counts as flat where max - min is at most 16 machine epsilons
-        of its largest absolute value (1.9e-6 of it in float32): min-max would show rounding. So
-        does, in both modes, one whose divisor is below the smallest normal number (1.2e-38 in
-        float32). With ``"max"`` a map without a positive value gives 0. A map that is not finite
-        gives 0 where it cannot be seen without a device sync.
+        A tensor like ``cams``. A map of finite range (max - min must not overflow, for half types
+        in float32) never gives NaN. ``"minmax"`` gives 0 for a flat map, and takes as flat what
+        spans at most 16 machine epsilons of its largest absolute value (1.9e-6 of it in float32):
+        it would show rounding. ``"max"`` gives 0 for a map without a positive value; negative
+        values of others stay negative. Both give 0 where the divisor is below the smallest normal
+        number (1.2e-38 in float32). A map that is not finite gives 0 where it cannot be seen
+        without a device sync.
 
     Raises:
         ValueError: wrong rank, empty maps, unknown mode; on the CPU also maps that are not finite.
@@ -248,10 +248,10 @@ def fuse_cams(
 
     Returns:
         (N, H, W) in the layers' dtype. Resizing is half-pixel bilinear without antialiasing
-        (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Flat maps give 0, and maps
-        of finite range, as :func:`normalize_cams` has it, never NaN while their sum does not
-        overflow. An image with a map that is
-        not finite gives a zero map where it cannot be seen without a device sync.
+        (``F.interpolate(..., align_corners=False)``, ``cv2.resize``). Min-max gives 0 for flat
+        maps, and maps of finite range, as :func:`normalize_cams` has it, never give NaN while their
+        sum does not overflow. An image with a map that is not finite gives a zero map where it
+        cannot be seen without a device sync.
 
     Raises:
         ValueError: no layers, wrong ranks, mixed devices or batch sizes, a size of 0, unknown
