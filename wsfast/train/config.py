@@ -35,6 +35,7 @@ class TrainConfig:
     """What every recipe is told.
 
     Attributes:
+        preset: name of settings to start from, where the recipe has some; those given win.
         data: ``"synthetic"``, the folder of a data set or a CSV file.
         format: of the data: ``"folder"`` (one subfolder per class), ``"csv"``, ``"ksdd"``,
             ``"ksdd2"`` or ``"wsol"`` (the localisation benchmark's metadata); ``"auto"`` looks.

@@ -18,7 +18,13 @@ _ORDER = 1  # keeps the random numbers of the order apart from others of the sam
 
 
 class Draw(NamedTuple):
-    """Which image is to be read, and for which place of the run."""
+    """Which image is to be read, and for which place of the run.
+
+    Attributes:
+        epoch: from 0.
+        position: place in the epoch, from 0.
+        item: place of the image in the training data.
+    """
 
     epoch: int
     position: int

@@ -68,6 +68,13 @@ def configure(
     Which class has no object, and whether the others are one, is then as in the run of the
     classifier that the recipe starts from.
 
+    Args:
+        recipe: ``"classifier"``, ``"fcam"``, ``"dips"`` or ``"pseudo"``.
+        settings: by name.
+        file: YAML file of more settings.
+        out: folder of the run to resume.
+        resume: take what is not given from the run in ``out``, where there is one.
+
     Raises:
         ValueError: an unknown recipe or setting, a value out of range, an unreadable file, a value
             given in vain (see :meth:`wsfast.train.config.TrainConfig.idle`).
