@@ -83,6 +83,8 @@ def test_merge_state_refuses_other_settings() -> None:
     for other in (MaxBoxAcc(thresholds=[0.8, 0.9]), MaxBoxAccV2(thresholds=[0.1, 0.2])):
         with pytest.raises(ValueError, match=r"MaxBoxAcc\.merge_state: incoming_state must be of"):
             metric.merge_state(other)
+    with pytest.raises(ValueError, match="incoming state to be a dict or an instance of Metric"):
+        metric.merge_state(5)
     assert torch.equal(metric.num_correct, before)
 
 

@@ -64,12 +64,14 @@ class CountMetric(Metric):
         """Add the counts of another metric of this class and these settings, or of its state.
 
         Raises:
-            ValueError: another class, or settings with which other things are counted.
+            ValueError: no metric or state, another class, or settings with which other things are
+                counted.
         """
         state = incoming_state
         if isinstance(state, Metric):
             state = state.metric_state
-        mine, other = getattr(self, "fingerprint", None), state.get("fingerprint")
+        mine = getattr(self, "fingerprint", None)
+        other = state.get("fingerprint") if isinstance(state, dict) else None
         if mine is not None and other is not None and not torch.equal(mine, other.to(mine.device)):
             where = f"{type(self).__name__}.merge_state"
             value_error(where, "incoming_state", "of a metric with the same settings", "others")
