@@ -168,3 +168,8 @@ def test_a_box_beyond_its_image_is_told_of(root):
     with pytest.warns(UserWarning, match=r"skipped 1 of 2 .*b\.png \(a box reaches beyond it\)"):
         data = ImageTable(file, "train", **WHOLE)
     assert data.names == ["images/a.png"]
+
+
+def test_a_box_one_pixel_beyond_its_image_is_cut_off(root):
+    file = table(root, "path,label,x0,y0,x1,y1", "images/a.png,crack,0,0,9,13")
+    assert ImageTable(file, "train", **WHOLE)[0].boxes.tolist() == [[0, 0, 8, 12]]

@@ -58,9 +58,10 @@ class ImageDataset(Dataset[Sample]):
     """Base of the data sets that read files.
 
     Unless there are very many, all files are decoded once at construction. An image that cannot be
-    read, or has a mask of another size or a box beyond it, is named in one warning, listed in
-    ``skipped`` and left out. Of an image that becomes unreadable later, the next readable one of
-    its class takes the place, with a warning that names it, so that a long run survives.
+    read, or has a mask of another size or a box that reaches more than a pixel beyond it, is named
+    in one warning, listed in ``skipped`` and left out. Of an image that becomes unreadable later,
+    the next readable one of its class takes the place, with a warning that names it, so that a long
+    run survives.
 
     Args:
         records: the images.
@@ -190,14 +191,14 @@ class ImageDataset(Dataset[Sample]):
         return resized_mask(mask, size)
 
     def _resized(self, box: Box, size: tuple[int, int], new_size: tuple[int, int]) -> Box:
-        """A half-open box in an image of (width, height) resized to another: enclosing pixels."""
+        """A half-open box in an image of (width, height) resized to another: its pixels there."""
         (width, height), (new_width, new_height) = size, new_size
         x0, y0, x1, y1 = box
         return (
             x0 * new_width // width,
             y0 * new_height // height,
-            -(-x1 * new_width // width),
-            -(-y1 * new_height // height),
+            min(-(-x1 * new_width // width), new_width),
+            min(-(-y1 * new_height // height), new_height),
         )
 
     def _replacement(self, position: int, error: UnreadableImageError) -> Sample:
