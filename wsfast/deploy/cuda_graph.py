@@ -28,7 +28,11 @@ class CapturedLocalizer:
         self._found = found
 
     def __call__(self, images: Tensor) -> LocalizerOutput:
-        """Localise a batch on the current stream."""
+        """Localise a batch on the current stream.
+
+        Raises:
+            ValueError: images of another shape or dtype than the captured ones.
+        """
         captured = self._images
         if images.shape != captured.shape or images.dtype != captured.dtype:
             expected = f"{captured.dtype} of shape {list(captured.shape)}, as captured"

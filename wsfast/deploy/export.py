@@ -74,7 +74,8 @@ def export_torchscript(
 
     Raises:
         ExportError: a network that cannot be traced, a program that differs from the localizer.
-        ValueError: a path to no file or that ends in ``.pt2``, no such folder, a size below 1.
+        ValueError: a path to no file or that ends in ``.pt2`` or ``.onnx``, no such folder, a size
+            below 1.
         TypeError: not a :class:`Localizer`.
         OSError: the file cannot be written.
 

@@ -28,6 +28,10 @@ class GradientLocalizer(LocalizerBase):
         target: class to explain; None takes the predicted one.
         **boxing: ``threshold``, ``max_boxes`` and others of :class:`Localizer`.
 
+    Raises:
+        ValueError: a setting out of its range.
+        TypeError: a setting of another type, a ``method`` that is none.
+
     Note:
         Cannot be exported or compiled in one graph: gradients come from hooks and a backward pass.
         A batch has at least one image; ``torch.inference_mode`` is refused by the methods.
@@ -142,7 +146,11 @@ class GradientLocalizer(LocalizerBase):
     ) -> "GradientLocalizer":
         """A CAM method, by its name in :data:`wsfast.cam.METHODS`, on any classifier.
 
-        Other arguments as :meth:`Localizer.from_model`'s.
+        Other arguments as :meth:`Localizer.from_model`'s, and ``method_options`` as
+        :meth:`from_checkpoint`'s.
+
+        Raises:
+            ValueError: an unknown method, a missing argument, what the method refuses.
         """
         where = "deploy.GradientLocalizer.from_model"
         feed = input_settings(where, model, mean=mean, std=std, input_size=input_size)

@@ -61,6 +61,7 @@ class Localizer(LocalizerBase):
 
     Raises:
         ValueError: a setting out of its range.
+        TypeError: a setting of another type, a network that is no module.
 
     Note:
         Always in eval mode and without gradients. An image whose scores or maps are not finite gets
