@@ -102,9 +102,9 @@ class GradCAMPlusPlus(ChannelCAM):
         layers: see :class:`CAMMethod`.
         alpha_eps: None takes the second, reduced form of alpha, which small gradients cannot
             upset, and counts a negative sum of activations as 0: the paper's are behind a ReLU, and
-            elsewhere (Swin, ConvNeXt) the denominator would pass through 0. A number is added to
-            the denominator of the first form, taken literally, as pytorch-grad-cam does with 1e-6:
-            it rules the sum where gradients are below 1e-3.
+            elsewhere (Swin, ConvNeXt) the denominator would pass through 0. A number, 0 to 1, is
+            added to the denominator of the first form, taken literally, as pytorch-grad-cam does
+            with 1e-6: it rules the sum where gradients are below 1e-3.
         fusion: see :class:`CAMMethod`.
     """
 

@@ -34,14 +34,15 @@ def crf_cams(images: Tensor, cams: Tensor) -> Tensor:
     """Move the edges of maps to those of the images: marginals of a dense CRF by mean field.
 
     Args:
-        images: (N, C, H, W) uint8, or floating point in 0-255.
+        images: (N, 3 or 1, H, W) uint8, or floating point in 0-255.
         cams: (N, H, W) in 0-1, taken as the probability of foreground.
 
     Returns:
         (N, H, W) float32 in 0-1.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit; on the CPU also NaN.
+        TypeError: images neither uint8 nor floating point.
 
     Example:
         >>> image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
@@ -72,13 +73,13 @@ def slic_cams(
         images: (N, 3 or 1, H, W) in 0-1.
         cams: (N, H, W).
         segments: superpixels per image, about (the paper tries 100 to 800).
-        compactness: SLIC's weight of distance against colour.
+        compactness: SLIC's weight of distance against colour, 1e-6 to 1e6.
 
     Returns:
         (N, H, W) float32 on the device of ``cams``: in each superpixel the mean of the map.
 
     Raises:
-        ValueError: shapes that do not fit, counts below 1.
+        ValueError: shapes that do not fit, ``segments`` below 1, ``compactness`` out of range.
         ImportError: scikit-image is not installed.
     """
     where = "cam.slic_cams"
@@ -115,7 +116,8 @@ def watershed_masks(
         the two. Without a sure pixel a mask is empty.
 
     Raises:
-        ValueError: shapes that do not fit, ``background`` above ``foreground``.
+        ValueError: shapes that do not fit, thresholds outside 0-1, ``background`` above
+            ``foreground``.
         ImportError: scikit-image is not installed.
     """
     where = "cam.watershed_masks"
