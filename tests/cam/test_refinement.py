@@ -82,6 +82,8 @@ def test_refinement_errors() -> None:
         slic_cams(images, cams[:, 1:])
     with pytest.raises(ValueError, match="images must be of 1 or 3 channels"):
         slic_cams(images[:, :2], cams)
+    with pytest.raises(ValueError, match="images must be a batch of at least one image"):
+        slic_cams(images[:0], cams[:0])
     with pytest.raises(ValueError, match=r"background must be between 0\.0 and 0\.3"):
         watershed_masks(images, cams, foreground=0.3)
     with pytest.raises(ValueError, match="mode must be one of fast, quality"):

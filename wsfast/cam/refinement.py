@@ -237,7 +237,10 @@ def _check(where: str, images: Tensor, cams: Tensor) -> None:
         check_rank(where, name, tensor, rank)
     if images.shape[1] not in (1, 3):
         value_error(where, "images", "of 1 or 3 channels", f"{images.shape[1]}")
-    if (images.shape[0], *images.shape[2:]) != tuple(cams.shape) or 0 in cams.shape:
+    if 0 in images.shape:
+        shape = f"shape {list(images.shape)}"
+        value_error(where, "images", "a batch of at least one image and pixel", shape)
+    if (images.shape[0], *images.shape[2:]) != tuple(cams.shape):
         expected = f"of shape {[images.shape[0], *images.shape[2:]]}"
         value_error(where, "cams", expected, f"shape {list(cams.shape)}")
 
