@@ -22,7 +22,8 @@ def held_out(
 
     Args:
         labels: one per image.
-        share: of each class's groups, 0–1; at least one and not all where a class has two or more.
+        share: of each class's groups: 0 for none, 1 for all; between, at least one and not all
+            where a class has two or more.
         seed: another seed chooses others.
         groups: what an image belongs to, e.g. the part it shows; images by default stand alone. A
             group counts for the highest label in it.
