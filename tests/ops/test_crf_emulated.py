@@ -134,6 +134,16 @@ def test_emulated_kernel_of_points_that_share_vertices(emulator, kind: str, shap
         torch.testing.assert_close(ours[1].view(values.shape), theirs[1], rtol=1e-9, atol=1e-9)
 
 
+def test_emulated_kernel_of_more_vertices_than_an_energy_sums_at_a_time(emulator) -> None:
+    image = image_of("noise", 1, 3, 28, 30)
+    count = int(reference.build_bilateral_lattice(image, SIGMA_RGB, SIGMA_XY, True)[3][1])
+    assert count > 4 * 1024
+    values = torch.randn(1, 2, 28, 30, dtype=torch.float64)
+    found = energy(emulator, image, values, None, "forward", False)[0]
+    arguments = (image, values, None, SIGMA_RGB, SIGMA_XY, "forward", False)
+    torch.testing.assert_close(found, reference.dense_crf_energy(*arguments)[0], rtol=1e-9, atol=0)
+
+
 def test_emulated_kernel_of_an_image_of_more_vertices_than_its_grid(emulator) -> None:
     """Grids are sized for twice the mean image."""
     image = image_of("flat", 6, 3, 12, 15)

@@ -8,6 +8,8 @@
 namespace wsfast::crf {
 
 inline constexpr int kGroup = 8;  // channels at a time
+inline constexpr int kEnergyThreads = 1024;  // one block sums the energy of an image's channel,
+inline constexpr int kEnergyLoads = 4;       // with so many vertices of a thread in flight
 inline constexpr int kNoExponent = -4000;
 inline constexpr int kNotFinite = 1 << 20;
 
@@ -198,20 +200,28 @@ WS_HD inline int product_shift(int exponent, int point_bits, int blurs) {
 
 // energy = scale * sum of a * b over an image's vertices. One block per channel and image.
 template <class A>
-WS_GLOBAL void __launch_bounds__(kThreads)
+WS_GLOBAL void __launch_bounds__(kEnergyThreads)
     energy_kernel(const Kept<A> lattice, const Group<A> group, int point_bits, double scale,
                   const A* a, const A* b, A* energy) {
-  __shared__ int64_t scratch[kThreads / kWarpSize];
-  __shared__ double broken_scratch[kThreads / kWarpSize];
+  __shared__ int64_t scratch[kEnergyThreads / kWarpSize];
+  __shared__ double broken_scratch[kEnergyThreads / kWarpSize];
   const int c = static_cast<int>(blockIdx.x);
   for (int64_t image = blockIdx.y; image < lattice.images; image += gridDim.y) {
     const int64_t plane = group.plane(image, c);
     const int shift = product_shift(group.exponents[plane], point_bits, lattice.corners);
     OrderlessSum sum;
-    for (int64_t v = lattice.offsets[image] + block_thread(); v < lattice.offsets[image + 1];
-         v += kThreads) {
-      const int64_t at = v * group.size + c;
-      sum.add(static_cast<double>(a[at]) * static_cast<double>(b[at]), shift);
+    const int64_t end = lattice.offsets[image + 1];
+    for (int64_t first = lattice.offsets[image] + block_thread(); first < end;
+         first += kEnergyLoads * kEnergyThreads) {
+      A left[kEnergyLoads], right[kEnergyLoads];  // 0 beyond the end, which adds nothing
+      for (int k = 0; k < kEnergyLoads; ++k) {
+        const int64_t v = first + k * kEnergyThreads, at = v * group.size + c;
+        left[k] = v < end ? a[at] : A(0);
+        right[k] = v < end ? b[at] : A(0);
+      }
+      for (int k = 0; k < kEnergyLoads; ++k) {
+        sum.add(static_cast<double>(left[k]) * static_cast<double>(right[k]), shift);
+      }
     }
     const double total = sum.block_total(shift, scratch, broken_scratch);
     if (block_thread() != 0) continue;

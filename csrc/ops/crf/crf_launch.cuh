@@ -148,8 +148,8 @@ class LatticeFilter {
       rows = blur(group, vertices, in, one, other, false, nullptr, stream);
     }
     if (energy != nullptr) {
-      WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)), threads, 0, stream,
-                lattice_, group, point_bits_, scale, in, rows, energy);
+      WS_LAUNCH(energy_kernel<A>, rows_grid(static_cast<unsigned>(group.size)),
+                dim3(kEnergyThreads), 0, stream, lattice_, group, point_bits_, scale, in, rows, energy);
     }
     if (filtered == nullptr) return;
     const bool both = direction_ == Direction::symmetric;
