@@ -15,6 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from a run on the CPU: what is to be equal there need not be on a device."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --only-device, keep the tests that ask for the `device` fixture."""
     if not config.getoption("--only-device"):

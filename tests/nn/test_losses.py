@@ -242,7 +242,7 @@ def test_gradients_of_all_losses(device):
     assert torch.autograd.gradcheck(SizeConstraintLoss(0.3, normalize=True), small)
     images = torch.randn(2, 3, 4, 4, **double)
     maps = torch.rand(2, 4, 4, **double, requires_grad=True)
-    masked = MaskedClassifierLoss(smooth_classifier(), 0.4).to(device)
+    masked = MaskedClassifierLoss(smooth_classifier().to(device), 0.4)
     labels = torch.tensor([2, 0], device=device)
     assert torch.autograd.gradcheck(lambda m: masked(images, m, labels), maps)
 
