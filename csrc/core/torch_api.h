@@ -141,7 +141,7 @@ void share_tasks(int64_t count, int64_t grain, const Worker& worker) {
   parallel_for(0, workers, 1, [&](int64_t, int64_t) { worker(Tasks(next, count, grain)); });
 }
 
-#ifdef __CUDACC__
+#if WS_DEVICE_CODE
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,8 @@ FLAGS = [
     "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
     "-Wall", "-Wextra", "-DWSFAST_EMULATOR",
 ]  # fmt: skip
+PATTERNS = ("csrc/**/*.h", "csrc/**/*.cuh", "tests/native/*.h", "tests/native/*.cuh",
+            "tests/native/*.cpp")  # fmt: skip
 
 
 class Unavailable(Exception):
@@ -110,11 +112,9 @@ def source_files() -> list[Path]:
     return [HERE / "module.cpp", *sorted(HERE.glob("bind_*.cpp"))]
 
 
-def tree_digest(toolchain: str) -> str:
-    """Hash of everything that the module is made of."""
-    patterns = ["csrc/**/*.h", "csrc/**/*.cuh", "tests/native/*.h", "tests/native/*.cuh",
-                "tests/native/*.cpp"]  # fmt: skip
-    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+def digest_of_files(toolchain: str, patterns: Iterable[str]) -> str:
+    """Hash of everything that a library is made of."""
+    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
     parts = [part for path in files for part in (str(path), path.read_bytes())]
     return digest(toolchain, *parts)
 
@@ -148,14 +148,19 @@ def discard_old(cache: Path, keep: int = 60) -> None:
         path.unlink(missing_ok=True)
 
 
-def link_module(command: list[str], toolchain: str, cache: Path, target: Path) -> None:
-    """Compile what is missing in the cache and link everything into `target`."""
+def compile_in_parallel(commands: dict[Path, list[str]], toolchain: str, cache: Path) -> list[str]:
+    """Object files of sources, each by a command of its own."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
         objects = pool.map(
-            lambda source: compile_object(command, source, toolchain, cache), source_files()
+            lambda source: compile_object(commands[source], source, toolchain, cache), commands
         )
-        paths = [str(path) for path in objects]
-    run([command[0], "-shared", "-fsanitize=address,undefined", *paths, "-o", str(target)])
+        return [str(path) for path in objects]
+
+
+def link_module(command: list[str], toolchain: str, cache: Path, target: Path) -> None:
+    """Compile what is missing in the cache and link everything into `target`."""
+    objects = compile_in_parallel(dict.fromkeys(source_files(), command), toolchain, cache)
+    run([command[0], "-shared", "-fsanitize=address,undefined", *objects, "-o", str(target)])
 
 
 def build_module() -> Path:
@@ -166,7 +171,7 @@ def build_module() -> Path:
     cache = cache_folder()
     with locked(cache):
         while True:
-            tree = tree_digest(toolchain)
+            tree = digest_of_files(toolchain, PATTERNS)
             module = cache / f"{MODULE}-{tree}.so"
             if module.exists():
                 module.touch()
@@ -174,7 +179,8 @@ def build_module() -> Path:
             command = [cxx, *flags, f"-I{write_room_list(cache)}"]
             fresh = module.with_suffix(".tmp")
             link_module(command, toolchain, cache, fresh)
-            if tree_digest(toolchain) == tree:  # otherwise somebody edited a file meanwhile
+            edited = digest_of_files(toolchain, PATTERNS) != tree  # by somebody, meanwhile
+            if not edited:
                 fresh.replace(module)
             discard_old(cache)
 

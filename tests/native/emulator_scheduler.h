@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <source_location>
@@ -82,6 +83,7 @@ class Scheduler {
   }
 
   void run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+    const std::lock_guard lock(running_);  // gradients come from a thread of their own
     check_launch(grid, block, shared_bytes);
     grid_size_ = grid;
     block_size_ = block;
@@ -273,6 +275,7 @@ class Scheduler {
            std::strcmp(a.file_name(), b.file_name()) == 0;
   }
 
+  std::recursive_mutex running_;
   Order order_ = Order::forward;
   std::mt19937_64 random_{0};
   Dim3 grid_size_, block_size_, block_index_;
