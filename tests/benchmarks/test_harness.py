@@ -375,16 +375,16 @@ def test_images_over_threads_keep_their_order_and_share_threads(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_cases_are_right_at_a_small_size(module: str) -> None:
+def test_cases_are_right_at_a_small_size(module: str, device: torch.device) -> None:
     """Ours, references and installed peers agree with the oracle of each case with a headline."""
     for case in importlib.import_module(f"benchmarks.{module}").CASES:
         if not any(size.headline for size in case.sizes):
             continue
         small = Size(1, 32, case.sizes[0].variant, headline=True)
-        inputs = case.make_inputs(small, torch.device("cpu"))
+        inputs = case.make_inputs(small, device)
         expected = case.oracle(inputs)
         for contender in case.contenders:
-            if not contender.same_work or why_absent(contender, Settings(compile=False)):
+            if not contender.same_work or why_absent(contender, Settings(device, compile=False)):
                 continue
             found = contender.collect(contender.build(with_own_modules(inputs))())
             wanted = contender.oracle(inputs) if contender.oracle else expected

@@ -95,6 +95,16 @@ def replace_cuda_module() -> None:
     torch.cuda.is_current_stream_capturing = graphs.is_capturing
 
 
+def _clone_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    fresh = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
+    return fresh.untyped_storage().copy_(storage)
+
+
+def allocate_by_tensors() -> None:
+    """A storage of its own, as of models that are copied, comes from the driver."""
+    torch.storage._StorageBase.clone = _clone_storage
+
+
 def leave_out_compilers() -> None:
     """No code is generated for the device: Triton, NVRTC, cuDNN and fused attention need a GPU."""
     torch.backends.cudnn.enabled = False
@@ -124,13 +134,23 @@ def take_the_place_of_cuda_library() -> None:
     torch.ops.load_library = load_others
 
 
-def pytest_load_initial_conftests() -> None:
-    """Make `cuda` a device, before wsfast is imported."""
-    try:
-        library = build_library()
-    except Unavailable as reason:
-        raise pytest.UsageError(str(reason)) from None
+def install() -> None:
+    """Make `cuda` a device, before wsfast is imported.
+
+    Raises:
+        Unavailable: Without a compiler.
+    """
+    library = build_library()
     replace_cuda_module()
+    allocate_by_tensors()
     leave_out_compilers()
     take_the_place_of_cuda_library()
     ctypes.CDLL(str(library)).install()
+
+
+def pytest_load_initial_conftests() -> None:
+    """Before the first test file is read."""
+    try:
+        install()
+    except Unavailable as reason:
+        raise pytest.UsageError(str(reason)) from None

@@ -34,12 +34,16 @@ def _library() -> None:
         pytest.skip(str(reason))
 
 
+def run_module(*command: str, timeout: float) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # a real device stays out of it
+    run = python("-m", *command, timeout=timeout, **hidden)
+    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-20_000:]
+
+
 def run_tests(*arguments: str, timeout: float) -> None:
     plugin = ["-p", "tests.stand_in_gpu.plugin", "--device", "cuda", "--only-device"]
     options = ["-q", "--tb=short", "--show-capture=no", "-o", "timeout=0"]
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # a real device stays out of it
-    run = python("-m", "pytest", *plugin, *options, *arguments, timeout=timeout, **hidden)
-    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-20_000:]
+    run_module("pytest", *plugin, *options, *arguments, timeout=timeout)
 
 
 def test_stand_in() -> None:
@@ -60,3 +64,10 @@ def test_systems() -> None:
 @pytest.mark.timeout(3600)
 def test_everything() -> None:
     run_tests("tests", "-k", "not emulated", timeout=3500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("script", ["kernels", "determinism"])
+def test_scripts_of_the_gpu_pass(script: str) -> None:
+    run_module("tests.stand_in_gpu", f"scripts.gpu.{script}", "--device", "cuda", timeout=1100)
