@@ -109,6 +109,36 @@ def test_a_full_disk_is_an_error_and_leaves_whole_frames(tmp_path: Path, monkeyp
     check(read_clip(path), 5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({"fps": 0}, ValueError), ({"fps": float("nan")}, ValueError), ({"quality": 0}, ValueError),
+     ({"quality": 101}, ValueError), ({"quality": 9.5}, TypeError), ({"fps": "10"}, TypeError)],
+)  # fmt: skip
+def test_settings_out_of_range_make_no_file(tmp_path: Path, settings: dict, error: type) -> None:
+    with pytest.raises(
+        error, match=rf"^wsfast\.deploy\.MatroskaWriter: {next(iter(settings))} must"
+    ):
+        MatroskaWriter(tmp_path / "clip.mkv", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("picture", "seconds", "named"),
+    [(frame(0).astype(np.float32), 0.0, "picture"), (frame(0)[..., 0], 0.0, "picture"),
+     (frame(0)[:0], 0.0, "picture"), (frame(0), -1.0, "seconds"), (frame(0), np.nan, "seconds"),
+     (frame(0), np.inf, "seconds")],
+)  # fmt: skip
+def test_what_is_no_frame_leaves_the_video(
+    tmp_path: Path, picture: np.ndarray, seconds: float, named: str
+) -> None:
+    path = tmp_path / "clip.mkv"
+    writer, _ = write(path, 5)
+    with pytest.raises(ValueError, match=rf"^wsfast\.deploy\.MatroskaWriter: {named} must be"):
+        writer.write(picture, seconds)
+    writer.close()
+    check(read_clip(path), 5)
+
+
 def test_no_frames_no_harm(tmp_path: Path) -> None:
     MatroskaWriter(tmp_path / "clip.mkv").close()
     assert (tmp_path / "clip.mkv").read_bytes() == b""

@@ -1,7 +1,9 @@
 import json
+import math
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -111,6 +113,24 @@ def test_a_description_must_fit_the_model(tmp_path, field):
     with pytest.raises(ValueError, match=rf"{field} must be \d values, got 3"):
         save_checkpoint(SmallVGG(), tmp_path / "m.safetensors", **description)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("std", (0.0,), ValueError), ("std", (math.nan,), ValueError),
+     ("mean", (math.inf,), ValueError), ("mean", ("0",), TypeError),
+     ("input_size", (0, 32), ValueError), ("input_size", (32.0, 32.0), TypeError)],
+)  # fmt: skip
+def test_a_description_that_prepares_no_image_is_refused(tmp_path, field, value, error):
+    with pytest.raises(error, match=rf"wsfast\.save_checkpoint: {field} must be"):
+        save_checkpoint(SmallVGG(), tmp_path / "m.safetensors", **DESCRIPTION | {field: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_are_kept(tmp_path):
+    file = tmp_path / "m.safetensors"
+    save_checkpoint(SmallVGG(), file, **DESCRIPTION | {"std": np.float32([0.25])})
+    assert load_checkpoint(file).std == (0.25,)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

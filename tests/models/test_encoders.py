@@ -169,6 +169,7 @@ def test_a_file_of_another_network_is_refused_by_what_differs(tmp_path):
         ({"name": "resnet49"}, r"name must be a timm model, got 'resnet49' \(try: "),
         ({"name": "timm/resnet18", "colour": 1}, "name must be a timm model with features"),
         ({"name": "vgg16", "output_stride": 8}, "options must be none for vgg16, got output_str"),
+        ({"name": "vgg16", "in_chans": 0}, "in_chans must be at least 1, got 0"),
         ({"name": "small_vgg", "pretrained": True}, "pretrained must be False for small_vgg"),
     ],
 )

@@ -1,5 +1,6 @@
 """What every data set returns, and the checks they share."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +13,7 @@ from wsfast._check import check_range, type_error, value_error
 
 SPLITS = ["train", "val", "test"]
 
+_LARGEST = torch.finfo(torch.float32).max
 NO_BOXES = torch.zeros((0, 4), dtype=torch.int32)
 
 
@@ -73,6 +75,15 @@ def check_size(where: str, size: tuple[int, int], minimum: int, argument: str = 
         type_error(where, argument, "a (height, width) of two integers", f"{size}")
     if len(size) != 2 or min(size) < minimum:
         value_error(where, argument, f"(height, width) of at least {minimum} each", f"{size}")
+
+
+def check_normalization(where: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise unless there are a finite mean and a positive standard deviation per channel."""
+    for value in mean:
+        check_range(where, "mean", value, -_LARGEST, _LARGEST)
+    if len(mean) < 1 or len(std) != len(mean) or not all(0 < v <= _LARGEST for v in std):
+        expected = "as many positive numbers as mean, one per channel"
+        value_error(where, "std", expected, f"{list(std)} for mean {list(mean)}")
 
 
 def check_whole(where: str, argument: str, value: int, low: int, high: int) -> None:

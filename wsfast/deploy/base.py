@@ -14,7 +14,7 @@ from wsfast._check import (
     check_range,
     value_error,
 )
-from wsfast.data.sample import check_size
+from wsfast.data.sample import check_normalization, check_size
 from wsfast.deploy.steps import (
     LocalizerOutput,
     check_images,
@@ -24,7 +24,6 @@ from wsfast.deploy.steps import (
     warn_of_other_scales,
 )
 
-_LARGEST = torch.finfo(torch.float32).max  # of mean and std
 _SPACE_TO_DEPTH = 16  # channels that TResNet's stem makes of one before its first convolution
 
 
@@ -59,11 +58,7 @@ class LocalizerBase(nn.Module):
         for name, size in (("input_size", input_size), ("output_size", output_size)):
             if size is not None:
                 check_size(where, size, 1, name)
-        for value in mean:
-            check_range(where, "mean", value, -_LARGEST, _LARGEST)
-        if len(mean) < 1 or len(std) != len(mean) or not all(0 < v <= _LARGEST for v in std):
-            expected = "as many positive numbers as mean, one per channel"
-            value_error(where, "std", expected, f"{list(std)} for mean {list(mean)}")
+        check_normalization(where, mean, std)
         if isinstance(threshold, str):
             check_choice(where, "threshold", threshold, ["otsu", "otsu2"])
         else:

@@ -13,8 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsfast._check import check_range, value_error
 from wsfast._files import AppendedFile
+from wsfast.data.sample import check_whole
 
+_WHERE = "deploy.MatroskaWriter"
+_LATEST = 1e12  # seconds; times are milliseconds of at most 64 bits
 _UNKNOWN_SIZE = b"\x01" + b"\xff" * 7
 
 
@@ -59,10 +63,13 @@ class MatroskaWriter:
 
     Args:
         path: of the file, ``.mkv``; replaced where it exists.
-        fps: frames per second, where they are evenly spaced; the times of the frames count.
+        fps: frames per second, 0.001 to 1e6, where they are evenly spaced; the times of the frames
+            count.
         quality: of the JPEG pictures, 1-100.
 
     Raises:
+        TypeError: ``fps`` that is no number, ``quality`` that is no integer.
+        ValueError: one that is out of range.
         OSError: the file cannot be written.
 
     Example:
@@ -78,6 +85,9 @@ class MatroskaWriter:
     """
 
     def __init__(self, path: Path, *, fps: float | None = None, quality: int = 90) -> None:
+        if fps is not None:
+            check_range(_WHERE, "fps", fps, 1e-3, 1e6)
+        check_whole(_WHERE, "quality", quality, 1, 100)
         self._file = AppendedFile(path)
         self._fps, self._quality = fps, quality
         self._size: tuple[int, int] | None = None  # width and height
@@ -89,11 +99,18 @@ class MatroskaWriter:
 
         Args:
             picture: uint8.
-            seconds: time of the picture, later than that of the one before.
+            seconds: time of the picture, 0 or more, later than that of the one before.
 
         Raises:
+            TypeError: ``seconds`` that is no number.
+            ValueError: another kind of picture, an empty one, a time that no file can hold.
             OSError: the picture could not be written; the file is as it was before.
         """
+        check_range(_WHERE, "seconds", seconds, 0, _LATEST)
+        colour = picture.ndim == 3 and picture.shape[2] == 3
+        if picture.dtype != np.uint8 or not colour or not picture.size:
+            actual = f"{picture.dtype} of shape {picture.shape}"
+            value_error(_WHERE, "picture", "uint8 (H, W, 3), not empty", actual)
         height, width = picture.shape[:2]
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         head = b""

@@ -13,6 +13,7 @@ from torch import nn
 
 from wsfast._check import value_error
 from wsfast._files import write_atomically
+from wsfast.data.sample import check_normalization, check_size
 from wsfast.models.registry import build_model, config_differences
 from wsfast.models.weights import load_weights
 
@@ -61,16 +62,17 @@ def save_checkpoint(
         model: the network; its weights may be on any device.
         path: file to write, ``.safetensors``; an existing one is replaced at the last moment.
         class_names: one name per class; checked against ``model.num_classes`` where there is one.
-        mean: per channel, for images in 0–1.
-        std: per channel, for images in 0–1.
+        mean: finite, per channel, for images in 0–1.
+        std: positive, per channel, for images in 0–1.
         input_size: height and width of the training images.
         config: what :func:`wsfast.models.build_model` builds the network from; by default the
             model's own ``config``, so that it is needed for other packages' models only.
         extra: anything else that JSON can hold, e.g. a threshold.
 
     Raises:
-        ValueError: a count that does not fit the model, a model that no description is known of,
-            another suffix.
+        TypeError: ``mean`` that is no number, sides that are no integers.
+        ValueError: a count that does not fit the model, values out of range, a model that no
+            description is known of, another suffix.
         OSError: the file cannot be written.
 
     Example:
@@ -117,11 +119,13 @@ def description_of(
     ):
         if len(values) != count:
             value_error("save_checkpoint", name, f"{count} values", f"{len(values)}")
+    check_normalization("save_checkpoint", mean, std)
+    check_size("save_checkpoint", input_size, 1, "input_size")
     return {
         "config": dict(config),
         "class_names": list(class_names),
-        "mean": list(mean),
-        "std": list(std),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
         "input_size": list(input_size),
     }
 

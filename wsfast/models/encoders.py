@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.models import get_weight
 
-from wsfast._check import value_error
+from wsfast._check import check_count, value_error
 from wsfast.models.interface import Encoder
 from wsfast.models.small_vgg import SmallVGGEncoder
 from wsfast.models.timm_encoder import TimmEncoder
@@ -45,7 +45,8 @@ def create_encoder(
         **options: ``channels`` for ``"small_vgg"``; timm's options for its models.
 
     Raises:
-        ValueError: an unknown name, weights that cannot be had or do not fit.
+        TypeError: ``in_chans`` that is no whole number.
+        ValueError: an unknown name, no channel, weights that cannot be had or do not fit.
 
     Example:
         >>> import torch
@@ -55,6 +56,7 @@ def create_encoder(
         >>> [tuple(x.shape[1:]) for x in features]
         [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 28, 28), (2048, 28, 28)]
     """
+    check_count("create_encoder", "in_chans", in_chans, 1)
     from_imagenet = pretrained and checkpoint is None
     encoder: Encoder
     if name in _WSOL:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from wsfast._check import value_error
+from wsfast._check import check_count, value_error
 from wsfast.models.interface import Encoder, FeatureInfo, GAPClassifier
 
 _WIDTHS = (16, 32, 64, 64)
@@ -109,8 +109,7 @@ class SmallVGG(GAPClassifier):
 
 def _check_counts(where: str, counts: dict[str, int], channels: Sequence[int]) -> None:
     for name, count in counts.items():
-        if count < 1:
-            value_error(where, name, "at least 1", f"{count}")
+        check_count(where, name, count, 1)
     if not channels or min(channels) < 1:
         value_error(where, "channels", "positive widths, one per stage", f"{channels}")
 
